@@ -1,0 +1,124 @@
+//! Configures the network as the kernel command line says. An interface that fails is reported and left as it is:
+//! a machine without network still boots.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bothy_guest::cmdline::Word;
+use bothy_guest::net::{IpNet, Mac, NetConfig};
+use bothy_guest::{KEY_NET, net};
+
+use crate::netlink::Netlink;
+use crate::say;
+
+/// How long to wait for an interface: drivers may still be at work when init starts.
+const INTERFACE_WAIT: Duration = Duration::from_secs(2);
+const INTERFACE_POLL: Duration = Duration::from_millis(2);
+
+/// A network interface of the machine.
+pub(crate) struct Interface {
+    pub(crate) name: String,
+    pub(crate) mac: Mac,
+    /// The addresses that we gave it.
+    pub(crate) addresses: Vec<IpNet>,
+}
+
+/// Brings `lo` and the interfaces of all `bothy.net` words up, and writes `/etc/resolv.conf` if there is a DNS server.
+pub(crate) fn configure(words: &[Word]) -> Vec<Interface> {
+    let mut netlink = match Netlink::open() {
+        Ok(netlink) => netlink,
+        Err(error) => {
+            say!("no network: {error}");
+            return Vec::new();
+        }
+    };
+    if let Err(error) = index("lo").and_then(|lo| netlink.set_up(lo)) {
+        say!("lo: {error}");
+    }
+    let mut configured = Vec::new();
+    let mut dns = Vec::new();
+    for word in words.iter().filter(|word| word.key == KEY_NET) {
+        let text = word.value.as_deref().unwrap_or_default();
+        match configure_one(&mut netlink, text) {
+            Ok((interface, config)) => {
+                configured.push(interface);
+                dns.extend(config.dns);
+            }
+            Err(error) => say!("{KEY_NET}={text}: {error}"),
+        }
+    }
+    if !dns.is_empty()
+        && let Err(error) = write_resolv_conf(&dns)
+    {
+        say!("/etc/resolv.conf: {error}");
+    }
+    configured
+}
+
+fn configure_one(netlink: &mut Netlink, text: &str) -> io::Result<(Interface, NetConfig)> {
+    let config: NetConfig = text.parse().map_err(|e: net::ParseNetError| io::Error::other(e))?;
+    let name = wait_for(config.mac)?;
+    let interface = index(&name)?;
+    netlink.set_up(interface)?;
+    for &ip in &config.addresses {
+        netlink.add_address(interface, ip).map_err(|e| in_context(&e, &format!("ip={ip}")))?;
+    }
+    for &gateway in &config.gateways {
+        let direct = config.addresses.iter().any(|ip| ip.contains(gateway));
+        let neighbour = if direct { Ok(()) } else { netlink.add_neighbour_route(interface, gateway) };
+        neighbour
+            .and_then(|()| netlink.add_default_route(interface, gateway))
+            .map_err(|e| in_context(&e, &format!("gw={gateway}")))?;
+    }
+    Ok((Interface { name, mac: config.mac, addresses: config.addresses.clone() }, config))
+}
+
+fn in_context(error: &io::Error, context: &str) -> io::Error {
+    io::Error::new(error.kind(), format!("{context}: {error}"))
+}
+
+/// The machine's interfaces but for `lo`, in the order of their names; without addresses.
+pub(crate) fn interfaces() -> Vec<Interface> {
+    let Ok(entries) = fs::read_dir("/sys/class/net") else { return Vec::new() };
+    let mut interfaces: Vec<Interface> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let mac = fs::read_to_string(entry.path().join("address")).ok()?.trim().parse().ok()?;
+            (name != "lo").then_some(Interface { name, mac, addresses: Vec::new() })
+        })
+        .collect();
+    interfaces.sort_by(|a, b| a.name.cmp(&b.name));
+    interfaces
+}
+
+fn wait_for(mac: Mac) -> io::Result<String> {
+    let start = Instant::now();
+    loop {
+        if let Some(interface) = interfaces().into_iter().find(|interface| interface.mac == mac) {
+            return Ok(interface.name);
+        }
+        if start.elapsed() > INTERFACE_WAIT {
+            return Err(io::Error::other("no interface has this MAC address"));
+        }
+        thread::sleep(INTERFACE_POLL);
+    }
+}
+
+fn index(name: &str) -> io::Result<u32> {
+    let path: PathBuf = ["/sys/class/net", name, "ifindex"].iter().collect();
+    fs::read_to_string(path)?.trim().parse().map_err(io::Error::other)
+}
+
+fn write_resolv_conf(servers: &[IpAddr]) -> io::Result<()> {
+    let text = servers.iter().fold(String::new(), |mut text, server| {
+        let _ = writeln!(text, "nameserver {server}");
+        text
+    });
+    fs::write("/etc/resolv.conf", text)
+}

@@ -1,0 +1,324 @@
+//! The ACPI tables, through which a guest finds everything: RSDP, XSDT, FADT, MADT and DSDT.
+//!
+//! Hardware-reduced ACPI (ACPI 6.5 §4.1): no SCI, no PM1 block, no legacy PIC. Sleep and reset are registers that the
+//! FADT names; the power button is an event of a Generic Event Device. Every interrupt is edge-triggered, active high.
+//! Tables are built by the `acpi_tables` crate; this module chooses what they say.
+
+use acpi_tables::aml::{self, Path, ResourceTemplate, Scope};
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, AmlSink};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::BootError;
+use crate::devices::acpi as registers;
+use crate::memory::{GuestMemory, layout};
+
+const OEM_ID: [u8; 6] = *b"BOTHY ";
+const OEM_TABLE_ID: [u8; 8] = *b"BOTHYVM ";
+const OEM_REVISION: u32 = 1;
+/// DSDT revision 2: 64-bit integers.
+const DSDT_REVISION: u8 = 2;
+/// FADT IAPC_BOOT_ARCH (ACPI 6.5 table 5.11): no VGA, no CMOS RTC. Bit 1 clear says that there is no i8042.
+const BOOT_ARCH_NO_VGA_NO_RTC: u16 = 1 << 2 | 1 << 5;
+/// Device-specific notification of a button: pressed.
+const NOTIFY_BUTTON_PRESSED: u8 = 0x80;
+
+/// The hardware that the tables describe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Platform {
+    /// vCPUs; their APIC ids count from 0.
+    pub cpus: u8,
+    /// Whether there is a serial port.
+    pub serial: bool,
+    /// The virtio-mmio devices.
+    pub virtio: Vec<VirtioSlot>,
+}
+
+/// Where a virtio-mmio device stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VirtioSlot {
+    /// Its registers.
+    pub gpa: u64,
+    /// Its interrupt.
+    pub gsi: u32,
+}
+
+/// Writes all tables into guest memory.
+pub fn write_tables(mem: &GuestMemory, platform: &Platform) -> Result<(), BootError> {
+    let mut writer = Writer { mem, next: layout::ACPI_TABLES_GPA };
+    let dsdt = writer.write(&dsdt(platform))?;
+    let fadt = writer.write(&fadt(dsdt))?;
+    let madt = writer.write(&madt(platform.cpus))?;
+    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    let xsdt = writer.write(&xsdt)?;
+    Writer { mem, next: layout::RSDP_GPA }.write(&Rsdp::new(OEM_ID, xsdt))?;
+    Ok(())
+}
+
+struct Writer<'a> {
+    mem: &'a GuestMemory,
+    next: u64,
+}
+
+impl Writer<'_> {
+    /// Writes a table and says where it stands.
+    fn write(&mut self, table: &dyn Aml) -> Result<u64, BootError> {
+        let mut bytes = Vec::new();
+        table.to_aml_bytes(&mut bytes);
+        let (gpa, end) = (self.next, self.next + bytes.len() as u64);
+        if end > layout::HIGH_MEMORY_START {
+            return Err(BootError::Params(format!("the ACPI tables end at {end:#x}, past 1 MiB")));
+        }
+        self.mem.write_slice(&bytes, GuestAddress(gpa))?;
+        self.next = end.next_multiple_of(16);
+        Ok(gpa)
+    }
+}
+
+fn register(offset: u16) -> GAS {
+    GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(layout::ACPI_PORT + offset))
+}
+
+fn fadt(dsdt_gpa: u64) -> impl Aml {
+    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
+        .dsdt_64(dsdt_gpa)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton)
+        .flag(Flags::Headless);
+    fadt.iapc_boot_arch = BOOT_ARCH_NO_VGA_NO_RTC.into();
+    fadt.reset_reg = register(registers::RESET);
+    fadt.reset_value = registers::RESET_VALUE;
+    fadt.sleep_control_reg = register(registers::SLEEP_CONTROL);
+    fadt.sleep_status_reg = register(registers::SLEEP_STATUS);
+    fadt.hypervisor_vendor_identity = u64::from_le_bytes(*b"bothy\0\0\0").into();
+    fadt.finalize()
+}
+
+fn madt(cpus: u8) -> impl Aml {
+    let lapic = u32::try_from(layout::LAPIC_GPA).expect("below 4 GiB");
+    let mut madt = MADT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION, LocalInterruptController::Address(lapic));
+    for id in 0..cpus {
+        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+    }
+    madt.add_structure(IoApic::new(0, u32::try_from(layout::IOAPIC_GPA).expect("below 4 GiB"), 0));
+    madt
+}
+
+/// The DSDT: a table header, then AML.
+struct Dsdt(Sdt);
+
+impl Aml for Dsdt {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(self.0.as_slice());
+    }
+}
+
+fn dsdt(platform: &Platform) -> impl Aml {
+    let mut body = Vec::new();
+    let serial = platform.serial.then_some(Serial);
+    let virtio: Vec<Virtio> = (0..).zip(&platform.virtio).map(|(index, slot)| Virtio { index, slot: *slot }).collect();
+    let mut devices: Vec<&dyn Aml> = vec![&EventDevice, &PowerButton, &Pvpanic];
+    devices.extend(serial.iter().map(|device| -> &dyn Aml { device }));
+    devices.extend(virtio.iter().map(|device| -> &dyn Aml { device }));
+    Scope::new(Path::new("_SB_"), devices).to_aml_bytes(&mut body);
+    let zero = aml::ZERO;
+    let s5 = aml::Package::new(vec![&registers::SLEEP_TYPE_S5, &zero, &zero, &zero]);
+    aml::Name::new(Path::new("_S5_"), &s5).to_aml_bytes(&mut body);
+    let mut table = Sdt::new(*b"DSDT", 36, DSDT_REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    table.append_slice(&body);
+    Dsdt(table)
+}
+
+fn interrupt(gsi: u32) -> aml::Interrupt {
+    aml::Interrupt::new(true, true, false, false, gsi)
+}
+
+fn ports(first: u16, len: u8) -> aml::IO {
+    aml::IO::new(first, first, 1, len)
+}
+
+fn device(sink: &mut dyn AmlSink, name: &str, children: Vec<&dyn Aml>) {
+    aml::Device::new(Path::new(name), children).to_aml_bytes(sink);
+}
+
+/// The Generic Event Device (ACPI 6.5 §5.6.9): its interrupt's method reads and clears the pending events.
+struct EventDevice;
+
+impl Aml for EventDevice {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let (base, len) = (layout::ACPI_PORT + registers::EVENTS, 4u8);
+        let region = aml::OpRegion::new(Path::new("ESTR"), aml::OpRegionSpace::SystemIO, &base, &len);
+        let field = aml::Field::new(
+            Path::new("ESTR"),
+            aml::FieldAccessType::DWord,
+            aml::FieldLockRule::NoLock,
+            aml::FieldUpdateRule::WriteAsZeroes,
+            vec![aml::FieldEntry::Named(*b"ESEL", 32)],
+        );
+        let (events, source) = (aml::Local(0), Path::new("ESEL"));
+        let read = aml::Store::new(&events, &source);
+        let bit = registers::EVENT_POWER_BUTTON;
+        let button_bit = aml::And::new(&aml::Local(1), &events, &bit);
+        let button = Path::new("\\_SB_.PWRB");
+        let notify = aml::Notify::new(&button, &NOTIFY_BUTTON_PRESSED);
+        let test = aml::If::new(&button_bit, vec![&notify]);
+        device(
+            sink,
+            "GED_",
+            vec![
+                &aml::Name::new(Path::new("_HID"), &"ACPI0013"),
+                &aml::Name::new(Path::new("_UID"), &aml::ZERO),
+                &aml::Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&interrupt(layout::ACPI_GED_GSI)])),
+                &region,
+                &field,
+                &aml::Method::new(Path::new("_EVT"), 1, true, vec![&read, &test]),
+            ],
+        );
+    }
+}
+
+struct PowerButton;
+
+impl Aml for PowerButton {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let id = aml::EISAName::new("PNP0C0C");
+        device(
+            sink,
+            "PWRB",
+            vec![&aml::Name::new(Path::new("_HID"), &id), &aml::Name::new(Path::new("_UID"), &aml::ZERO)],
+        );
+    }
+}
+
+struct Pvpanic;
+
+impl Aml for Pvpanic {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        device(
+            sink,
+            "PEVT",
+            vec![
+                &aml::Name::new(Path::new("_HID"), &"QEMU0001"),
+                &aml::Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ports(layout::PVPANIC_PORT, 1)])),
+            ],
+        );
+    }
+}
+
+struct Serial;
+
+impl Aml for Serial {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let id = aml::EISAName::new("PNP0501");
+        let len = u8::try_from(layout::SERIAL_LEN).expect("eight ports");
+        let resources = [&ports(layout::SERIAL_PORT, len) as &dyn Aml, &interrupt(layout::SERIAL_GSI)];
+        device(
+            sink,
+            "COM1",
+            vec![
+                &aml::Name::new(Path::new("_HID"), &id),
+                &aml::Name::new(Path::new("_UID"), &aml::ZERO),
+                &aml::Name::new(Path::new("_CRS"), &ResourceTemplate::new(resources.to_vec())),
+            ],
+        );
+    }
+}
+
+struct Virtio {
+    index: u8,
+    slot: VirtioSlot,
+}
+
+impl Aml for Virtio {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let base = u32::try_from(self.slot.gpa).expect("virtio-mmio lies below 4 GiB");
+        let len = u32::try_from(layout::VIRTIO_MMIO_LEN).expect("a page");
+        let registers = aml::Memory32Fixed::new(true, base, len);
+        let resources = [&registers as &dyn Aml, &interrupt(self.slot.gsi)];
+        device(
+            sink,
+            &format!("VR{:02}", self.index),
+            vec![
+                &aml::Name::new(Path::new("_HID"), &"LNRO0005"),
+                &aml::Name::new(Path::new("_UID"), &self.index),
+                &aml::Name::new(Path::new("_CCA"), &aml::ONE),
+                &aml::Name::new(Path::new("_CRS"), &ResourceTemplate::new(resources.to_vec())),
+            ],
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory;
+
+    fn tables(platform: &Platform) -> GuestMemory {
+        let mem = memory::create(memory::MIN_MIB).unwrap();
+        write_tables(&mem, platform).unwrap();
+        mem
+    }
+
+    fn platform(cpus: u8, devices: u32) -> Platform {
+        let slot = |n| VirtioSlot { gpa: layout::VIRTIO_MMIO_GPA + u64::from(n) * 0x1000, gsi: 5 + n };
+        Platform { cpus, serial: true, virtio: (0..devices).map(slot).collect() }
+    }
+
+    fn table(mem: &GuestMemory, gpa: u64) -> Vec<u8> {
+        let len: u32 = mem.read_obj(GuestAddress(gpa + 4)).unwrap();
+        let mut bytes = vec![0; len as usize];
+        mem.read_slice(&mut bytes, GuestAddress(gpa)).unwrap();
+        assert_eq!(bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0, "checksum");
+        bytes
+    }
+
+    fn u64_at(bytes: &[u8], at: usize) -> u64 {
+        u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+    }
+
+    #[test]
+    fn a_scan_finds_the_rsdp_and_from_there_every_table() {
+        let mem = tables(&platform(3, 2));
+        let mut rsdp = [0; 36];
+        mem.read_slice(&mut rsdp, GuestAddress(layout::RSDP_GPA)).unwrap();
+        assert_eq!(&rsdp[..8], b"RSD PTR ");
+        assert_eq!(rsdp.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0);
+        let xsdt = table(&mem, u64_at(&rsdp, 24));
+        assert_eq!(&xsdt[..4], b"XSDT");
+        let fadt = table(&mem, u64_at(&xsdt, 36));
+        assert_eq!(&fadt[..4], b"FACP");
+        assert_eq!(fadt[112] & 0x30, 0x30, "control-method buttons");
+        let flags = u32::from_le_bytes(fadt[112..116].try_into().unwrap());
+        assert_eq!(flags & (1 << 20 | 1 << 10), 1 << 20 | 1 << 10);
+        assert_eq!(&fadt[116..128], &[1, 8, 0, 1, 2, 6, 0, 0, 0, 0, 0, 0], "reset register");
+        let madt = table(&mem, u64_at(&xsdt, 44));
+        assert_eq!(&madt[..4], b"APIC");
+        assert_eq!(madt.len(), 44 + 3 * 8 + 12);
+        let dsdt = table(&mem, u64_at(&fadt, 140));
+        assert_eq!(&dsdt[..4], b"DSDT");
+        for name in [&b"VR00"[..], b"VR01", b"COM1", b"GED_", b"PWRB", b"PEVT", b"_S5_", b"LNRO0005", b"ACPI0013"] {
+            assert!(dsdt.windows(name.len()).any(|window| window == name), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn the_tables_of_the_largest_vm_stay_below_1_mib() {
+        tables(&platform(64, 18));
+    }
+
+    #[test]
+    fn a_vm_without_a_console_describes_no_serial_port() {
+        let mut bytes = Vec::new();
+        dsdt(&Platform { cpus: 1, serial: false, virtio: Vec::new() }).to_aml_bytes(&mut bytes);
+        assert!(!bytes.windows(4).any(|window| window == b"COM1"));
+    }
+}

@@ -1,0 +1,125 @@
+//! Puts kernel and initramfs into guest memory.
+//!
+//! What is page-aligned both in the file and in memory is mapped, not copied: an uncompressed kernel then costs nothing
+//! before the guest touches its pages, and all VMs share them through the page cache until they write to them.
+
+use linux_loader::loader::{BzImage, KernelLoader};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::image::{Blob, KernelFormat, KernelImage, Segment};
+use super::{BootError, Protocol, Start};
+use crate::memory::{self, GuestMemory, PAGE_SIZE, layout};
+
+/// Entry of a bzImage's 64-bit code, behind the start of its 32-bit code.
+const BZIMAGE_ENTRY_64: u64 = 0x200;
+/// Below this, copying is cheaper than a mapping and its page faults.
+const MAP_THRESHOLD: u64 = 64 * 1024;
+
+/// A kernel in memory.
+pub(super) struct Loaded {
+    pub(super) start: Start,
+    /// First address behind the kernel and what it needs to unpack itself.
+    pub(super) end: u64,
+    /// Highest address that the initramfs may occupy.
+    pub(super) initrd_max: u64,
+    /// A bzImage's own header, which the zero page continues.
+    pub(super) setup_header: Option<linux_loader::bootparam::setup_header>,
+}
+
+/// The end of memory below 4 GiB.
+pub(super) fn low_end(memory_mib: u64) -> u64 {
+    (memory_mib << 20).min(layout::HOLE_START)
+}
+
+pub(super) fn kernel(mem: &GuestMemory, memory_mib: u64, image: &KernelImage) -> Result<Loaded, BootError> {
+    let low_end = low_end(memory_mib);
+    match &image.format {
+        KernelFormat::BzImage { needs, initrd_max } => {
+            check_fits(&image.blob, *needs, low_end)?;
+            let mut file = &image.blob.file;
+            let loaded = BzImage::load(
+                mem,
+                Some(GuestAddress(layout::HIGH_MEMORY_START)),
+                &mut file,
+                Some(GuestAddress(layout::HIGH_MEMORY_START)),
+            )
+            .map_err(|error| BootError::Load { path: image.blob.path.clone(), why: error.to_string() })?;
+            let start =
+                Start { protocol: Protocol::Linux64, rip: layout::HIGH_MEMORY_START + BZIMAGE_ENTRY_64 };
+            let end = (*needs).max(loaded.kernel_end);
+            Ok(Loaded { start, end, initrd_max: *initrd_max, setup_header: loaded.setup_header })
+        }
+        KernelFormat::Elf { segments, entry, pvh_entry } => {
+            let end = segments.iter().map(|s| s.gpa.saturating_add(s.mem_len)).max().unwrap_or(0);
+            check_fits(&image.blob, end, low_end)?;
+            for segment in segments {
+                load_segment(mem, &image.blob, *segment)?;
+            }
+            let start = match pvh_entry {
+                Some(rip) => Start { protocol: Protocol::Pvh, rip: *rip },
+                None => Start { protocol: Protocol::Linux64, rip: *entry },
+            };
+            if !segments.iter().any(|s| (s.gpa..s.gpa + s.mem_len).contains(&start.rip)) {
+                let why = format!("its entry {:#x} is in none of its segments", start.rip);
+                return Err(BootError::Load { path: image.blob.path.clone(), why });
+            }
+            Ok(Loaded { start, end, initrd_max: u64::MAX, setup_header: None })
+        }
+    }
+}
+
+fn check_fits(blob: &Blob, end: u64, low_end: u64) -> Result<(), BootError> {
+    if end > low_end {
+        return Err(BootError::KernelTooLarge { path: blob.path.clone(), needs_mib: end.div_ceil(1 << 20) });
+    }
+    Ok(())
+}
+
+fn load_segment(mem: &GuestMemory, blob: &Blob, segment: Segment) -> Result<(), BootError> {
+    if segment.gpa < layout::HIGH_MEMORY_START {
+        let why = format!("a segment at {:#x} lies below 1 MiB, where bothy's boot structures are", segment.gpa);
+        return Err(BootError::Load { path: blob.path.clone(), why });
+    }
+    place(mem, blob, segment.gpa, segment.offset, segment.file_len)
+}
+
+/// Puts `len` bytes of `blob` from `offset` on at `gpa`: whole pages by a mapping where possible, the rest by a copy.
+fn place(mem: &GuestMemory, blob: &Blob, gpa: u64, offset: u64, len: u64) -> Result<(), BootError> {
+    let file_offset = blob.offset + offset;
+    let mappable = gpa % PAGE_SIZE == 0 && file_offset % PAGE_SIZE == 0 && len >= MAP_THRESHOLD;
+    let mapped = if mappable { len - len % PAGE_SIZE } else { 0 };
+    if mapped > 0 {
+        memory::map_file(mem, gpa, mapped, &blob.file, file_offset)?;
+    }
+    copy(mem, blob, gpa + mapped, offset + mapped, len - mapped)
+}
+
+fn copy(mem: &GuestMemory, blob: &Blob, gpa: u64, offset: u64, len: u64) -> Result<(), BootError> {
+    let mut chunk = vec![0; usize::try_from(len.min(1 << 20)).expect("at most 1 MiB")];
+    let mut done = 0;
+    while done < len {
+        let part = usize::try_from((len - done).min(chunk.len() as u64)).expect("at most 1 MiB");
+        std::os::unix::fs::FileExt::read_exact_at(&blob.file, &mut chunk[..part], blob.offset + offset + done)
+            .map_err(|source| BootError::Read { path: blob.path.clone(), source })?;
+        mem.write_slice(&chunk[..part], GuestAddress(gpa + done))?;
+        done += part as u64;
+    }
+    Ok(())
+}
+
+/// Puts the initramfs at the end of low memory and says where it begins.
+pub(super) fn initrd(mem: &GuestMemory, memory_mib: u64, blob: &Blob, kernel: &Loaded) -> Result<u64, BootError> {
+    let limit = low_end(memory_mib).min(kernel.initrd_max.saturating_add(1));
+    let start = limit.checked_sub(blob.len).map(|start| start - start % PAGE_SIZE);
+    match start {
+        Some(start) if start >= kernel.end => {
+            place(mem, blob, start, 0, blob.len)?;
+            Ok(start)
+        }
+        _ => Err(BootError::InitrdTooLarge {
+            path: blob.path.clone(),
+            mib: blob.len.div_ceil(1 << 20),
+            room_mib: limit.saturating_sub(kernel.end) >> 20,
+        }),
+    }
+}

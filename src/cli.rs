@@ -1,0 +1,205 @@
+//! The command line: flags become requests. No work is done here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{Console, MemorySize, VmConfig};
+use crate::virtio::{blk, net};
+
+/// Boots Linux in a KVM virtual machine as quickly as a container starts.
+#[derive(Debug, Parser)]
+#[command(name = "bothy", version, arg_required_else_help = true, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a virtual machine with its console on this terminal
+    ///
+    /// Without further words this boots bothy's own guest to a shell. On a terminal, Ctrl-a x ends the VM and Ctrl-a h
+    /// lists the other keys. SIGTERM presses the power button; a second one, or 10 seconds, kills the VM.
+    ///
+    /// Exit codes: 0 power-off or reset, 1 the VM couldn't be set up, 2 wrong usage, 3 the guest's kernel panicked, 4
+    /// triple fault, 5 KVM gave up, 6 killed because SIGTERM wasn't answered.
+    Boot(Box<BootArgs>),
+    /// Say what this machine has of what bothy needs, and how to get the rest
+    ///
+    /// Exit code 1 if Linux guests can't run here.
+    Doctor,
+    /// Name the programs that are part of the guest, with their sources and licences
+    Licenses,
+    /// Write a bothy that has the guest inside: one file, to be copied to other machines
+    #[command(hide = true)]
+    Pack {
+        /// Where to write it.
+        #[arg(value_name = "PATH")]
+        out: PathBuf,
+    },
+}
+
+/// Flags of `bothy boot`.
+#[derive(Debug, Args)]
+pub struct BootArgs {
+    /// The kernel: a bzImage or an ELF vmlinux [default: bothy's own guest]
+    #[arg(long, value_name = "PATH")]
+    pub kernel: Option<PathBuf>,
+    /// The initramfs [default: that of bothy's own guest, if its kernel is used too]
+    #[arg(long, value_name = "PATH")]
+    pub initrd: Option<PathBuf>,
+    /// Text to add to the kernel's command line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub append: Option<String>,
+    /// Virtual CPUs, 1 to 64 [default: 1]
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
+    /// Memory, from 32M up, like 512M or 2G [default: 512M]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<MemorySize>,
+    /// A disk: an image file or a block device; `ro` for read-only, `id` is what the guest sees as its serial number
+    #[arg(long, value_name = "PATH[,ro][,id=NAME]", value_parser = parse_disk)]
+    pub disk: Vec<blk::Config>,
+    /// A network device on a tap that exists; the guest's init sets the address, gateway and name server
+    #[arg(long, value_name = "tap=NAME[,mac=M][,ip=A/P][,gw=G][,dns=D]", value_parser = parse_net)]
+    pub net: Vec<net::Config>,
+    /// Where the guest's console is [default: serial]
+    #[arg(long, value_name = "KIND")]
+    pub console: Option<Console>,
+    /// Write the log to a file instead of standard error; RUST_LOG sets its level
+    #[arg(long, value_name = "PATH")]
+    pub log_file: Option<PathBuf>,
+    /// Print where the time went, and the exits from the guest by reason
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    pub timing: Option<TimingFormat>,
+    /// Take the VM from a TOML file with the same names; flags win over it, and lists of devices replace its lists
+    #[arg(long, value_name = "FILE.toml")]
+    pub config: Option<PathBuf>,
+    /// Boot Linux even where this host's KVM is known not to run it
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// How `--timing` is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TimingFormat {
+    /// A table on standard error.
+    Text,
+    /// One JSON object on standard error.
+    Json,
+}
+
+impl ValueEnum for Console {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Serial, Self::None]
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(match self {
+            Self::Serial => clap::builder::PossibleValue::new("serial"),
+            Self::None => clap::builder::PossibleValue::new("none"),
+        })
+    }
+}
+
+/// `PATH[,ro][,id=NAME]`. A path with a comma goes into a `--config` file.
+fn parse_disk(text: &str) -> Result<blk::Config, String> {
+    let mut parts = text.split(',');
+    let path = parts.next().filter(|path| !path.is_empty()).ok_or("the path is missing")?;
+    let mut disk = blk::Config { path: path.into(), read_only: false, id: None };
+    for part in parts {
+        match part.split_once('=') {
+            None if part == "ro" => disk.read_only = true,
+            Some(("id", id)) => disk.id = Some(id.to_owned()),
+            _ => return Err(format!("`{part}` is none of `ro` and `id=NAME`")),
+        }
+    }
+    Ok(disk)
+}
+
+/// `tap=NAME[,mac=M][,ip=A/P][,gw=G][,dns=D]`, in any order.
+fn parse_net(text: &str) -> Result<net::Config, String> {
+    let mut net = net::Config { tap: String::new(), mac: None, ip: None, gw: None, dns: None };
+    for part in text.split(',') {
+        let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is no KEY=VALUE"))?;
+        let address = || value.parse().map_err(|_| format!("`{value}` is not an IP address, in `{part}`"));
+        match key {
+            "tap" => net.tap = value.to_owned(),
+            "mac" => net.mac = Some(value.parse().map_err(|error| format!("{error}"))?),
+            "ip" => net.ip = Some(value.parse().map_err(|error| format!("{error}"))?),
+            "gw" => net.gw = Some(address()?),
+            "dns" => net.dns = Some(address()?),
+            _ => return Err(format!("`{key}` is none of tap, mac, ip, gw and dns")),
+        }
+    }
+    if net.tap.is_empty() {
+        return Err("tap=NAME is missing".into());
+    }
+    Ok(net)
+}
+
+impl BootArgs {
+    /// The flags as a configuration, to be put over that of `--config`.
+    pub fn to_config(&self) -> VmConfig {
+        VmConfig {
+            kernel: self.kernel.clone(),
+            initrd: self.initrd.clone(),
+            append: self.append.clone(),
+            cpus: self.cpus,
+            memory: self.memory,
+            console: self.console,
+            disk: self.disk.clone(),
+            net: self.net.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_become_a_configuration() {
+        let words = "bothy boot --cpus 4 --memory 1G --disk a.img,ro,id=root --disk b.img --timing --console none";
+        let Command::Boot(args) = Cli::parse_from(words.split(' ')).command else { panic!() };
+        let config = args.to_config();
+        assert_eq!((config.cpus(), config.memory_mib(), config.disk.len()), (4, 1024, 2));
+        assert_eq!(config.console(), Console::None);
+        assert_eq!(args.timing, Some(TimingFormat::Text));
+    }
+
+    #[test]
+    fn timing_takes_a_format_only_behind_an_equals_sign() {
+        let Command::Boot(args) = Cli::parse_from(["bothy", "boot", "--timing=json"]).command else { panic!() };
+        assert_eq!(args.timing, Some(TimingFormat::Json));
+        assert!(Cli::try_parse_from(["bothy", "boot", "--timing", "json"]).is_err());
+    }
+
+    #[test]
+    fn device_words_are_taken_apart_and_unknown_ones_refused() {
+        let net = parse_net("tap=t0,mac=02:00:00:00:00:01,ip=10.0.0.2/24,gw=10.0.0.1,dns=10.0.0.1").unwrap();
+        assert_eq!((net.tap.as_str(), net.ip.unwrap().to_string().as_str()), ("t0", "10.0.0.2/24"));
+        for text in ["", "mac=02:00:00:00:00:01", "tap=t0,x=1", "tap=t0,ip=10.0.0.2", "tap=t0,gw=x", "tap=t0,mac=1"] {
+            assert!(parse_net(text).is_err(), "{text}");
+        }
+        assert!(parse_disk("a.img,ro,id=x").unwrap().read_only);
+        for text in ["", ",ro", "a.img,rw", "a.img,size=1"] {
+            assert!(parse_disk(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_append_may_begin_with_a_dash() {
+        let Command::Boot(args) = Cli::parse_from(["bothy", "boot", "--append", "-- x"]).command else { panic!() };
+        assert_eq!(args.append.as_deref(), Some("-- x"));
+    }
+}

@@ -1,0 +1,283 @@
+//! What the command does while its VM runs: it carries the console's bytes between the VM and the standard streams, turns
+//! signals into orders, and waits for the report.
+//!
+//! Standard output is written by a thread of its own, because such a write may block for as long as its reader likes and
+//! signals must be obeyed meanwhile. Everything else happens on the main thread.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use super::signals::EndSignals;
+use super::terminal::{Escape, HELP, Key, RawTerminal};
+use crate::outcome::Outcome;
+use crate::poll::{self, Source};
+use crate::timeline::Times;
+use crate::vmm::control::{Exits, Order, Report};
+use crate::vmm::process::VmProcess;
+
+/// How long a guest may take to power off after SIGTERM.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long the VM's process may take to end when it was told to.
+const KILL_GRACE: Duration = Duration::from_secs(1);
+/// How long the rest of the output may take when a signal has ended the VM.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
+/// The most that is read from standard input at once.
+const CHUNK: usize = 4096;
+
+/// A VM's end.
+pub(super) struct Ended {
+    pub(super) outcome: Outcome,
+    pub(super) times: Times,
+    pub(super) exits: Option<Exits>,
+}
+
+/// How far the VM has been pushed towards its end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Push {
+    None,
+    /// The power button was pressed.
+    Asked,
+    /// It was told to end.
+    Told,
+    /// Its process was killed.
+    Killed,
+}
+
+struct Attendant<'a> {
+    vm: &'a mut VmProcess,
+    signals: EndSignals,
+    input: Option<Input>,
+    output: Option<Output>,
+    push: Push,
+    deadline: Option<Instant>,
+}
+
+/// Attends to a VM until it has ended. `terminal` is standard input, if it is a raw terminal.
+pub(super) fn attend(mut vm: VmProcess, terminal: Option<&RawTerminal>, signals: EndSignals) -> anyhow::Result<Ended> {
+    let (input, output) = match vm.console.take() {
+        Some(socket) => {
+            let output = Output::start(socket.try_clone().context("can't copy a socket")?)?;
+            (Some(Input::new(socket, terminal.is_some())?), Some(output))
+        }
+        None => (None, None),
+    };
+    let mut attendant = Attendant { vm: &mut vm, signals, input, output, push: Push::None, deadline: None };
+    attendant.run()?;
+    attendant.finish_output();
+    let killed = attendant.push == Push::Killed;
+    match Report::receive(&mut vm.control).context("the VM's report is unreadable")? {
+        Some(Report::Ended { outcome, times, exits }) => Ok(Ended { outcome, times, exits }),
+        Some(Report::Failed(chain)) => bail!(chain.join(": ")),
+        None if killed => Ok(Ended { outcome: Outcome::Killed, times: Times::default(), exits: None }),
+        None => bail!("the VM's process {}", vm.autopsy()),
+    }
+}
+
+impl Attendant<'_> {
+    /// Serves until the VM's process reports or dies.
+    fn run(&mut self) -> anyhow::Result<()> {
+        loop {
+            let sources = [
+                Source::readable(self.vm.control.as_fd()),
+                Source::readable(self.signals.as_fd()),
+                self.input.as_ref().map_or(Source::none(), Input::stdin_source),
+                self.input.as_ref().map_or(Source::none(), Input::socket_source),
+                self.output.as_ref().map_or(Source::none(), Output::source),
+            ];
+            let [report, signal, stdin, socket, output] =
+                poll::wait(sources, self.deadline).context("can't wait for events")?;
+            if report.readable {
+                return Ok(());
+            }
+            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                self.push_harder();
+            }
+            if signal.readable {
+                self.signals.take().context("can't read a signal")?;
+                self.push_harder();
+            }
+            if stdin.readable || socket.writable {
+                self.carry_input(stdin.readable);
+            }
+            if output.readable && self.output.take().is_some_and(Output::reader_is_gone) && self.push == Push::None {
+                // Like any program whose reader has gone, but with an orderly power-off.
+                self.push_harder();
+            }
+        }
+    }
+
+    fn push_harder(&mut self) {
+        let (push, grace) = match self.push {
+            Push::None => (Push::Asked, GRACE),
+            Push::Asked => (Push::Told, KILL_GRACE),
+            Push::Told | Push::Killed => (Push::Killed, KILL_GRACE),
+        };
+        match push {
+            Push::Asked => self.vm.order(Order::PressPowerButton),
+            Push::Told => self.vm.order(Order::Kill),
+            Push::Killed => self.vm.kill(),
+            Push::None => {}
+        }
+        self.push = push;
+        self.deadline = Some(Instant::now() + grace);
+    }
+
+    fn carry_input(&mut self, readable: bool) {
+        let Some(input) = &mut self.input else { return };
+        for key in input.carry(readable) {
+            match key {
+                Key::Quit => self.vm.order(Order::Quit),
+                Key::Help => eprint!("{HELP}"),
+            }
+        }
+        if input.is_done() {
+            self.input = None;
+        }
+    }
+
+    /// Waits until the VM's output is written: for as long as its reader likes, unless a signal wants us to end.
+    fn finish_output(&mut self) {
+        let Some(output) = self.output.take() else { return };
+        // The VM reads nothing any more, and its output has ended.
+        self.input = None;
+        let mut deadline = (self.push != Push::None).then(|| Instant::now() + DRAIN_GRACE);
+        loop {
+            let sources = [output.source(), Source::readable(self.signals.as_fd())];
+            match poll::wait(sources, deadline) {
+                Ok([done, _]) if done.readable => return,
+                Ok([_, signal]) if signal.readable && self.signals.take().is_ok() => deadline = Some(Instant::now()),
+                _ => return,
+            }
+        }
+    }
+}
+
+/// Standard input on its way to the guest.
+struct Input {
+    /// A copy of the descriptor: std's Stdin buffers, and what it buffers no poll can see.
+    stdin: File,
+    socket: UnixStream,
+    pending: Vec<u8>,
+    /// Standard input has ended; the guest goes on.
+    ended: bool,
+    escape: Option<Escape>,
+}
+
+impl Input {
+    fn new(socket: UnixStream, terminal: bool) -> anyhow::Result<Self> {
+        let stdin = io::stdin().as_fd().try_clone_to_owned().context("can't copy standard input")?.into();
+        Ok(Self { stdin, socket, pending: Vec::new(), ended: false, escape: terminal.then(Escape::default) })
+    }
+
+    fn stdin_source(&self) -> Source<'_> {
+        if self.ended || !self.pending.is_empty() { Source::none() } else { Source::readable(self.stdin.as_fd()) }
+    }
+
+    fn socket_source(&self) -> Source<'_> {
+        if self.pending.is_empty() { Source::none() } else { Source::of(self.socket.as_fd(), false, true) }
+    }
+
+    fn is_done(&self) -> bool {
+        self.ended && self.pending.is_empty()
+    }
+
+    fn carry(&mut self, readable: bool) -> Vec<Key> {
+        let mut keys = Vec::new();
+        if readable && self.pending.is_empty() {
+            let mut bytes = [0; CHUNK];
+            match self.stdin.read(&mut bytes) {
+                Ok(0) => self.ended = true,
+                Ok(len) => match &mut self.escape {
+                    Some(escape) => (self.pending, keys) = escape.filter(&bytes[..len]),
+                    None => self.pending.extend_from_slice(&bytes[..len]),
+                },
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    log::debug!("standard input: {error}");
+                    self.ended = true;
+                }
+            }
+        }
+        self.send();
+        keys
+    }
+
+    fn send(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        match send_some(&self.socket, &self.pending) {
+            Ok(sent) => {
+                self.pending.drain(..sent);
+            }
+            Err(error) if [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted].contains(&error.kind()) => {}
+            // The VM takes nothing any more: it is ending.
+            Err(_) => (self.ended, self.pending) = (true, Vec::new()),
+        }
+    }
+}
+
+/// Sends without blocking; the socket itself stays blocking for the thread that reads from it.
+fn send_some(socket: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    #[expect(unsafe_code, reason = "std's send takes no flags")]
+    // SAFETY: the pointer and the length are those of `bytes`, which the call only reads.
+    let sent = unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// The thread that writes the guest's output to standard output.
+struct Output {
+    thread: std::thread::JoinHandle<bool>,
+    /// Closed by the thread when it ends.
+    done: UnixStream,
+}
+
+impl Output {
+    fn start(mut socket: UnixStream) -> anyhow::Result<Self> {
+        let (done, guard) = UnixStream::pair().context("can't make a socket")?;
+        let body = move || {
+            let written = copy_output(&mut socket);
+            drop(guard);
+            written
+        };
+        let thread = std::thread::Builder::new().name("console".into()).spawn(body).context("can't start a thread")?;
+        Ok(Self { thread, done })
+    }
+
+    /// Readable when the thread has ended.
+    fn source(&self) -> Source<'_> {
+        Source::readable(self.done.as_fd())
+    }
+
+    /// Whether it ended because nobody reads standard output. Called when it has ended.
+    fn reader_is_gone(self) -> bool {
+        !self.thread.join().unwrap_or(true)
+    }
+}
+
+/// Copies until the VM closes its end; `false` if standard output can't be written any more.
+fn copy_output(socket: &mut UnixStream) -> bool {
+    // A descriptor's copy, because std's Stdout buffers lines.
+    let Ok(stdout) = io::stdout().as_fd().try_clone_to_owned() else { return false };
+    let mut stdout = File::from(stdout);
+    let mut bytes = vec![0; 64 * 1024];
+    loop {
+        match socket.read(&mut bytes) {
+            Ok(0) => return true,
+            Ok(len) => {
+                if let Err(error) = stdout.write_all(&bytes[..len]) {
+                    log::debug!("standard output: {error}");
+                    return false;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return true,
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! `bothy boot`.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, anyhow};
+
+use super::attend::{self, Ended};
+use super::signals::EndSignals;
+use super::terminal::RawTerminal;
+use super::Failure;
+use crate::boot::image::{Blob, KernelImage};
+use crate::cli::{BootArgs, TimingFormat};
+use crate::config::{Console, VmConfig};
+use crate::guest_files::GuestFiles;
+use crate::report::timing::Timing;
+use crate::timeline::{self, Mark, Timeline};
+use crate::virtio::{blk, net};
+use crate::vmm::Resources;
+use crate::vmm::process::VmProcess;
+use crate::{boot, kvm};
+
+/// Boots a VM, attends to it, and gives its exit code.
+pub(super) fn boot(args: &BootArgs, exec_ns: u64) -> Result<u8, Failure> {
+    let timeline = Timeline::default();
+    timeline.record_at(Mark::Exec, exec_ns);
+    let config = configuration(args)?;
+    let resources = open(&config, args)?;
+    let signals = EndSignals::new().context("can't take signals")?;
+    let vm = VmProcess::spawn(&config, resources, timeline).context("can't start the VM's process")?;
+    let terminal = match config.console() {
+        Console::Serial => RawTerminal::enter().context("can't make the terminal raw")?,
+        Console::None => None,
+    };
+    let ended = attend::attend(vm, terminal.as_ref(), signals);
+    drop(terminal);
+    Ok(conclude(&ended?, args.timing))
+}
+
+/// The flags over the file, checked.
+fn configuration(args: &BootArgs) -> Result<VmConfig, Failure> {
+    let file = match &args.config {
+        Some(path) => config_file(path)?,
+        None => VmConfig::default(),
+    };
+    let config = file.overridden_by(args.to_config());
+    config.validate(host_memory_mib()?).map_err(|error| Failure::Usage(error.into()))?;
+    Ok(config)
+}
+
+fn config_file(path: &Path) -> Result<VmConfig, Failure> {
+    let text = fs::read_to_string(path).with_context(|| format!("--config: can't read {}", path.display()))?;
+    toml::from_str(&text).map_err(|error| {
+        let message = error.to_string();
+        let message = message.trim_end().replace('\n', "\n  ");
+        Failure::Usage(anyhow!("--config: {}: {message}", path.display()))
+    })
+}
+
+/// MemTotal of this host.
+fn host_memory_mib() -> anyhow::Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo").context("can't read /proc/meminfo")?;
+    let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB"));
+    kib.and_then(|kib| kib.trim().parse::<u64>().ok()).map(|kib| kib >> 10).context("no MemTotal in /proc/meminfo")
+}
+
+/// Opens everything that the VM needs; afterwards only the VM itself can fail.
+fn open(config: &VmConfig, args: &BootArgs) -> Result<Resources, Failure> {
+    let own_guest = config.kernel.is_none();
+    let (kernel, initrd) = kernel_and_initrd(config)?;
+    if kernel.is_linux && !args.force {
+        if let Some(why) = kvm::cannot_run_linux() {
+            return Err(Failure::Setup(anyhow!(
+                "this host can't run Linux guests: {why}; use a host with hardware KVM, or an emulated one \
+                 (tests/host/run), or try anyhow with --force"
+            )));
+        }
+    }
+    let cmdline = command_line(config, own_guest);
+    boot::check_cmdline(&cmdline).map_err(|error| Failure::Usage(error.into()))?;
+    let disks = config.disk.iter().map(|disk| blk::Disk::open(disk).context("--disk")).collect::<Result<_, _>>()?;
+    let nets = config.net.iter().map(|net| net::Tap::open(net).context("--net")).collect::<Result<_, _>>()?;
+    let kvm = kvm::open(Path::new("/dev/kvm")).context("can't use KVM")?;
+    Ok(Resources { kvm, kernel, initrd, cmdline, disks, nets, count_exits: args.timing.is_some() })
+}
+
+fn kernel_and_initrd(config: &VmConfig) -> anyhow::Result<(KernelImage, Option<Blob>)> {
+    let initrd = config.initrd.as_deref().map(|path| Blob::open(path).context("--initrd")).transpose()?;
+    match &config.kernel {
+        Some(path) => {
+            let blob = Blob::open(path).context("--kernel")?;
+            Ok((KernelImage::inspect(blob).context("--kernel")?, initrd))
+        }
+        None => {
+            let guest = GuestFiles::find()?;
+            let kernel = KernelImage::inspect(guest.kernel).context("bothy's own guest")?;
+            Ok((kernel, initrd.or(Some(guest.initramfs))))
+        }
+    }
+}
+
+/// What the kernel is told. Only bothy's own guest is told to be quiet and to reset on a panic: another kernel's user
+/// decides that with --append.
+fn command_line(config: &VmConfig, own_guest: bool) -> String {
+    let mut words = Vec::new();
+    if config.console() == Console::Serial {
+        // With flow control, so that nothing that is typed or piped in gets lost.
+        words.push("console=ttyS0,115200n8r".to_owned());
+    }
+    if own_guest {
+        words.push("panic=-1 quiet".to_owned());
+    }
+    words.extend(config.net.iter().map(net_word));
+    words.extend(config.append.clone());
+    words.join(" ")
+}
+
+/// What the guest's init is told of a network device.
+fn net_word(net: &net::Config) -> String {
+    let mut word = format!("{}=mac={}", bothy_guest::KEY_NET, net.mac());
+    let mut add = |key: &str, value: Option<String>| {
+        if let Some(value) = value {
+            word += &format!(",{key}={value}");
+        }
+    };
+    add("ip", net.ip.map(|ip| ip.to_string()));
+    add("gw", net.gw.map(|gw| gw.to_string()));
+    add("dns", net.dns.map(|dns| dns.to_string()));
+    word
+}
+
+fn conclude(ended: &Ended, timing: Option<TimingFormat>) -> u8 {
+    if let Some(message) = ended.outcome.message() {
+        eprintln!("bothy: {message}");
+    }
+    let timing = timing.map(|format| (Timing::new(&ended.times, timeline::now_ns(), ended.exits.as_ref()), format));
+    match timing {
+        Some((timing, TimingFormat::Text)) => eprint!("{timing}"),
+        Some((timing, TimingFormat::Json)) => eprintln!("{}", timing.json()),
+        None => {}
+    }
+    ended.outcome.exit_code()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_own_guest_is_quiet_and_resets_on_a_panic() {
+        let config = VmConfig { append: Some("root=/dev/vda".into()), ..Default::default() };
+        assert_eq!(command_line(&config, true), "console=ttyS0,115200n8r panic=-1 quiet root=/dev/vda");
+        assert_eq!(command_line(&config, false), "console=ttyS0,115200n8r root=/dev/vda");
+        let config = VmConfig { console: Some(Console::None), ..Default::default() };
+        assert_eq!(command_line(&config, false), "");
+    }
+
+    #[test]
+    fn the_hosts_memory_is_known() {
+        assert!(host_memory_mib().unwrap() > 0);
+    }
+}

@@ -1,0 +1,237 @@
+//! Finds bothy's own guest: its kernel, its initramfs, and the manifest that says what they are made of.
+//!
+//! Looked for in `$BOTHY_GUEST_DIR`, inside this very binary (see [`pack`]), in `guest/` next to it, and in the `target/guest`
+//! of the build tree that it lies in or that is the working directory. The files of a packed binary are mapped from it where
+//! they stand, page-aligned; nothing is unpacked.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::boot::image::{Blob, ImageError};
+use crate::memory::PAGE_SIZE;
+
+/// The kernel's file name.
+pub const KERNEL: &str = "vmlinux";
+/// The initramfs' file name.
+pub const INITRAMFS: &str = "initramfs.cpio";
+/// The manifest's file name.
+pub const MANIFEST: &str = "manifest.json";
+
+/// Names a directory with the guest's files.
+pub const DIR_VARIABLE: &str = "BOTHY_GUEST_DIR";
+
+/// Stands at the start of the trailer.
+const MAGIC: [u8; 16] = *b"bothy-guest-v1\0\0";
+/// The last bytes of a packed binary: the magic, then offset and length of kernel, initramfs and manifest.
+const TRAILER_LEN: u64 = 16 + 6 * 8;
+
+/// The guest's files, open.
+#[derive(Debug)]
+pub struct GuestFiles {
+    /// An ELF vmlinux.
+    pub kernel: Blob,
+    /// A cpio archive.
+    pub initramfs: Blob,
+    /// JSON; see [`Manifest`].
+    pub manifest: Blob,
+}
+
+/// What the guest is made of.
+#[derive(Debug, Deserialize)]
+pub struct Manifest {
+    /// Programs in the guest that others wrote.
+    pub components: Vec<Component>,
+}
+
+/// A program in the guest.
+#[derive(Debug, Deserialize)]
+pub struct Component {
+    /// What it is called.
+    pub name: String,
+    /// The Debian source package that it was built from.
+    pub source_package: String,
+    /// That package's version.
+    pub source_version: String,
+    /// SPDX expression of its licence.
+    pub license: String,
+}
+
+/// Why there is no guest.
+#[derive(Debug, Error)]
+pub enum GuestError {
+    /// None was found.
+    #[error("bothy's own guest is not here (looked in {}): run `make guest`, set {DIR_VARIABLE}, or give --kernel", list(places))]
+    NotFound {
+        /// Where it was looked for.
+        places: Vec<PathBuf>,
+    },
+    /// A file of it can't be used.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// This binary can't be read.
+    #[error("can't read this program's own file")]
+    OwnFile(#[source] io::Error),
+    /// The packed binary can't be written.
+    #[error("can't write {path}", path = path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The manifest is damaged.
+    #[error("the guest's manifest is malformed")]
+    Manifest(#[from] serde_json::Error),
+}
+
+fn list(places: &[PathBuf]) -> String {
+    places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+impl GuestFiles {
+    /// Finds the guest.
+    pub fn find() -> Result<Self, GuestError> {
+        if let Some(dir) = std::env::var_os(DIR_VARIABLE) {
+            return Self::in_dir(Path::new(&dir));
+        }
+        let exe = std::env::current_exe().map_err(GuestError::OwnFile)?;
+        if let Some(packed) = Self::packed_in(&exe).map_err(GuestError::OwnFile)? {
+            return Ok(packed);
+        }
+        let places = places(&exe);
+        match places.iter().find(|dir| dir.join(KERNEL).is_file()) {
+            Some(dir) => Self::in_dir(dir),
+            None => Err(GuestError::NotFound { places }),
+        }
+    }
+
+    fn in_dir(dir: &Path) -> Result<Self, GuestError> {
+        let open = |name| Blob::open(&dir.join(name));
+        Ok(Self { kernel: open(KERNEL)?, initramfs: open(INITRAMFS)?, manifest: open(MANIFEST)? })
+    }
+
+    /// The guest inside a packed binary; `None` if it holds none.
+    fn packed_in(exe: &Path) -> io::Result<Option<Self>> {
+        let file = File::open(exe)?;
+        let len = file.metadata()?.len();
+        let Some(trailer_at) = len.checked_sub(TRAILER_LEN) else { return Ok(None) };
+        let mut trailer = [0; TRAILER_LEN as usize];
+        file.read_exact_at(&mut trailer, trailer_at)?;
+        let (magic, numbers) = trailer.split_at(MAGIC.len());
+        if magic != MAGIC {
+            return Ok(None);
+        }
+        let number = |n: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&numbers[n * 8..n * 8 + 8]);
+            u64::from_le_bytes(bytes)
+        };
+        let blob = |n: usize, name: &str| -> io::Result<Blob> {
+            let (offset, blob_len) = (number(2 * n), number(2 * n + 1));
+            if offset.checked_add(blob_len).is_none_or(|end| end > trailer_at) {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "its trailer is damaged"));
+            }
+            Ok(Blob { file: file.try_clone()?, offset, len: blob_len, path: exe.join(name) })
+        };
+        Ok(Some(Self { kernel: blob(0, KERNEL)?, initramfs: blob(1, INITRAMFS)?, manifest: blob(2, MANIFEST)? }))
+    }
+
+    /// Reads the manifest.
+    pub fn read_manifest(&self) -> Result<Manifest, GuestError> {
+        let bytes = read(&self.manifest).map_err(GuestError::OwnFile)?;
+        Ok(serde_json::from_slice(&bytes)?)
+    }
+}
+
+fn places(exe: &Path) -> Vec<PathBuf> {
+    let mut places: Vec<PathBuf> = exe.parent().map(|dir| dir.join("guest")).into_iter().collect();
+    let in_build_tree = exe.ancestors().find(|dir| dir.file_name().is_some_and(|name| name == "target"));
+    places.extend(in_build_tree.map(|target| target.join("guest")));
+    places.push(PathBuf::from("target/guest"));
+    places
+}
+
+fn read(blob: &Blob) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(blob.len).map_err(io::Error::other)?];
+    blob.file.read_exact_at(&mut bytes, blob.offset)?;
+    Ok(bytes)
+}
+
+/// Writes a copy of this binary with the guest appended, each file page-aligned, and a trailer.
+pub fn pack(guest: &GuestFiles, out: &Path) -> Result<(), GuestError> {
+    let exe = std::env::current_exe().map_err(GuestError::OwnFile)?;
+    write_packed(&exe, guest, out).map_err(|source| GuestError::Write { path: out.to_owned(), source })
+}
+
+fn write_packed(exe: &Path, guest: &GuestFiles, out: &Path) -> io::Result<()> {
+    let partial = out.with_extension("partial");
+    let mut file = File::create(&partial)?;
+    io::copy(&mut File::open(exe)?, &mut file)?;
+    let mut trailer = MAGIC.to_vec();
+    for blob in [&guest.kernel, &guest.initramfs, &guest.manifest] {
+        let offset = file.seek(SeekFrom::End(0))?.next_multiple_of(PAGE_SIZE);
+        file.set_len(offset)?;
+        file.seek(SeekFrom::Start(offset))?;
+        let mut source = blob.file.try_clone()?;
+        source.seek(SeekFrom::Start(blob.offset))?;
+        io::copy(&mut source.take(blob.len), &mut file)?;
+        trailer.extend(offset.to_le_bytes());
+        trailer.extend(blob.len.to_le_bytes());
+    }
+    file.write_all(&trailer)?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o755))?;
+    drop(file);
+    std::fs::rename(&partial, out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packed_binary_gives_back_its_guest_page_aligned() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path(KERNEL), [1; 5000]).unwrap();
+        std::fs::write(path(INITRAMFS), [2; 10]).unwrap();
+        let manifest = r#"{"components":[{"name":"Linux","source_package":"linux","source_version":"6","license":"GPL-2.0-only"}]}"#;
+        std::fs::write(path(MANIFEST), manifest).unwrap();
+        std::fs::write(path("exe"), [9; 777]).unwrap();
+        let guest = GuestFiles::in_dir(dir.path()).unwrap();
+        assert!(GuestFiles::packed_in(&path("exe")).unwrap().is_none());
+        write_packed(&path("exe"), &guest, &path("packed")).unwrap();
+        let packed = GuestFiles::packed_in(&path("packed")).unwrap().unwrap();
+        assert_eq!(read(&packed.kernel).unwrap(), [1; 5000]);
+        assert_eq!(read(&packed.initramfs).unwrap(), [2; 10]);
+        assert_eq!(packed.kernel.offset % PAGE_SIZE, 0);
+        assert_eq!(packed.initramfs.offset % PAGE_SIZE, 0);
+        assert_eq!(packed.read_manifest().unwrap().components[0].source_package, "linux");
+        // Packing a packed binary's guest again gives the same guest.
+        write_packed(&path("exe"), &packed, &path("again")).unwrap();
+        assert_eq!(std::fs::read(path("packed")).unwrap(), std::fs::read(path("again")).unwrap());
+    }
+
+    #[test]
+    fn a_damaged_trailer_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bytes = vec![0; 100];
+        bytes.extend(MAGIC);
+        for number in [0, u64::MAX, 0, 1, 0, 1] {
+            bytes.extend(number.to_le_bytes());
+        }
+        let path = dir.path().join("exe");
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(GuestFiles::packed_in(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn the_build_tree_of_the_binary_is_searched() {
+        let places = places(Path::new("/home/u/bothy/target/x86_64-unknown-linux-gnu/release/bothy"));
+        assert!(places.contains(&PathBuf::from("/home/u/bothy/target/guest")));
+    }
+}

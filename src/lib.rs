@@ -1,0 +1,29 @@
+//! bothy: a type-2 hypervisor for containers, on Linux' KVM.
+//!
+//! ```text
+//! main -> cli -> commands -> { vmm, guest_files, report }
+//! vmm -> { config, vcpu, boot } -> { virtio devices, devices } -> virtio::core -> bus -> memory
+//! { vmm, vcpu } -> kvm -> memory         (nobody else names kvm, but for `bothy doctor`)
+//! outcome, timeline, poll, thread        (small, and used by all of the above)
+//! ```
+//!
+//! A module uses only what stands to its right or below, and siblings don't see each other; `tests/layering.rs` holds
+//! that. What is particular to x86-64 stays in `boot`, `vcpu` and `memory::layout`.
+
+pub mod boot;
+pub mod bus;
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod devices;
+pub mod guest_files;
+pub mod kvm;
+pub mod memory;
+pub mod outcome;
+pub mod poll;
+pub mod report;
+pub mod thread;
+pub mod timeline;
+pub mod vcpu;
+pub mod virtio;
+pub mod vmm;

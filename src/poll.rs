@@ -1,0 +1,102 @@
+//! Waiting for several descriptors at once, with one system call and no state in the kernel.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+/// One descriptor and what is wanted of it.
+pub struct Source<'a> {
+    fd: Option<BorrowedFd<'a>>,
+    events: libc::c_short,
+}
+
+/// What a [`Source`] is ready for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ready {
+    /// It can be read, or its end or an error can be seen by reading.
+    pub readable: bool,
+    /// It can be written, or an error can be seen by writing.
+    pub writable: bool,
+}
+
+impl<'a> Source<'a> {
+    /// Waits to read.
+    pub fn readable(fd: BorrowedFd<'a>) -> Self {
+        Self { fd: Some(fd), events: libc::POLLIN }
+    }
+
+    /// Waits for what is asked for. With neither, only an error or a hang-up is reported.
+    pub fn of(fd: BorrowedFd<'a>, readable: bool, writable: bool) -> Self {
+        let events = if readable { libc::POLLIN } else { 0 } | if writable { libc::POLLOUT } else { 0 };
+        Self { fd: Some(fd), events }
+    }
+
+    /// Never ready.
+    pub fn none() -> Self {
+        Self { fd: None, events: 0 }
+    }
+}
+
+/// Blocks until a source is ready or `deadline` passes; then none is.
+pub fn wait<const N: usize>(sources: [Source<'_>; N], deadline: Option<Instant>) -> io::Result<[Ready; N]> {
+    // poll(2) skips negative descriptors.
+    let mut fds = sources.map(|source| libc::pollfd {
+        fd: source.fd.map_or(-1, |fd| fd.as_raw_fd()),
+        events: source.events,
+        revents: 0,
+    });
+    loop {
+        let timeout = deadline.map_or(-1, |deadline| {
+            // Rounded up, so that a wake-up isn't too early and the loop doesn't spin for a millisecond.
+            let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
+            libc::c_int::try_from(left.as_millis()).unwrap_or(libc::c_int::MAX)
+        });
+        #[expect(unsafe_code, reason = "poll(2) has no safe wrapper among our crates")]
+        // SAFETY: `fds` is an array of N initialised pollfd that outlives the call; the descriptors are borrowed, so open.
+        let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
+        if ready >= 0 {
+            let gone = libc::POLLHUP | libc::POLLERR | libc::POLLNVAL;
+            return Ok(fds.map(|fd| Ready {
+                readable: fd.revents & (libc::POLLIN | gone) != 0,
+                writable: fd.revents & (libc::POLLOUT | gone) != 0,
+            }));
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn only_what_is_ready_is_reported() {
+        let (a, mut b) = UnixStream::pair().unwrap();
+        b.write_all(b"x").unwrap();
+        let sources = [Source::readable(a.as_fd()), Source::none(), Source::of(b.as_fd(), true, true)];
+        let ready = wait(sources, None).unwrap();
+        assert_eq!(ready.map(|r| (r.readable, r.writable)), [(true, false), (false, false), (false, true)]);
+    }
+
+    #[test]
+    fn a_deadline_ends_the_wait() {
+        let (a, _b) = UnixStream::pair().unwrap();
+        let start = Instant::now();
+        let deadline = start + Duration::from_millis(20);
+        assert_eq!(wait([Source::readable(a.as_fd())], Some(deadline)).unwrap(), [Ready::default()]);
+        assert!(start.elapsed() >= Duration::from_millis(20));
+    }
+
+    #[test]
+    fn a_closed_peer_is_readable() {
+        let (a, b) = UnixStream::pair().unwrap();
+        drop(b);
+        assert!(wait([Source::of(a.as_fd(), false, false)], None).unwrap()[0].readable);
+    }
+}

@@ -1,0 +1,3 @@
+//! What bothy measured, for people and for programs.
+
+pub mod timing;

@@ -1,0 +1,177 @@
+use super::*;
+use crate::virtio::core::spec::{mmio, status};
+use crate::virtio::core::testing::*;
+use std::path::Path;
+use tempfile::TempDir;
+
+const LEN: usize = 1 << 20;
+
+/// A disk whose sectors are filled with their numbers (mod 251), opened as a device.
+fn device(read_only: bool, id: Option<&str>) -> (TempDir, Config, Block) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    let bytes: Vec<u8> = (0..LEN).map(pattern).collect();
+    std::fs::write(&path, bytes).unwrap();
+    let config = Config { path, read_only, id: id.map(str::to_owned) };
+    let block = open(&config);
+    (dir, config, block)
+}
+
+fn open(config: &Config) -> Block {
+    Block::new(config, Disk::open(config).unwrap(), "blk0", &Spawner::default()).unwrap()
+}
+
+fn pattern(at: usize) -> u8 {
+    u8::try_from(at / 512 % 251).unwrap()
+}
+
+fn header(kind: u32, sector: u64) -> Vec<u8> {
+    [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()
+}
+
+fn read(driver: &mut FakeDriver, sector: u64, len: u32) -> Vec<u8> {
+    let (mut bytes, used) = driver.request(0, &header(blk::T_IN, sector), len + 1);
+    assert_eq!(used, len + 1);
+    assert_eq!(bytes.pop(), Some(blk::S_OK));
+    bytes
+}
+
+fn write(driver: &mut FakeDriver, sector: u64, data: &[u8]) {
+    let request = [header(blk::T_OUT, sector), data.to_vec()].concat();
+    assert_eq!(driver.request(0, &request, 1), (vec![blk::S_OK], 1));
+}
+
+#[test]
+fn a_driver_reads_and_writes_and_finds_it_again() {
+    for wanted in [0, feature::INDIRECT_DESC, feature::EVENT_IDX, u64::MAX] {
+        let (_dir, config, block) = device(false, None);
+        let mut driver = FakeDriver::new(block);
+        driver.start(wanted);
+        assert_eq!(read(&mut driver, 7, 2048), (7 * 512..11 * 512).map(pattern).collect::<Vec<_>>());
+        write(&mut driver, 9, &[0xaa; 1024]);
+        assert_eq!(read(&mut driver, 9, 1536)[..1024], [0xaa; 1024]);
+        assert_eq!(driver.request(0, &header(blk::T_FLUSH, 0), 1), (vec![blk::S_OK], 1));
+        let bytes = std::fs::read(&config.path).unwrap();
+        assert_eq!((bytes[9 * 512 - 1], bytes[9 * 512], bytes[11 * 512]), (8, 0xaa, 11));
+    }
+}
+
+#[test]
+fn the_configuration_space_has_capacity_segments_and_block_size() {
+    let (_dir, _, block) = device(false, None);
+    let driver = FakeDriver::new(block);
+    assert_eq!(u64::from_le_bytes(driver.config(0)), (LEN / 512) as u64);
+    assert_eq!(u32::from_le_bytes(driver.config(12)), 254);
+    assert_eq!(u32::from_le_bytes(driver.config(20)), 512);
+    assert_eq!(driver.read(mmio::DEVICE_ID), 2);
+    assert_eq!(driver.offered() & blk::F_RO, 0);
+    let (_dir, _, block) = device(true, None);
+    assert_ne!(FakeDriver::new(block).offered() & blk::F_RO, 0);
+}
+
+#[test]
+fn the_id_is_the_configured_one_or_the_devices_name() {
+    for (id, expected) in [(Some("root-disk"), &b"root-disk\0"[..]), (None, &b"blk0\0"[..])] {
+        let (_dir, _, block) = device(true, id);
+        let mut driver = FakeDriver::started(block);
+        let (bytes, used) = driver.request(0, &header(blk::T_GET_ID, 0), 21);
+        assert_eq!((used, bytes[20]), (21, blk::S_OK));
+        assert!(bytes.starts_with(expected));
+    }
+}
+
+#[test]
+fn many_requests_in_flight_are_all_answered() {
+    let (_dir, _, block) = device(false, None);
+    let mut driver = FakeDriver::started(block);
+    let mut buffers = Vec::new();
+    for round in 0..64_u64 {
+        let head = driver.alloc_with(&header(blk::T_IN, round));
+        let data = driver.alloc(513);
+        let table = driver.alloc(64);
+        buffers.push(data);
+        driver.queues[0].add_indirect(table, &[Part::Read(head, 16), Part::Write(data, 513)]);
+        driver.notify(0);
+        if round % 8 == 7 {
+            for _ in 0..8 {
+                assert_eq!(driver.wait_used(0).1, 513);
+            }
+        }
+    }
+    for (round, data) in buffers.into_iter().enumerate() {
+        let bytes = driver.bytes(data, 513);
+        assert!(bytes[..512].iter().all(|b| *b == pattern(round * 512)));
+        assert_eq!(bytes[512], blk::S_OK);
+    }
+}
+
+#[test]
+fn a_reset_with_requests_in_flight_finishes_or_leaves_them_and_the_disk_works_again() {
+    let (_dir, _, block) = device(false, None);
+    let mut driver = FakeDriver::started(block);
+    let request = driver.alloc_with(&header(blk::T_IN, 0));
+    let data = driver.alloc(0x8_0001);
+    for _ in 0..30 {
+        for _ in 0..7 {
+            driver.queues[0].add(&[Part::Read(request, 16), Part::Write(data, 0x8_0001)]);
+        }
+        driver.notify(0);
+        driver.write(mmio::STATUS, 0);
+        // The device has let go of memory: nothing changes it now.
+        let blank = vec![0x55; 0x8_0001];
+        vm_memory::Bytes::write_slice(&*driver.mem, &blank, vm_memory::GuestAddress(data)).unwrap();
+        std::thread::sleep(std::time::Duration::from_micros(500));
+        assert!(driver.bytes(data, 0x8_0001) == blank);
+        driver.start(u64::MAX);
+    }
+    assert_eq!(read(&mut driver, 3, 512), [3; 512]);
+}
+
+#[test]
+fn a_broken_chain_needs_a_reset_and_the_disk_works_after_it() {
+    let (_dir, _, block) = device(false, None);
+    let mut driver = FakeDriver::started(block);
+    driver.queues[0].desc(0, 0x1000, 16, NEXT, 0);
+    driver.queues[0].offer(0);
+    driver.notify(0);
+    driver.wait_needs_reset();
+    driver.start(u64::MAX);
+    assert_eq!(driver.status() & status::NEEDS_RESET, 0);
+    assert_eq!(read(&mut driver, 3, 512), [3; 512]);
+}
+
+#[test]
+fn a_device_that_is_gone_has_unlocked_its_disk() {
+    let (_dir, config, block) = device(false, None);
+    let mut driver = FakeDriver::started(block);
+    write(&mut driver, 0, &[0xbb; 512]);
+    assert!(matches!(Disk::open(&config), Err(OpenError::Locked { .. })));
+    driver.transport.stop();
+    drop(driver);
+    let mut driver = FakeDriver::started(open(&config));
+    assert_eq!(read(&mut driver, 0, 512), [0xbb; 512]);
+}
+
+#[test]
+fn a_configuration_is_checked_before_anything_is_opened() {
+    let config = |id: &str| Config { path: Path::new("x").into(), read_only: false, id: Some(id.to_owned()) };
+    for good in ["a", "root-disk_0.img", "12345678901234567890"] {
+        assert_eq!(config(good).validate(), Ok(()));
+    }
+    for bad in ["", "123456789012345678901"] {
+        assert_eq!(config(bad).validate(), Err(ConfigError::IdLength(bad.to_owned())));
+    }
+    for bad in ["a b", "a/b", "\n", "ü"] {
+        assert_eq!(config(bad).validate(), Err(ConfigError::IdCharacters(bad.to_owned())));
+    }
+    let none = Config { path: PathBuf::new(), read_only: false, id: None };
+    assert_eq!(none.validate(), Err(ConfigError::NoPath));
+}
+
+#[test]
+fn a_configuration_is_plain_data_and_refuses_unknown_keys() {
+    let config: Config = toml::from_str("path = 'a.img'").unwrap();
+    assert_eq!(config, Config { path: "a.img".into(), read_only: false, id: None });
+    assert_eq!(toml::from_str::<Config>("path = 'a'\nread_only = true\nid = 'x'").unwrap().id.as_deref(), Some("x"));
+    assert!(toml::from_str::<Config>("path = 'a'\nreadonly = true").is_err());
+}

@@ -1,0 +1,172 @@
+use super::*;
+use crate::virtio::core::iovec::IoVecs;
+use crate::virtio::core::testing::memory;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use tempfile::TempDir;
+use vm_memory::{Bytes, GuestAddress};
+
+const A: u64 = 0x10_0000;
+
+fn config(path: &Path) -> Config {
+    Config { path: path.to_path_buf(), read_only: false, id: None }
+}
+
+fn read_only(path: &Path) -> Config {
+    Config { read_only: true, ..config(path) }
+}
+
+/// A directory with a file `disk` of so many bytes in it.
+fn image(len: u64) -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    File::create(&path).unwrap().set_len(len).unwrap();
+    (dir, path)
+}
+
+fn refused(config: &Config) -> OpenError {
+    Disk::open(config).unwrap_err()
+}
+
+#[test]
+fn a_file_is_read_and_written_where_it_should_be() {
+    let (_dir, path) = image(4096);
+    let disk = Disk::open(&config(&path)).unwrap();
+    assert_eq!((disk.len(), disk.read_only()), (4096, false));
+    let mem = memory();
+    mem.write_slice(b"abcdef", GuestAddress(A)).unwrap();
+    let mut iovs = IoVecs::default();
+    let mut list = iovs.gather(&mem);
+    list.push(GuestAddress(A), 2);
+    list.push(GuestAddress(A + 2), 4);
+    disk.write_at(&mut list, 1000).unwrap();
+    disk.flush().unwrap();
+    assert_eq!(&std::fs::read(&path).unwrap()[999..1007], b"\0abcdef\0");
+
+    let mut list = iovs.scatter(&mem);
+    list.push(GuestAddress(A + 0x100), 3);
+    disk.read_at(&mut list, 1002).unwrap();
+    assert_eq!(mem.read_obj::<[u8; 4]>(GuestAddress(A + 0x100)).unwrap(), *b"cde\0");
+}
+
+#[test]
+fn a_disk_survives_the_way_from_one_process_to_the_next() {
+    let (_dir, path) = image(1024);
+    let disk = Disk::open(&config(&path)).unwrap();
+    let disk = Disk::from_fd(disk.into_fd(), false).unwrap();
+    assert_eq!(disk.len(), 1024);
+    assert!(matches!(refused(&config(&path)), OpenError::Locked { .. }), "the lock came along");
+}
+
+#[test]
+fn a_file_that_shrinks_gives_errors_where_it_is_missing() {
+    let (_dir, path) = image(1024);
+    let disk = Disk::open(&config(&path)).unwrap();
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(600).unwrap();
+    let mem = memory();
+    let mut iovs = IoVecs::default();
+    let mut list = iovs.scatter(&mem);
+    list.push(GuestAddress(A), 512);
+    assert_eq!(disk.read_at(&mut list, 512).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+}
+
+#[test]
+fn what_is_no_disk_is_refused_with_the_way_out() {
+    let (dir, path) = image(1025);
+    let message = |path: &Path| refused(&config(path)).to_string();
+    assert!(message(&path).contains("1025 bytes, which is not a multiple of 512"), "{}", message(&path));
+    File::create(&path).unwrap();
+    assert!(message(&path).contains("is empty"), "{}", message(&path));
+    assert!(message(dir.path()).contains("is a directory"));
+    assert!(matches!(refused(&read_only(dir.path())), OpenError::Directory { .. }));
+    let missing = dir.path().join("missing");
+    assert!(message(&missing).contains("does not exist"));
+    assert!(!missing.exists(), "nothing is created");
+    assert!(message(Path::new("/dev/null")).contains("neither a file nor a block device"));
+    let (_listener, socket) = (std::os::unix::net::UnixListener::bind(dir.path().join("s")), dir.path().join("s"));
+    assert!(matches!(refused(&config(&socket)), OpenError::Io { .. }));
+    assert!(matches!(refused(&config(&path.join("below"))), OpenError::Io { .. }));
+}
+
+/// Runs `f` in a thread that has no rights but a plain user's.
+#[expect(unsafe_code, reason = "the rights of one thread")]
+fn as_plain_user<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                // SAFETY: no pointers. The raw system call changes this thread alone, unlike libc's wrapper.
+                let result = unsafe { libc::syscall(libc::SYS_setresuid, -1, 65534, -1) };
+                // A plain user may not, and needn't.
+                assert!(result == 0 || !is_root());
+                f()
+            })
+            .join()
+            .unwrap()
+    })
+}
+
+#[expect(unsafe_code, reason = "geteuid(2)")]
+fn is_root() -> bool {
+    // SAFETY: no arguments, can't fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+#[test]
+fn a_file_that_can_only_be_read_is_refused_with_the_word_that_helps() {
+    let (dir, path) = image(1024);
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o444)).unwrap();
+    let error = as_plain_user(|| refused(&config(&path)));
+    assert!(matches!(error, OpenError::ReadOnly { .. }), "{error:?}");
+    assert!(error.to_string().contains("add \",ro\""));
+    assert!(as_plain_user(|| Disk::open(&read_only(&path))).is_ok());
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o000)).unwrap();
+    let error = as_plain_user(|| refused(&config(&path)));
+    assert!(matches!(error, OpenError::Io { .. }), "{error:?}");
+}
+
+#[test]
+fn one_writer_or_many_readers_have_a_disk() {
+    let (_dir, path) = image(1024);
+    let writer = Disk::open(&config(&path)).unwrap();
+    for second in [config(&path), read_only(&path)] {
+        let error = refused(&second);
+        assert!(error.to_string().contains("in use by this very command"), "{error}");
+    }
+    drop(writer);
+    let readers = [(); 3].map(|()| Disk::open(&read_only(&path)).unwrap());
+    assert!(matches!(refused(&config(&path)), OpenError::Locked { .. }));
+    drop(readers);
+    Disk::open(&config(&path)).unwrap();
+}
+
+const HOLD: &str = "BOTHY_TEST_HOLD_DISK";
+
+#[test]
+fn the_holder_of_a_lock_is_named() {
+    if let Some(path) = std::env::var_os(HOLD) {
+        // The child: holds the disk until its input ends.
+        let _disk = Disk::open(&config(Path::new(&path))).unwrap();
+        println!("\nholding");
+        let _ = std::io::stdin().read_line(&mut String::new());
+        return;
+    }
+    let (_dir, path) = image(1024);
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "virtio::blk::disk::tests::the_holder_of_a_lock_is_named", "--nocapture"])
+        .env(HOLD, &path)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    let mut lines = lines.map_while(Result::ok);
+    assert!(lines.any(|line| line == "holding"), "the child did not get that far");
+    let error = refused(&config(&path));
+    assert!(error.to_string().contains(&format!("in use by process {} (", child.id())), "{error}");
+    child.stdin.take().unwrap().write_all(b"\n").unwrap();
+    // The child's last words must have somewhere to go.
+    lines.for_each(drop);
+    assert!(child.wait().unwrap().success());
+    Disk::open(&config(&path)).unwrap();
+}

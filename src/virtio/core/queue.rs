@@ -1,0 +1,228 @@
+//! A split virtqueue (virtio 1.2 §2.7), from the device's side: takes chains off the avail ring, puts them on the used ring.
+//!
+//! The ring arithmetic, the memory barriers and the event index are `virtio-queue`'s; the walk along a chain is ours
+//! ([`Chain`]), because it refuses what that crate passes over. A queue is plain data: it holds no thread, no descriptor
+//! and no guest memory, so its [`QueueState`] is all there is to it.
+//!
+//! A malformed ring or chain is reported once, by the `pop` that met it. From then on the queue is *failed*: it pops nothing
+//! any more, while chains that are in flight can still be completed.
+
+use std::sync::atomic::{Ordering, fence};
+
+use thiserror::Error;
+use virtio_queue::{QueueOwnedT, QueueState, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+use super::chain::{Chain, ChainError, Segment};
+use super::spec::{feature, ring};
+use crate::memory::GuestMemory;
+
+/// Where the driver put a queue, as it says: nothing is checked yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueLayout {
+    /// Number of descriptors.
+    pub size: u32,
+    /// GPA of the descriptor table.
+    pub desc_table: u64,
+    /// GPA of the avail ring (the "driver area").
+    pub avail_ring: u64,
+    /// GPA of the used ring (the "device area").
+    pub used_ring: u64,
+}
+
+/// What a driver can do wrong with a queue.
+#[derive(Debug, Error)]
+pub enum QueueError {
+    /// §2.7: a power of two, and not more than the device offers.
+    #[error("a queue of {size} descriptors, where {max} is the most")]
+    Size {
+        /// What the driver wants.
+        size: u32,
+        /// What the device offers.
+        max: u16,
+    },
+    /// §2.7: each part has its alignment; and none is at 0, which is where one ends up that was never set.
+    #[error("the {part} at {gpa:#x} is misaligned or was not set")]
+    Misplaced {
+        /// Which part of the queue.
+        part: &'static str,
+        /// Where it is.
+        gpa: u64,
+    },
+    /// The device would read or write nothing there.
+    #[error("the {part} at {gpa:#x} is not in memory")]
+    OutsideMemory {
+        /// Which part of the queue.
+        part: &'static str,
+        /// Where it is.
+        gpa: u64,
+    },
+    /// More chains are on offer than there are descriptors.
+    #[error("the avail ring is ahead by more than the queue's size, or a chain is on it twice")]
+    TooManyAvailable,
+    /// A chain is malformed.
+    #[error("malformed descriptor chain: {0}")]
+    Chain(#[from] ChainError),
+    /// Anything else about the ring.
+    #[error("malformed ring: {0}")]
+    Ring(virtio_queue::Error),
+}
+
+impl From<virtio_queue::Error> for QueueError {
+    fn from(error: virtio_queue::Error) -> Self {
+        match error {
+            virtio_queue::Error::InvalidAvailRingIndex => Self::TooManyAvailable,
+            other => Self::Ring(other),
+        }
+    }
+}
+
+/// A queue that the driver has set up.
+#[derive(Debug)]
+pub struct Queue {
+    ring: virtio_queue::Queue,
+    indirect: bool,
+    failed: bool,
+    in_flight: u16,
+    // Something was completed since `needs_interrupt` last answered.
+    unsignalled: bool,
+    // Lists of finished chains, for the next ones: steady traffic allocates nothing.
+    spare: Vec<Vec<Segment>>,
+}
+
+impl Queue {
+    /// A fresh queue, everything about it checked. `max_size` is what the device offers, `features` what was negotiated.
+    pub fn new(layout: &QueueLayout, max_size: u16, features: u64, mem: &GuestMemory) -> Result<Self, QueueError> {
+        let size = u16::try_from(layout.size)
+            .ok()
+            .filter(|size| size.is_power_of_two() && *size <= max_size)
+            .ok_or(QueueError::Size { size: layout.size, max: max_size })?;
+        let entries = usize::from(size);
+        // Sizes and alignments of §2.7: 16 bytes a descriptor; flags, index, 2 bytes an entry and used_event; flags, index, 8 bytes
+        // an entry and avail_event.
+        for (part, gpa, align, len) in [
+            ("descriptor table", layout.desc_table, 16, 16 * entries),
+            ("avail ring", layout.avail_ring, 2, 6 + 2 * entries),
+            ("used ring", layout.used_ring, 4, 6 + 8 * entries),
+        ] {
+            if gpa == 0 || gpa % align != 0 {
+                return Err(QueueError::Misplaced { part, gpa });
+            }
+            if !mem.check_range(GuestAddress(gpa), len) {
+                return Err(QueueError::OutsideMemory { part, gpa });
+            }
+        }
+        let ring = virtio_queue::Queue::try_from(QueueState {
+            max_size,
+            next_avail: 0,
+            next_used: 0,
+            event_idx_enabled: features & feature::EVENT_IDX != 0,
+            size,
+            ready: true,
+            desc_table: layout.desc_table,
+            avail_ring: layout.avail_ring,
+            used_ring: layout.used_ring,
+        })?;
+        let indirect = features & feature::INDIRECT_DESC != 0;
+        Ok(Self { ring, indirect, failed: false, in_flight: 0, unsignalled: false, spare: Vec::new() })
+    }
+
+    /// The queue as it stands. No chain may be in flight.
+    pub fn state(&self) -> QueueState {
+        debug_assert_eq!(self.in_flight, 0, "a state is taken when every chain is completed");
+        self.ring.state()
+    }
+
+    /// Number of descriptors.
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
+    /// Whether the driver has broken the queue.
+    pub fn failed(&self) -> bool {
+        self.failed
+    }
+
+    /// Takes the next chain, if there is one. An error comes once; afterwards the queue is failed and empty.
+    pub fn pop(&mut self, mem: &GuestMemory) -> Result<Option<Chain>, QueueError> {
+        if self.failed {
+            return Ok(None);
+        }
+        self.try_pop(mem).inspect_err(|_| self.failed = true)
+    }
+
+    fn try_pop(&mut self, mem: &GuestMemory) -> Result<Option<Chain>, QueueError> {
+        let Some(head) = self.ring.iter(mem)?.next().map(|chain| chain.head_index()) else {
+            return Ok(None);
+        };
+        let size = self.ring.size();
+        let chain = if self.in_flight == size {
+            Err(QueueError::TooManyAvailable)
+        } else {
+            let table = GuestAddress(self.ring.desc_table());
+            let segments = self.spare.pop().unwrap_or_default();
+            Chain::walk(mem, table, size, head, self.indirect, segments).map_err(QueueError::from)
+        };
+        let chain = chain.inspect_err(|_| self.ring.go_to_previous_position())?;
+        self.in_flight += 1;
+        Ok(Some(chain.popped_at(self.ring.next_avail())))
+    }
+
+    /// Gives the last popped chain back to the avail ring, as if it had not been popped.
+    pub fn put_back(&mut self, chain: Chain) {
+        assert_eq!(chain.position(), self.ring.next_avail(), "only the last popped chain can go back");
+        self.ring.go_to_previous_position();
+        self.retire(chain);
+    }
+
+    /// Ends a chain: the driver may have it back. The device has written `written` bytes from the start of its writable
+    /// part (§2.7.8).
+    pub fn complete(&mut self, mem: &GuestMemory, chain: Chain, written: u32) -> Result<(), QueueError> {
+        debug_assert!(written <= chain.writable_len(), "a device writes only what it may");
+        let (head, written) = (chain.head(), written.min(chain.writable_len()));
+        self.retire(chain);
+        self.unsignalled = true;
+        self.ring.add_used(mem, head, written).map_err(|error| {
+            self.failed = true;
+            error.into()
+        })
+    }
+
+    fn retire(&mut self, chain: Chain) {
+        self.in_flight -= 1;
+        let mut segments = chain.finish();
+        segments.clear();
+        self.spare.push(segments);
+    }
+
+    /// Whether the driver wants an interrupt for what was completed since this was last asked (§2.7.7, §2.7.10).
+    pub fn needs_interrupt(&mut self, mem: &GuestMemory) -> bool {
+        if !std::mem::take(&mut self.unsignalled) {
+            return false;
+        }
+        // In doubt, one interrupt too many.
+        if self.ring.event_idx_enabled() {
+            return self.ring.needs_notification(mem).unwrap_or(true);
+        }
+        // The used index must be out before the flag is read: the driver does it the other way round (§2.7.10.1).
+        fence(Ordering::SeqCst);
+        let flags = mem.load::<u16>(GuestAddress(self.ring.avail_ring()), Ordering::Relaxed);
+        flags.map_or(true, |flags| u16::from_le(flags) & ring::AVAIL_F_NO_INTERRUPT == 0)
+    }
+
+    /// Tells the driver not to notify: the device is looking anyway.
+    pub fn disable_notification(&mut self, mem: &GuestMemory) {
+        if self.ring.disable_notification(mem).is_err() {
+            self.failed = true;
+        }
+    }
+
+    /// Asks the driver to notify again, and returns whether a chain came in the meantime without one: then look again.
+    pub fn enable_notification(&mut self, mem: &GuestMemory) -> bool {
+        !self.failed && self.ring.enable_notification(mem).unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

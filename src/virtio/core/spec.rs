@@ -1,0 +1,118 @@
+//! The numbers of virtio 1.2, each with its section. Most come from the kernel's headers by way of
+//! `virtio-bindings`; here they get short names and, for features, their masks.
+
+/// Device status bits (§2.1).
+pub mod status {
+    pub use virtio_bindings::virtio_config::{
+        VIRTIO_CONFIG_S_ACKNOWLEDGE as ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER as DRIVER,
+        VIRTIO_CONFIG_S_DRIVER_OK as DRIVER_OK, VIRTIO_CONFIG_S_FAILED as FAILED,
+        VIRTIO_CONFIG_S_FEATURES_OK as FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET as NEEDS_RESET,
+    };
+}
+
+/// Device types (§5).
+pub mod id {
+    pub use virtio_bindings::virtio_ids::{
+        VIRTIO_ID_BLOCK as BLOCK, VIRTIO_ID_NET as NET, VIRTIO_ID_RNG as RNG,
+    };
+}
+
+/// Feature bits of the ring and the transport (§6), as masks.
+pub mod feature {
+    use virtio_bindings::{virtio_config, virtio_ring};
+
+    /// The device obeys this specification and not a draft of it.
+    pub const VERSION_1: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1;
+    /// A descriptor may point to a table of descriptors (§2.7.5.3).
+    pub const INDIRECT_DESC: u64 = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+    /// Either side says after which index it wants a notification (§2.7.7, §2.7.10).
+    pub const EVENT_IDX: u64 = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+    /// What [`Queue`](super::super::queue::Queue) does by itself, so that every device offers it.
+    pub const RING: u64 = INDIRECT_DESC | EVENT_IDX;
+}
+
+/// The split virtqueue (§2.7).
+pub mod ring {
+    /// Bytes of a descriptor (§2.7.5).
+    pub const DESC_SIZE: u32 = 16;
+    /// Largest number of descriptors (§2.7).
+    pub const MAX_SIZE: u16 = 32768;
+    /// In the avail ring's flags: the driver wants no interrupt (§2.7.6).
+    pub const AVAIL_F_NO_INTERRUPT: u16 = 1;
+}
+
+/// Registers of the MMIO transport, as offsets from its base (§4.2.2, table 4.1).
+pub mod mmio {
+    pub use virtio_bindings::virtio_mmio::{
+        VIRTIO_MMIO_CONFIG as CONFIG, VIRTIO_MMIO_CONFIG_GENERATION as CONFIG_GENERATION,
+        VIRTIO_MMIO_DEVICE_FEATURES as DEVICE_FEATURES,
+        VIRTIO_MMIO_DEVICE_FEATURES_SEL as DEVICE_FEATURES_SEL, VIRTIO_MMIO_DEVICE_ID as DEVICE_ID,
+        VIRTIO_MMIO_DRIVER_FEATURES as DRIVER_FEATURES,
+        VIRTIO_MMIO_DRIVER_FEATURES_SEL as DRIVER_FEATURES_SEL, VIRTIO_MMIO_INT_CONFIG as INT_CONFIG,
+        VIRTIO_MMIO_INT_VRING as INT_VRING, VIRTIO_MMIO_INTERRUPT_ACK as INTERRUPT_ACK,
+        VIRTIO_MMIO_INTERRUPT_STATUS as INTERRUPT_STATUS, VIRTIO_MMIO_MAGIC_VALUE as MAGIC_VALUE,
+        VIRTIO_MMIO_QUEUE_AVAIL_HIGH as QUEUE_DRIVER_HIGH, VIRTIO_MMIO_QUEUE_AVAIL_LOW as QUEUE_DRIVER_LOW,
+        VIRTIO_MMIO_QUEUE_DESC_HIGH as QUEUE_DESC_HIGH, VIRTIO_MMIO_QUEUE_DESC_LOW as QUEUE_DESC_LOW,
+        VIRTIO_MMIO_QUEUE_NOTIFY as QUEUE_NOTIFY, VIRTIO_MMIO_QUEUE_NUM as QUEUE_NUM,
+        VIRTIO_MMIO_QUEUE_NUM_MAX as QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY as QUEUE_READY,
+        VIRTIO_MMIO_QUEUE_SEL as QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH as QUEUE_DEVICE_HIGH,
+        VIRTIO_MMIO_QUEUE_USED_LOW as QUEUE_DEVICE_LOW, VIRTIO_MMIO_SHM_BASE_HIGH as SHM_BASE_HIGH,
+        VIRTIO_MMIO_SHM_BASE_LOW as SHM_BASE_LOW, VIRTIO_MMIO_SHM_LEN_HIGH as SHM_LEN_HIGH,
+        VIRTIO_MMIO_SHM_LEN_LOW as SHM_LEN_LOW, VIRTIO_MMIO_SHM_SEL as SHM_SEL,
+        VIRTIO_MMIO_STATUS as STATUS, VIRTIO_MMIO_VENDOR_ID as VENDOR_ID, VIRTIO_MMIO_VERSION as VERSION,
+    };
+
+    /// What MAGIC_VALUE reads: "virt", little-endian.
+    pub const MAGIC: u32 = 0x7472_6976;
+    /// What VERSION reads: 2 is the transport of virtio 1.0 and later; 1 was the legacy one.
+    pub const VERSION_2: u32 = 2;
+    /// What VENDOR_ID reads: "both", little-endian. Drivers don't look at it.
+    pub const VENDOR: u32 = 0x6874_6f62;
+}
+
+/// The block device (§5.2).
+pub mod blk {
+    use virtio_bindings::virtio_blk;
+
+    /// Bytes of a sector, the unit of the protocol whatever the block size (§5.2.2).
+    pub const SECTOR_SIZE: u64 = 512;
+    /// Bytes of the request header: type, reserved, sector (§5.2.6).
+    pub const HEADER_LEN: u32 = 16;
+    /// Bytes of what GET_ID answers (§5.2.6).
+    pub const ID_LEN: usize = virtio_blk::VIRTIO_BLK_ID_BYTES as usize;
+
+    /// `seg_max` in the configuration space is valid (§5.2.3).
+    pub const F_SEG_MAX: u64 = 1 << virtio_blk::VIRTIO_BLK_F_SEG_MAX;
+    /// The device is read-only (§5.2.3).
+    pub const F_RO: u64 = 1 << virtio_blk::VIRTIO_BLK_F_RO;
+    /// `blk_size` in the configuration space is valid (§5.2.3).
+    pub const F_BLK_SIZE: u64 = 1 << virtio_blk::VIRTIO_BLK_F_BLK_SIZE;
+    /// The device has a cache and takes FLUSH (§5.2.3).
+    pub const F_FLUSH: u64 = 1 << virtio_blk::VIRTIO_BLK_F_FLUSH;
+
+    pub use virtio_blk::{
+        VIRTIO_BLK_T_FLUSH as T_FLUSH, VIRTIO_BLK_T_GET_ID as T_GET_ID, VIRTIO_BLK_T_IN as T_IN,
+        VIRTIO_BLK_T_OUT as T_OUT,
+    };
+
+    /// Status byte: done (§5.2.6).
+    pub const S_OK: u8 = 0;
+    /// Status byte: an error of the device or of the driver (§5.2.6).
+    pub const S_IOERR: u8 = 1;
+    /// Status byte: no such request (§5.2.6).
+    pub const S_UNSUPP: u8 = 2;
+}
+
+/// The network device (§5.1).
+pub mod net {
+    use virtio_bindings::virtio_net;
+
+    /// `mac` in the configuration space is valid (§5.1.3).
+    pub const F_MAC: u64 = 1 << virtio_net::VIRTIO_NET_F_MAC;
+    /// Bytes of the header before each packet in either direction (§5.1.6).
+    pub const HEADER_LEN: u32 = 12;
+    /// Index of the first receive queue (§5.1.2).
+    pub const RX: usize = 0;
+    /// Index of the first transmit queue (§5.1.2).
+    pub const TX: usize = 1;
+}

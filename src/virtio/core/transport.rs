@@ -1,0 +1,298 @@
+//! What the driver negotiates with a device, whatever registers it does it through: status, features, queues, reset.
+//!
+//! [`mmio`](super::mmio) stands in front of it, and a PCI transport can stand beside that. Nothing here knows an offset or
+//! an access width. It owns the kick eventfds, and is called under its owner's lock.
+
+use std::fmt::Display;
+use std::io;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::active::ActiveQueue;
+use super::device::{Activation, ConfigChange, Interrupt, NeedsReset, VirtioDevice};
+use super::guest_log::GuestLog;
+use super::queue::{Queue, QueueError, QueueLayout};
+use super::spec::{feature, status};
+use crate::bus::Doorbells;
+use crate::memory::GuestMemory;
+
+/// How a transport reaches the driver.
+pub(super) struct Signals {
+    /// One per queue.
+    pub(super) queues: Vec<Interrupt>,
+    /// For changes of the configuration space and of the status.
+    pub(super) config: Interrupt,
+    /// Takes `add` and `remove` of the doorbells.
+    pub(super) doorbells: Arc<dyn Doorbells>,
+    /// Where the driver writes a queue's index to notify it.
+    pub(super) notify_gpa: u64,
+}
+
+struct QueueSlot {
+    max_size: u16,
+    layout: QueueLayout,
+    ready: bool,
+    kick_evt: Arc<EventFd>,
+    interrupt: Interrupt,
+    doorbell: bool,
+}
+
+pub(super) struct Transport {
+    device: Box<dyn VirtioDevice>,
+    mem: Arc<GuestMemory>,
+    queues: Vec<QueueSlot>,
+    doorbells: Arc<dyn Doorbells>,
+    notify_gpa: u64,
+    config_change: ConfigChange,
+    needs_reset: NeedsReset,
+    log: Arc<GuestLog>,
+    status: u32,
+    driver_features: u64,
+    running: bool,
+}
+
+impl Transport {
+    pub(super) fn new(
+        device: Box<dyn VirtioDevice>,
+        mem: Arc<GuestMemory>,
+        signals: Signals,
+        log: Arc<GuestLog>,
+    ) -> io::Result<Self> {
+        let queues = device.queue_sizes().iter().zip(signals.queues).map(|(max_size, interrupt)| {
+            Ok(QueueSlot {
+                max_size: *max_size,
+                layout: QueueLayout { size: u32::from(*max_size), ..Default::default() },
+                ready: false,
+                kick_evt: Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?),
+                interrupt,
+                doorbell: false,
+            })
+        });
+        Ok(Self {
+            queues: queues.collect::<io::Result<_>>()?,
+            device,
+            mem,
+            doorbells: signals.doorbells,
+            notify_gpa: signals.notify_gpa,
+            config_change: ConfigChange::new(signals.config.clone()),
+            needs_reset: NeedsReset::new(signals.config, log.clone()),
+            log,
+            status: 0,
+            driver_features: 0,
+            running: false,
+        })
+    }
+
+    pub(super) fn device(&self) -> &dyn VirtioDevice {
+        self.device.as_ref()
+    }
+
+    /// By queue index; signalled when the driver notifies.
+    pub(super) fn kick_evts(&self) -> Vec<Arc<EventFd>> {
+        self.queues.iter().map(|queue| queue.kick_evt.clone()).collect()
+    }
+
+    /// Says what the driver did wrong, within its budget.
+    pub(super) fn complain(&self, what: impl Display) {
+        self.log.warn(what);
+    }
+
+    pub(super) fn generation(&self) -> u32 {
+        *self.config_change.generation()
+    }
+
+    pub(super) fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let _unchanged = self.config_change.generation();
+        self.device.read_config(offset, data);
+    }
+
+    pub(super) fn write_config(&mut self, offset: u64, data: &[u8]) {
+        self.device.write_config(offset, data);
+    }
+
+    /// Bits 32 * `word` and up of what is offered.
+    pub(super) fn offered_features(&self, word: u32) -> u32 {
+        word_of(self.device.features() | feature::VERSION_1, word)
+    }
+
+    /// The driver's choice, until it is sealed by FEATURES_OK.
+    pub(super) fn accept_features(&mut self, word: u32, value: u32) {
+        if self.status & status::FEATURES_OK != 0 {
+            self.complain("features were written after FEATURES_OK");
+            return;
+        }
+        let shift = match word {
+            0 => 0,
+            1 => 32,
+            _ => return,
+        };
+        let mask = u64::from(u32::MAX) << shift;
+        self.driver_features = (self.driver_features & !mask) | (u64::from(value) << shift);
+    }
+
+    pub(super) fn queue_max_size(&self, index: u32) -> u32 {
+        self.slot(index).map_or(0, |queue| u32::from(queue.max_size))
+    }
+
+    pub(super) fn queue_ready(&self, index: u32) -> bool {
+        self.slot(index).is_some_and(|queue| queue.ready)
+    }
+
+    fn slot(&self, index: u32) -> Option<&QueueSlot> {
+        self.queues.get(usize::try_from(index).ok()?)
+    }
+
+    /// Changes where a queue is, unless it is live.
+    pub(super) fn set_queue_layout(&mut self, index: u32, change: impl FnOnce(&mut QueueLayout)) {
+        let driver_ok = self.status & status::DRIVER_OK != 0;
+        let queue = usize::try_from(index).ok().and_then(|index| self.queues.get_mut(index));
+        match queue {
+            Some(queue) if !driver_ok && !queue.ready => change(&mut queue.layout),
+            _ => self.complain(format_args!("queue {index} was written to, and is live or does not exist")),
+        }
+    }
+
+    /// Enables a queue, or disables it while that is still possible (before DRIVER_OK).
+    pub(super) fn set_queue_ready(&mut self, index: u32, ready: bool) {
+        let driver_ok = self.status & status::DRIVER_OK != 0;
+        let Some(queue) = usize::try_from(index).ok().and_then(|index| self.queues.get_mut(index)) else {
+            self.complain(format_args!("there is no queue {index} to enable"));
+            return;
+        };
+        if driver_ok {
+            self.complain(format_args!("queue {index} was enabled or disabled while the device runs"));
+            return;
+        }
+        queue.ready = false;
+        if !ready {
+            return;
+        }
+        // Checked again at DRIVER_OK; here it shows the driver at once which queue is bad.
+        match Queue::new(&queue.layout, queue.max_size, self.driver_features, &self.mem) {
+            Ok(_) => queue.ready = true,
+            Err(error) => self.needs_reset.raise_unannounced(format_args!("queue {index}: {error}")),
+        }
+    }
+
+    /// The status with what the device adds to it (virtio 1.2 §2.1).
+    pub(super) fn status(&self) -> u32 {
+        self.status | if self.needs_reset.is_raised() { status::NEEDS_RESET } else { 0 }
+    }
+
+    /// What the driver writes to the status: 0 resets, anything else adds bits, each in its turn (§3.1.1).
+    pub(super) fn set_status(&mut self, value: u32) {
+        if value == 0 {
+            self.reset();
+            return;
+        }
+        // Drivers write back what they read, the device's own bit included.
+        let value = value & 0xff & !status::NEEDS_RESET;
+        if self.status & !value != 0 {
+            self.complain("a status bit was cleared other than by a reset");
+            return;
+        }
+        let added = value & !self.status;
+        self.status |= added & !(status::FEATURES_OK | status::DRIVER_OK);
+        if added & status::FEATURES_OK != 0 {
+            self.seal_features();
+        }
+        if added & status::DRIVER_OK != 0 {
+            self.go_live();
+        }
+    }
+
+    /// FEATURES_OK stays clear, which the driver reads back, when the device can't work with the driver's choice (§3.1.1).
+    fn seal_features(&mut self) {
+        let offered = self.device.features() | feature::VERSION_1;
+        if self.driver_features & !offered != 0 {
+            self.complain("the driver wants features that are not offered");
+        } else if self.driver_features & feature::VERSION_1 == 0 {
+            self.complain("the driver is a legacy one: it does not accept VIRTIO_F_VERSION_1");
+        } else if self.status & status::DRIVER == 0 {
+            self.complain("FEATURES_OK came before DRIVER");
+        } else {
+            self.status |= status::FEATURES_OK;
+        }
+    }
+
+    fn go_live(&mut self) {
+        if self.status & status::FEATURES_OK == 0 {
+            self.complain("DRIVER_OK came before FEATURES_OK");
+            return;
+        }
+        self.status |= status::DRIVER_OK;
+        if self.needs_reset.is_raised() {
+            return;
+        }
+        let queues = match self.activate_queues() {
+            Ok(queues) => queues,
+            Err(error) => return self.needs_reset.raise(error),
+        };
+        let activation = Activation {
+            mem: self.mem.clone(),
+            features: self.driver_features,
+            queues,
+            config_change: self.config_change.clone(),
+            needs_reset: self.needs_reset.clone(),
+        };
+        if let Err(error) = self.device.start(activation) {
+            return self.needs_reset.raise(format_args!("the device did not start: {error}"));
+        }
+        self.running = true;
+        // Last: a doorbell is a speed-up, and until it is there the driver's writes arrive as exits.
+        for (index, slot) in (0..).zip(&mut self.queues) {
+            if slot.ready {
+                self.doorbells.add(self.notify_gpa, index, &slot.kick_evt);
+                slot.doorbell = true;
+            }
+        }
+    }
+
+    fn activate_queues(&self) -> Result<Vec<Option<ActiveQueue>>, QueueError> {
+        let activate = |(index, slot): (usize, &QueueSlot)| {
+            if !slot.ready {
+                return Ok(None);
+            }
+            Ok(Some(ActiveQueue::new(
+                index,
+                Queue::new(&slot.layout, slot.max_size, self.driver_features, &self.mem)?,
+                self.mem.clone(),
+                slot.kick_evt.clone(),
+                slot.interrupt.clone(),
+                self.needs_reset.clone(),
+            )))
+        };
+        self.queues.iter().enumerate().map(activate).collect()
+    }
+
+    /// Stops the device and removes its doorbells. The driver sees nothing of it. Returns the queues as they stand, or nothing
+    /// when the device doesn't run.
+    pub(super) fn stop(&mut self) -> Vec<Option<Queue>> {
+        for (index, slot) in (0..).zip(&mut self.queues) {
+            if std::mem::take(&mut slot.doorbell) {
+                self.doorbells.remove(self.notify_gpa, index, &slot.kick_evt);
+            }
+        }
+        if std::mem::take(&mut self.running) { self.device.stop() } else { Vec::new() }
+    }
+
+    /// §2.4.1, §4.2.2.1: everything as it was before the driver came.
+    fn reset(&mut self) {
+        drop(self.stop());
+        for slot in &mut self.queues {
+            slot.layout = QueueLayout { size: u32::from(slot.max_size), ..Default::default() };
+            slot.ready = false;
+            // A notification from before says nothing about what comes.
+            let _ = slot.kick_evt.read();
+        }
+        self.driver_features = 0;
+        self.status = 0;
+        self.needs_reset.clear();
+    }
+}
+
+fn word_of(features: u64, word: u32) -> u32 {
+    let bits = features.checked_shr(word.saturating_mul(32)).unwrap_or(0) & u64::from(u32::MAX);
+    u32::try_from(bits).expect("masked to 32 bits")
+}

@@ -1,0 +1,146 @@
+//! virtio-net (virtio 1.2 §5.1): a [`Tap`] for the guest. One queue pair, one worker thread.
+//!
+//! - [`addr`] has the addresses that a guest is given;
+//! - [`tap`] is the host's side;
+//! - [`pump`] moves packets between the tap and the queues.
+//!
+//! No offloads are negotiated in either direction, and no control queue. The device owns its thread and, through the tap, one
+//! file descriptor. What the guest uses as its IP address is in [`Config`] for the guest's init to take; the device itself
+//! doesn't look at it.
+
+pub mod addr;
+mod pump;
+pub mod tap;
+
+use std::io;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+pub use self::addr::{AddrError, IpPrefix, MacAddr};
+use self::pump::{Pump, Queues};
+pub use self::tap::{OpenError, Tap};
+use super::core::device::{Activation, VirtioDevice, read_config_bytes};
+use super::core::guest_log::GuestLog;
+use super::core::queue::Queue;
+use super::core::spec::{feature, id, net};
+use super::core::worker::{Stop, Worker};
+use crate::thread::Spawner;
+
+const QUEUE_SIZE: u16 = 256;
+
+/// What a network device is made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The tap's name on the host. It must exist.
+    pub tap: String,
+    /// The guest's Ethernet address; one that depends on the tap's name where it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+    /// The guest's IP address, for its init.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip: Option<IpPrefix>,
+    /// The guest's default gateway, for its init.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gw: Option<IpAddr>,
+    /// The guest's name server, for its init.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<IpAddr>,
+}
+
+/// What can be wrong with a [`Config`] before anything is opened.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// The kernel takes 1 to 15 bytes, and no slash, colon or space.
+    #[error("\"{}\" can't be the name of a network interface", .0.escape_debug())]
+    Name(String),
+    /// A group's address, or none.
+    #[error("{0} can't be the address of one machine (the first byte must be even, e.g. 02)")]
+    Mac(MacAddr),
+    /// A gateway or a name server for a guest without an address.
+    #[error("{0}= needs ip= as well")]
+    NoIp(&'static str),
+    /// A gateway that the guest could not reach.
+    #[error("the gateway {gw} is not in the network of {ip}")]
+    Gateway { gw: IpAddr, ip: IpPrefix },
+}
+
+impl Config {
+    /// Checks what can be checked without opening anything.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let name = self.tap.as_str();
+        let printable = name.bytes().all(|b| b.is_ascii_graphic() && !b"/:%".contains(&b));
+        if name.is_empty() || name.len() >= libc::IFNAMSIZ || !printable || name == "." || name == ".." {
+            return Err(ConfigError::Name(self.tap.clone()));
+        }
+        if let Some(mac) = self.mac.filter(|mac| !mac.is_unicast()) {
+            return Err(ConfigError::Mac(mac));
+        }
+        match (self.ip, self.gw, self.dns) {
+            (None, Some(_), _) => Err(ConfigError::NoIp("gw")),
+            (None, None, Some(_)) => Err(ConfigError::NoIp("dns")),
+            (Some(ip), Some(gw), _) if !ip.contains(gw) => Err(ConfigError::Gateway { gw, ip }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The guest's Ethernet address.
+    pub fn mac(&self) -> MacAddr {
+        self.mac.unwrap_or_else(|| MacAddr::for_tap(&self.tap))
+    }
+}
+
+/// The device.
+pub struct Net {
+    mac: MacAddr,
+    worker: Worker<Queues>,
+}
+
+impl Net {
+    /// A network device for the guest. `name` is its thread's name and stands in the log, e.g. `net0`.
+    pub fn new(config: &Config, tap: Tap, name: &str, spawner: &Spawner) -> io::Result<Self> {
+        let mut pump = Pump::new(tap, GuestLog::new(format!("{name} ({})", config.tap)));
+        let worker = Worker::spawn(name, spawner, move |mut queues: Queues, stop: &Stop| {
+            pump.run(&mut queues, stop);
+            queues
+        })?;
+        Ok(Self { mac: config.mac(), worker })
+    }
+}
+
+impl VirtioDevice for Net {
+    fn kind(&self) -> u32 {
+        id::NET
+    }
+
+    fn features(&self) -> u64 {
+        feature::RING | net::F_MAC
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE, QUEUE_SIZE]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        // `struct virtio_net_config` (§5.1.4) as far as the features that are offered reach.
+        read_config_bytes(&self.mac.0, offset, data);
+    }
+
+    fn start(&mut self, activation: Activation) -> io::Result<()> {
+        let mut queues = activation.queues.into_iter();
+        let (rx, tx) = (queues.next().flatten(), queues.next().flatten());
+        self.worker.start(Queues { rx, tx });
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Vec<Option<Queue>> {
+        let back = |queues: Queues| [queues.rx, queues.tx].map(|queue| queue.map(|queue| queue.into_queue()));
+        self.worker.stop().map(back).map(Vec::from).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+#[path = "net_tests.rs"]
+mod tests;

@@ -1,0 +1,89 @@
+//! virtio-rng (virtio 1.2 §5.4): random bytes from the host's kernel. One queue, one worker thread.
+
+use std::io;
+
+use super::core::active::{ActiveQueue, Notify};
+use super::core::chain::Chain;
+use super::core::device::{Activation, VirtioDevice};
+use super::core::queue::Queue;
+use super::core::spec::{feature, id};
+use super::core::worker::{Stop, Worker};
+use crate::thread::Spawner;
+use crate::memory::GuestMemory;
+
+/// The most that one request gets, in bytes: a driver asks again for more, and no request keeps the thread for long.
+const MAX_PER_REQUEST: u32 = 64 << 10;
+
+/// The device.
+pub struct Rng {
+    worker: Worker<ActiveQueue>,
+}
+
+impl Rng {
+    /// `name` is the thread's name, e.g. `rng0`.
+    pub fn new(name: &str, spawner: &Spawner) -> io::Result<Self> {
+        let worker = Worker::spawn(name, spawner, |mut queue: ActiveQueue, stop: &Stop| {
+            queue.run(stop, Notify::EachChain, fill);
+            queue
+        })?;
+        Ok(Self { worker })
+    }
+}
+
+/// Fills the chain's writable part, or as much of it as one request gets.
+fn fill(chain: &Chain, mem: &GuestMemory) -> u32 {
+    let mut writer = chain.writer(mem).split_off_front(MAX_PER_REQUEST);
+    let wanted = writer.len();
+    while !writer.is_empty() {
+        writer.write(&random_bytes());
+    }
+    wanted
+}
+
+/// 256 bytes: so many come at once or not at all (getrandom(2)).
+#[expect(unsafe_code, reason = "getrandom(2) has no wrapper among our crates")]
+fn random_bytes() -> [u8; 256] {
+    let mut bytes = [0; 256];
+    loop {
+        // SAFETY: the pointer and the length are those of a live array.
+        let n = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+        if usize::try_from(n) == Ok(bytes.len()) {
+            return bytes;
+        }
+        // A signal, in the first second after the host's boot, while its pool isn't filled yet. Nothing else can fail.
+        let error = io::Error::last_os_error();
+        assert!(error.kind() == io::ErrorKind::Interrupted, "getrandom: {error}");
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn kind(&self) -> u32 {
+        id::RNG
+    }
+
+    fn features(&self) -> u64 {
+        feature::RING
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[64]
+    }
+
+    // There is no configuration space (§5.4.4).
+    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+
+    fn start(&mut self, activation: Activation) -> io::Result<()> {
+        if let Some(queue) = activation.queues.into_iter().next().flatten() {
+            self.worker.start(queue);
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Vec<Option<Queue>> {
+        self.worker.stop().map(|queue| vec![Some(queue.into_queue())]).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+#[path = "rng_tests.rs"]
+mod tests;

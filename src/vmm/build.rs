@@ -1,0 +1,208 @@
+//! The one recipe by which a VM is assembled, from plain configuration and open files.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::event_loop::Wakeups;
+use super::wiring::{DoorbellQueue, KvmRoutes};
+use super::{Resources, Vmm};
+use crate::boot::acpi::{Platform, VirtioSlot};
+use crate::boot::{self, BootError, Protocol};
+use crate::bus::{Bus, BusError};
+use crate::config::{Console, VmConfig};
+use crate::devices::acpi::{AcpiRegisters, Events};
+use crate::devices::ioapic::Ioapic;
+use crate::devices::ports::{I8042Reset, Pvpanic, TimingPort};
+use crate::devices::serial::Serial;
+use crate::kvm::{self, KvmError};
+use crate::memory::{self, GuestMemory, MemoryError, layout};
+use crate::outcome::End;
+use crate::thread::Spawner;
+use crate::timeline::{Mark, Timeline};
+use crate::vcpu::{self, Entry, Machine, VcpuError};
+use crate::virtio::core::device::VirtioDevice;
+use crate::virtio::core::mmio::MmioTransport;
+use crate::virtio::{blk, net, rng};
+
+/// Why a VM can't be assembled.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// KVM refused.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// No memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Kernel or initramfs can't be loaded.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// A vCPU can't be made.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// Two devices on one address. A bug of ours.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// More vCPUs than this host's KVM has.
+    #[error("--cpus: {wanted} is more than the {max} vCPUs that this host's KVM supports")]
+    TooManyVcpus {
+        /// What was asked for.
+        wanted: u8,
+        /// The limit.
+        max: usize,
+    },
+    /// An eventfd, a thread or a socket can't be had.
+    #[error("can't make {what}")]
+    Io {
+        /// What was to be made.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn io(what: &'static str) -> impl Fn(io::Error) -> BuildError {
+    move |source| BuildError::Io { what, source }
+}
+
+/// Assembles a VM; nothing of the guest has run yet when it returns. `console` is the command's end of the console.
+pub(super) fn build(
+    config: &VmConfig,
+    resources: Resources,
+    console: Option<UnixStream>,
+    timeline: Arc<Timeline>,
+) -> Result<Vmm, BuildError> {
+    let wakeups = Wakeups::new().map_err(io("an eventfd"))?;
+    let end = Arc::new(End::new(wakeups.end_evt.try_clone().map_err(io("an eventfd"))?));
+    let spawner = Spawner::default();
+
+    let vm = Arc::new(kvm::open_vm(kvm::system(resources.kvm))?);
+    check_vcpus(&vm, config.cpus())?;
+    timeline.record(Mark::KvmReady);
+
+    let mem = Arc::new(memory::create(config.memory_mib())?);
+    vm.add_memory(&mem)?;
+    timeline.record(Mark::MemoryReady);
+
+    let mut buses = Buses::default();
+    let routes = Arc::new(KvmRoutes::new(vm.clone()));
+    let ioapic = Arc::new(Ioapic::new(routes).map_err(io("the interrupt routes"))?);
+    buses.mmio.insert(layout::IOAPIC_GPA, layout::IOAPIC_LEN, ioapic.clone())?;
+    let events = plug_platform(&mut buses, &ioapic, &end, &timeline)?;
+    let serial = match config.console() {
+        Console::Serial => Some(plug_serial(&mut buses, &ioapic, &wakeups)?),
+        Console::None => None,
+    };
+
+    let doorbells = Arc::new(DoorbellQueue::new(wakeups.doorbell_evt.try_clone().map_err(io("an eventfd"))?));
+    let devices = virtio_devices(config, resources.disks, resources.nets, &spawner)?;
+    let mut slots = VirtioSlots { buses: &mut buses, ioapic: &ioapic, mem: &mem, doorbells: &doorbells };
+    let (virtio, transports) = slots.plug_all(devices)?;
+
+    let start = boot::load(&boot::Request {
+        mem: &mem,
+        memory_mib: config.memory_mib(),
+        kernel: &resources.kernel,
+        initrd: resources.initrd.as_ref(),
+        cmdline: &resources.cmdline,
+        platform: &Platform { cpus: config.cpus(), serial: serial.is_some(), virtio },
+    })?;
+    timeline.record(Mark::KernelLoaded);
+
+    let entry = match start.protocol {
+        Protocol::Pvh => Entry::Pvh { rip: start.rip },
+        Protocol::Linux64 => Entry::Linux64 { rip: start.rip },
+    };
+    let vcpus = vcpu::create_all(&vm, &mem, config.cpus(), entry)?;
+    let machine = Machine { ports: Arc::new(buses.ports), mmio: Arc::new(buses.mmio), end, timeline };
+    Ok(Vmm { vm, mem, machine, vcpus, transports, events, serial, console, doorbells, wakeups, spawner })
+}
+
+fn check_vcpus(vm: &kvm::Vm, wanted: u8) -> Result<(), BuildError> {
+    let max = vm.max_vcpus();
+    if usize::from(wanted) > max { Err(BuildError::TooManyVcpus { wanted, max }) } else { Ok(()) }
+}
+
+#[derive(Default)]
+struct Buses {
+    ports: Bus,
+    mmio: Bus,
+}
+
+fn plug_platform(
+    buses: &mut Buses,
+    ioapic: &Ioapic,
+    end: &Arc<End>,
+    timeline: &Arc<Timeline>,
+) -> Result<Arc<Events>, BuildError> {
+    let interrupt = ioapic.pin(layout::ACPI_GED_GSI).map_err(io("an eventfd"))?;
+    let events = Arc::new(Events::new(interrupt));
+    let registers = AcpiRegisters::new(end.clone(), events.clone());
+    let ports = &mut buses.ports;
+    ports.insert(layout::ACPI_PORT.into(), layout::ACPI_PORT_LEN.into(), Arc::new(registers))?;
+    ports.insert(layout::PVPANIC_PORT.into(), 1, Arc::new(Pvpanic::new(end.clone())))?;
+    ports.insert(layout::I8042_PORT.into(), 1, Arc::new(I8042Reset::new(end.clone())))?;
+    ports.insert(layout::TIMING_PORT.into(), 1, Arc::new(TimingPort::new(timeline.clone())))?;
+    Ok(events)
+}
+
+fn plug_serial(buses: &mut Buses, ioapic: &Ioapic, wakeups: &Wakeups) -> Result<Arc<Serial>, BuildError> {
+    let interrupt = ioapic.pin(layout::SERIAL_GSI).map_err(io("an eventfd"))?;
+    let serial = Arc::new(Serial::new(interrupt, wakeups.serial_evt.try_clone().map_err(io("an eventfd"))?));
+    buses.ports.insert(layout::SERIAL_PORT.into(), layout::SERIAL_LEN.into(), serial.clone())?;
+    Ok(serial)
+}
+
+/// Devices in the order in which the guest finds them: disks, network, entropy.
+fn virtio_devices(
+    config: &VmConfig,
+    disks: Vec<blk::Disk>,
+    nets: Vec<net::Tap>,
+    spawner: &Spawner,
+) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for (index, (config, disk)) in config.disk.iter().zip(disks).enumerate() {
+        let device = blk::Block::new(config, disk, &format!("blk{index}"), spawner).map_err(io("a disk's thread"))?;
+        devices.push(Box::new(device));
+    }
+    for (index, (config, tap)) in config.net.iter().zip(nets).enumerate() {
+        let device = net::Net::new(config, tap, &format!("net{index}"), spawner).map_err(io("a network thread"))?;
+        devices.push(Box::new(device));
+    }
+    devices.push(Box::new(rng::Rng::new("rng0", spawner).map_err(io("the entropy thread"))?));
+    Ok(devices)
+}
+
+struct VirtioSlots<'a> {
+    buses: &'a mut Buses,
+    ioapic: &'a Ioapic,
+    mem: &'a Arc<GuestMemory>,
+    doorbells: &'a Arc<DoorbellQueue>,
+}
+
+impl VirtioSlots<'_> {
+    fn plug_all(
+        &mut self,
+        devices: Vec<Box<dyn VirtioDevice>>,
+    ) -> Result<(Vec<VirtioSlot>, Vec<Arc<MmioTransport>>), BuildError> {
+        let places = (0u64..).map(|n| layout::VIRTIO_MMIO_GPA + n * layout::VIRTIO_MMIO_LEN).zip(layout::VIRTIO_GSIS);
+        devices.into_iter().zip(places).map(|(device, (gpa, gsi))| self.plug(device, VirtioSlot { gpa, gsi })).collect()
+    }
+
+    fn plug(
+        &mut self,
+        device: Box<dyn VirtioDevice>,
+        slot: VirtioSlot,
+    ) -> Result<(VirtioSlot, Arc<MmioTransport>), BuildError> {
+        let interrupt_evt: Arc<EventFd> = Arc::new(self.ioapic.pin(slot.gsi).map_err(io("an eventfd"))?);
+        let transport =
+            MmioTransport::new(device, slot.gpa, self.mem.clone(), &interrupt_evt, self.doorbells.clone())
+                .map_err(io("a virtio device"))?;
+        let transport = Arc::new(transport);
+        self.buses.mmio.insert(slot.gpa, layout::VIRTIO_MMIO_LEN, transport.clone())?;
+        Ok((slot, transport))
+    }
+}

@@ -1,0 +1,184 @@
+//! What the VM's main thread does while the guest runs: it answers the command, carries the console's bytes, registers
+//! doorbells, and waits for the end.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::Vmm;
+use super::control::Order;
+use crate::devices::serial::Serial;
+use crate::outcome::Outcome;
+use crate::poll::{self, Source};
+
+/// What wakes the main thread, besides its two sockets.
+pub(super) struct Wakeups {
+    /// The VM has ended.
+    pub(super) end_evt: EventFd,
+    /// The serial port has bytes, or room for some.
+    pub(super) serial_evt: EventFd,
+    /// A doorbell is to be registered or removed.
+    pub(super) doorbell_evt: EventFd,
+}
+
+impl Wakeups {
+    pub(super) fn new() -> io::Result<Self> {
+        let evt = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+        Ok(Self { end_evt: evt()?, serial_evt: evt()?, doorbell_evt: evt()? })
+    }
+}
+
+#[expect(unsafe_code, reason = "vmm-sys-util's EventFd is older than AsFd")]
+fn borrow(evt: &EventFd) -> BorrowedFd<'_> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the descriptor is open as long as `evt`, which the result borrows.
+    unsafe { BorrowedFd::borrow_raw(evt.as_raw_fd()) }
+}
+
+/// Serves the VM until it has ended, and says how.
+pub(super) fn run(vmm: &mut Vmm, control: &mut UnixStream) -> io::Result<Outcome> {
+    let mut console = match (vmm.serial.clone(), vmm.console.take()) {
+        (Some(serial), Some(socket)) => Some(Console::new(serial, socket)?),
+        _ => None,
+    };
+    loop {
+        if let Some(outcome) = vmm.machine.end.outcome().cloned() {
+            if let Some(console) = &mut console {
+                console.finish();
+            }
+            return Ok(outcome);
+        }
+        let [end, ordered, doorbell, serial, socket] = poll::wait(
+            [
+                Source::readable(borrow(&vmm.wakeups.end_evt)),
+                Source::readable(control.as_fd()),
+                Source::readable(borrow(&vmm.wakeups.doorbell_evt)),
+                Source::readable(borrow(&vmm.wakeups.serial_evt)),
+                console.as_ref().map_or(Source::none(), Console::source),
+            ],
+            None,
+        )?;
+        if end.readable {
+            continue;
+        }
+        if ordered.readable {
+            obey(vmm, control);
+        }
+        if doorbell.readable {
+            drain(&vmm.wakeups.doorbell_evt);
+            vmm.doorbells.apply(&vmm.vm);
+        }
+        if serial.readable {
+            drain(&vmm.wakeups.serial_evt);
+        }
+        if let Some(console) = &mut console {
+            if serial.readable || socket.readable || socket.writable {
+                console.carry();
+            }
+        }
+    }
+}
+
+fn drain(evt: &EventFd) {
+    if let Err(error) = evt.read() {
+        log::debug!("eventfd: {error}");
+    }
+}
+
+fn obey(vmm: &Vmm, control: &mut UnixStream) {
+    let mut byte = [0];
+    match control.read(&mut byte) {
+        Ok(1) => match Order::from_byte(byte[0]) {
+            Some(Order::PressPowerButton) => vmm.events.press_power_button(),
+            Some(Order::Quit) => vmm.machine.end.report(Outcome::Quit),
+            Some(Order::Kill) => vmm.machine.end.report(Outcome::Killed),
+            None => log::warn!("unknown order {:#x}", byte[0]),
+        },
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+        // The command is gone, and the VM goes with it.
+        Ok(_) | Err(_) => vmm.machine.end.report(Outcome::Killed),
+    }
+}
+
+/// The VM's end of the console: a socket to the command on one side, the serial port on the other.
+struct Console {
+    serial: std::sync::Arc<Serial>,
+    socket: UnixStream,
+    /// Bytes that the guest sent and the socket hasn't taken.
+    outgoing: Vec<u8>,
+    /// Bytes from the command that the guest hasn't taken.
+    incoming: Vec<u8>,
+    /// The command closed its sending side: end of input.
+    ended: bool,
+}
+
+/// The most that is read from the command at once.
+const INCOMING: usize = 4096;
+
+impl Console {
+    fn new(serial: std::sync::Arc<Serial>, socket: UnixStream) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self { serial, socket, outgoing: Vec::new(), incoming: Vec::new(), ended: false })
+    }
+
+    fn source(&self) -> Source<'_> {
+        let (read, write) = (!self.ended && self.incoming.is_empty(), !self.outgoing.is_empty());
+        // With nothing to read or write a hang-up would wake the loop again and again.
+        if read || write { Source::of(self.socket.as_fd(), read, write) } else { Source::none() }
+    }
+
+    /// Moves what can be moved, in both directions.
+    fn carry(&mut self) {
+        self.send();
+        if self.outgoing.is_empty() {
+            self.outgoing = self.serial.take();
+            self.send();
+        }
+        if self.incoming.is_empty() && !self.ended {
+            self.receive();
+        }
+        let given = self.serial.give(&self.incoming);
+        self.incoming.drain(..given);
+    }
+
+    fn send(&mut self) {
+        while !self.outgoing.is_empty() {
+            match self.socket.write(&self.outgoing) {
+                Ok(sent) => {
+                    self.outgoing.drain(..sent);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // The command no longer listens: the guest goes on without a reader.
+                Err(_) => self.outgoing.clear(),
+            }
+        }
+    }
+
+    fn receive(&mut self) {
+        let mut bytes = [0; INCOMING];
+        match self.socket.read(&mut bytes) {
+            Ok(0) => self.ended = true,
+            Ok(len) => self.incoming.extend_from_slice(&bytes[..len]),
+            Err(error) if [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted].contains(&error.kind()) => {}
+            Err(_) => self.ended = true,
+        }
+    }
+
+    /// Sends the guest's last words. The command reads until the socket closes, unless its own reader is stuck: then they
+    /// are worth a short wait and no more.
+    fn finish(&mut self) {
+        use std::time::{Duration, Instant};
+        let deadline = Instant::now() + Duration::from_millis(500);
+        self.carry();
+        while !self.outgoing.is_empty() && Instant::now() < deadline {
+            let source = Source::of(self.socket.as_fd(), false, true);
+            if poll::wait([source], Some(deadline)).is_err() {
+                return;
+            }
+            self.carry();
+        }
+    }
+}

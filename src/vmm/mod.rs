@@ -1,0 +1,126 @@
+//! A virtual machine: assembled by [`build`], run in a process of its own ([`process`]), served by its main thread.
+//!
+//! The command and the VM are two processes. The command parses, opens files and forks, before it has any thread; the child
+//! inherits the plain configuration and the open descriptors, makes the VM (KVM ties a VM to the process that made it) and
+//! opens nothing by path. The command keeps the terminal, the signals and the exit code. They speak over a socket pair
+//! ([`control`]); a second one carries the console. If the command dies, its end closes and the VM goes with it.
+
+mod build;
+pub mod control;
+mod event_loop;
+pub mod process;
+mod wiring;
+
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+pub use build::BuildError;
+
+use crate::boot::image::{Blob, KernelImage};
+use crate::devices::acpi::Events;
+use crate::devices::serial::Serial;
+use crate::kvm::Vm;
+use crate::memory::GuestMemory;
+use crate::outcome::Outcome;
+use crate::thread::Spawner;
+use crate::timeline::Mark;
+use crate::vcpu::{self, Machine, StatsFd, Vcpu, VcpuError};
+use crate::virtio::core::mmio::MmioTransport;
+use crate::virtio::{blk, net};
+use control::{Exits, UserExits};
+use event_loop::Wakeups;
+use wiring::DoorbellQueue;
+
+/// Everything that the VM needs from outside, opened by the command.
+pub struct Resources {
+    /// /dev/kvm.
+    pub kvm: File,
+    /// The kernel.
+    pub kernel: KernelImage,
+    /// The initramfs.
+    pub initrd: Option<Blob>,
+    /// The kernel's whole command line.
+    pub cmdline: String,
+    /// Block devices.
+    pub disks: Vec<blk::Disk>,
+    /// Network devices.
+    pub nets: Vec<net::Tap>,
+    /// Whether exits are counted for a report.
+    pub count_exits: bool,
+}
+
+/// An assembled VM.
+struct Vmm {
+    vm: Arc<Vm>,
+    mem: Arc<GuestMemory>,
+    machine: Machine,
+    vcpus: Vec<Vcpu>,
+    transports: Vec<Arc<MmioTransport>>,
+    events: Arc<Events>,
+    serial: Option<Arc<Serial>>,
+    console: Option<UnixStream>,
+    doorbells: Arc<DoorbellQueue>,
+    wakeups: Wakeups,
+    spawner: Spawner,
+}
+
+/// The counters of running vCPUs.
+struct Counters(Vec<(Arc<vcpu::UserExits>, Option<StatsFd>)>);
+
+/// What must outlive the VM's report: letting go of it waits for the kernel, and nobody needs to wait for that.
+struct Remains {
+    _vm: Arc<Vm>,
+    _mem: Arc<GuestMemory>,
+}
+
+impl Vmm {
+    /// Opens the counters that a report wants; called before the vCPUs start.
+    fn counters(&self) -> Counters {
+        let stats = |vcpu: &Vcpu| {
+            vcpu.stats().inspect_err(|error| log::debug!("this host's KVM has no statistics: {error}")).ok()
+        };
+        Counters(self.vcpus.iter().map(|vcpu| (vcpu.exits(), stats(vcpu))).collect())
+    }
+
+    /// Starts the vCPUs, serves them until the VM has ended, finishes requests in flight and lets go of disks and taps.
+    fn run(mut self, control: &mut UnixStream) -> Result<(Outcome, Remains), VcpuError> {
+        let vcpus = vcpu::start_all(std::mem::take(&mut self.vcpus), &self.machine, &self.spawner)?;
+        let outcome = event_loop::run(&mut self, control).unwrap_or_else(|error| {
+            Outcome::KvmError(format!("the VM's main thread can't wait for events: {error}"))
+        });
+        // Whatever ended the VM, its vCPUs must see it.
+        self.machine.end.report(outcome.clone());
+        self.machine.timeline.record(Mark::Ended);
+        vcpus.join();
+        for transport in &self.transports {
+            transport.stop();
+        }
+        // Everything else goes with `self`: the buses and devices with their files and threads.
+        Ok((outcome, Remains { _vm: self.vm, _mem: self.mem }))
+    }
+}
+
+impl Counters {
+    fn sum(self) -> Exits {
+        let mut exits = Exits::default();
+        for (user, stats) in self.0 {
+            let of = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+            exits.user = UserExits {
+                port_io: exits.user.port_io + of(&user.port_io),
+                mmio: exits.user.mmio + of(&user.mmio),
+                interrupted: exits.user.interrupted + of(&user.interrupted),
+                other: exits.user.other + of(&user.other),
+            };
+            let kvm = stats.and_then(|stats| stats.read().inspect_err(|error| log::debug!("{error}")).ok());
+            for (name, value) in kvm.unwrap_or_default() {
+                match exits.kvm.iter_mut().find(|(known, _)| *known == name) {
+                    Some((_, sum)) => *sum += value,
+                    None => exits.kvm.push((name, value)),
+                }
+            }
+        }
+        exits
+    }
+}

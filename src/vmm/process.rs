@@ -1,0 +1,171 @@
+//! The VM's process: forked off by the command, it makes the VM, runs it, reports, and goes away.
+//!
+//! The command returns to its caller as soon as it has the report: the tear-down of memory and KVM, which mostly waits for
+//! the kernel, goes on behind it. So the VM's process lets go of everything that somebody could wait for (its standard
+//! streams, disks, taps) before it reports.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use super::control::{Order, Report};
+use super::{Resources, build};
+use crate::config::{Console, VmConfig};
+use crate::timeline::{Mark, Timeline};
+
+/// The command's side of a VM that runs in a process of its own.
+pub struct VmProcess {
+    pid: libc::pid_t,
+    /// Orders go out here, and the report comes in.
+    pub control: UnixStream,
+    /// The console's bytes, if there is one.
+    pub console: Option<UnixStream>,
+}
+
+/// Exit status of a VM's process that panicked.
+const PANICKED: libc::c_int = 101;
+
+impl VmProcess {
+    /// Forks. Must be called while the process has a single thread.
+    pub fn spawn(config: &VmConfig, resources: Resources, timeline: Timeline) -> io::Result<Self> {
+        let (control, mut vm_control) = UnixStream::pair()?;
+        let (console, vm_console) = match config.console() {
+            Console::Serial => {
+                let (ours, theirs) = UnixStream::pair()?;
+                (Some(ours), Some(theirs))
+            }
+            Console::None => (None, None),
+        };
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        #[expect(unsafe_code, reason = "std has no fork")]
+        // SAFETY: the caller promises a single thread, so the child may do anything that the parent could.
+        let pid = unsafe { libc::fork() };
+        match pid {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                timeline.record(Mark::Forked);
+                drop((control, console));
+                let body = AssertUnwindSafe(|| run(config, resources, &mut vm_control, vm_console, timeline, &null));
+                let status = catch_unwind(body).map_or(PANICKED, |()| 0);
+                exit_now(status)
+            }
+            _ => Ok(Self { pid, control, console }),
+        }
+    }
+
+    /// Sends an order; a VM that is already gone is no error.
+    pub fn order(&mut self, order: Order) {
+        use std::io::Write;
+        if let Err(error) = self.control.write_all(&[order as u8]) {
+            log::debug!("the VM takes no orders any more: {error}");
+        }
+    }
+
+    /// Ends a VM's process that doesn't answer.
+    pub fn kill(&self) {
+        #[expect(unsafe_code, reason = "std only signals its own children")]
+        // SAFETY: `pid` is our child and hasn't been waited for, so the number isn't anybody else's.
+        let ret = unsafe { libc::kill(self.pid, libc::SIGKILL) };
+        if ret != 0 {
+            log::debug!("kill: {}", io::Error::last_os_error());
+        }
+    }
+
+    /// Waits for a process that died without a report, and says what became of it.
+    pub fn autopsy(self) -> String {
+        let mut status = 0;
+        #[expect(unsafe_code, reason = "std only waits for its own children")]
+        // SAFETY: `pid` is our child, and `status` is a valid place for the result.
+        let ret = unsafe { libc::waitpid(self.pid, &raw mut status, 0) };
+        if ret != self.pid {
+            return "was lost".into();
+        }
+        if libc::WIFSIGNALED(status) {
+            return format!("died of signal {}", libc::WTERMSIG(status));
+        }
+        match libc::WEXITSTATUS(status) {
+            PANICKED => "panicked: this is a bug in bothy".into(),
+            code => format!("ended with status {code} and no report"),
+        }
+    }
+}
+
+fn exit_now(status: libc::c_int) -> ! {
+    #[expect(unsafe_code, reason = "std's exit runs handlers that belong to the command")]
+    // SAFETY: nothing runs after it; what the kernel releases is what we want released.
+    unsafe {
+        libc::_exit(status)
+    }
+}
+
+fn run(
+    config: &VmConfig,
+    resources: Resources,
+    control: &mut UnixStream,
+    console: Option<UnixStream>,
+    timeline: Timeline,
+    null: &File,
+) {
+    let timeline = Arc::new(timeline);
+    detach(null);
+    let count_exits = resources.count_exits;
+    let vmm = match build::build(config, resources, console, timeline.clone()) {
+        Ok(vmm) => vmm,
+        Err(error) => return report(control, &failed(&error), null),
+    };
+    let counters = count_exits.then(|| vmm.counters());
+    match vmm.run(control) {
+        Ok((outcome, remains)) => {
+            timeline.record(Mark::Released);
+            let exits = counters.map(super::Counters::sum);
+            report(control, &Report::Ended { outcome, times: timeline.times(), exits }, null);
+            // The kernel tears memory and VM down after the last word.
+            std::mem::forget(remains);
+        }
+        Err(error) => report(control, &failed(&error), null),
+    }
+}
+
+fn failed(error: &dyn std::error::Error) -> Report {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    Report::Failed(chain.map(ToString::to_string).collect())
+}
+
+fn report(control: &mut UnixStream, report: &Report, null: &File) {
+    // The last descriptor that a reader of the command's output could be waiting for.
+    replace(null, libc::STDERR_FILENO);
+    if let Err(error) = report.send(control) {
+        log::debug!("nobody reads the report: {error}");
+    }
+    if let Err(error) = control.shutdown(std::net::Shutdown::Both) {
+        log::debug!("closing the control socket: {error}");
+    }
+}
+
+/// Takes the process off the command's terminal: its signals and its streams are the command's business. Standard error
+/// stays until the report, for the log.
+fn detach(null: &File) {
+    #[expect(unsafe_code, reason = "std has no setsid and no signal mask")]
+    // SAFETY: neither call touches memory of ours but `all`, which is initialised before use.
+    unsafe {
+        libc::setsid();
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+    replace(null, libc::STDIN_FILENO);
+    replace(null, libc::STDOUT_FILENO);
+}
+
+fn replace(null: &File, fd: libc::c_int) {
+    #[expect(unsafe_code, reason = "a standard stream is replaced by its number")]
+    // SAFETY: dup2 closes `fd` and makes it a copy of `null`; std's handles of the standard streams go by the number.
+    let ret = unsafe { libc::dup2(null.as_raw_fd(), fd) };
+    if ret < 0 {
+        log::debug!("dup2: {}", io::Error::last_os_error());
+    }
+}
+
