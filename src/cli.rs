@@ -169,7 +169,8 @@ mod tests {
 
     #[test]
     fn flags_become_a_configuration() {
-        let words = "bothy boot --cpus 4 --memory 1G --disk a.img,ro,id=root --disk b.img --timing --console none";
+        let words =
+            "bothy boot --cpus 4 --memory 1G --disk a.img,ro,id=root --disk b.img --timing --console none";
         let Command::Boot(args) = Cli::parse_from(words.split(' ')).command else { panic!() };
         let config = args.to_config();
         assert_eq!((config.cpus(), config.memory_mib(), config.disk.len()), (4, 1024, 2));
@@ -179,7 +180,9 @@ mod tests {
 
     #[test]
     fn timing_takes_a_format_only_behind_an_equals_sign() {
-        let Command::Boot(args) = Cli::parse_from(["bothy", "boot", "--timing=json"]).command else { panic!() };
+        let Command::Boot(args) = Cli::parse_from(["bothy", "boot", "--timing=json"]).command else {
+            panic!()
+        };
         assert_eq!(args.timing, Some(TimingFormat::Json));
         assert!(Cli::try_parse_from(["bothy", "boot", "--timing", "json"]).is_err());
     }
@@ -188,7 +191,9 @@ mod tests {
     fn device_words_are_taken_apart_and_unknown_ones_refused() {
         let net = parse_net("tap=t0,mac=02:00:00:00:00:01,ip=10.0.0.2/24,gw=10.0.0.1,dns=10.0.0.1").unwrap();
         assert_eq!((net.tap.as_str(), net.ip.unwrap().to_string().as_str()), ("t0", "10.0.0.2/24"));
-        for text in ["", "mac=02:00:00:00:00:01", "tap=t0,x=1", "tap=t0,ip=10.0.0.2", "tap=t0,gw=x", "tap=t0,mac=1"] {
+        for text in
+            ["", "mac=02:00:00:00:00:01", "tap=t0,x=1", "tap=t0,ip=10.0.0.2", "tap=t0,gw=x", "tap=t0,mac=1"]
+        {
             assert!(parse_net(text).is_err(), "{text}");
         }
         assert!(parse_disk("a.img,ro,id=x").unwrap().read_only);
@@ -199,7 +204,9 @@ mod tests {
 
     #[test]
     fn an_append_may_begin_with_a_dash() {
-        let Command::Boot(args) = Cli::parse_from(["bothy", "boot", "--append", "-- x"]).command else { panic!() };
+        let Command::Boot(args) = Cli::parse_from(["bothy", "boot", "--append", "-- x"]).command else {
+            panic!()
+        };
         assert_eq!(args.append.as_deref(), Some("-- x"));
     }
 }

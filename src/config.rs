@@ -199,7 +199,9 @@ mod tests {
         for (text, mib) in [("32M", 32), ("2G", 2048), ("1gib", 1024), ("512MiB", 512), ("0M", 0)] {
             assert_eq!(text.parse::<MemorySize>().unwrap().mib(), mib);
         }
-        for text in ["", "M", "512", "1T", "-1M", "1.5G", "G1", "99999999999999999999G", "18446744073709551615G"] {
+        for text in
+            ["", "M", "512", "1T", "-1M", "1.5G", "G1", "99999999999999999999G", "18446744073709551615G"]
+        {
             assert_eq!(text.parse::<MemorySize>(), Err(ConfigError::NotASize(text.to_owned())));
         }
     }
@@ -234,11 +236,13 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_file() {
-        let file: VmConfig = toml::from_str("cpus = 2\nmemory = \"1G\"\n[[disk]]\npath = \"a.img\"\n").unwrap();
+        let file: VmConfig =
+            toml::from_str("cpus = 2\nmemory = \"1G\"\n[[disk]]\npath = \"a.img\"\n").unwrap();
         let flags = VmConfig { cpus: Some(4), ..Default::default() };
         let both = file.clone().overridden_by(flags);
         assert_eq!((both.cpus(), both.memory_mib(), both.disk.len()), (4, 1024, 1));
-        let other: VmConfig = toml::from_str("[[disk]]\npath = \"b.img\"\n[[disk]]\npath = \"c.img\"\n").unwrap();
+        let other: VmConfig =
+            toml::from_str("[[disk]]\npath = \"b.img\"\n[[disk]]\npath = \"c.img\"\n").unwrap();
         assert_eq!(file.overridden_by(other).disk.len(), 2);
     }
 }

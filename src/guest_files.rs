@@ -28,7 +28,7 @@ pub const DIR_VARIABLE: &str = "BOTHY_GUEST_DIR";
 /// Stands at the start of the trailer.
 const MAGIC: [u8; 16] = *b"bothy-guest-v1\0\0";
 /// The last bytes of a packed binary: the magic, then offset and length of kernel, initramfs and manifest.
-const TRAILER_LEN: u64 = 16 + 6 * 8;
+const TRAILER_LEN: usize = 16 + 6 * 8;
 
 /// The guest's files, open.
 #[derive(Debug)]
@@ -41,31 +41,41 @@ pub struct GuestFiles {
     pub manifest: Blob,
 }
 
-/// What the guest is made of.
+/// What the guest is made of, as far as others wrote it.
 #[derive(Debug, Deserialize)]
 pub struct Manifest {
-    /// Programs in the guest that others wrote.
-    pub components: Vec<Component>,
+    /// The kernel.
+    pub kernel: Component,
+    /// The initramfs.
+    pub initramfs: Initramfs,
+}
+
+/// What is in the initramfs besides our own init.
+#[derive(Debug, Deserialize)]
+pub struct Initramfs {
+    /// The shell and its tools.
+    pub busybox: Component,
 }
 
 /// A program in the guest.
 #[derive(Debug, Deserialize)]
 pub struct Component {
-    /// What it is called.
-    pub name: String,
     /// The Debian source package that it was built from.
     pub source_package: String,
     /// That package's version.
     pub source_version: String,
     /// SPDX expression of its licence.
-    pub license: String,
+    pub licence: String,
 }
 
 /// Why there is no guest.
 #[derive(Debug, Error)]
 pub enum GuestError {
     /// None was found.
-    #[error("bothy's own guest is not here (looked in {}): run `make guest`, set {DIR_VARIABLE}, or give --kernel", list(places))]
+    #[error(
+        "bothy's own guest is not here (looked in {}): run `make guest`, set {DIR_VARIABLE}, or give --kernel",
+        list(places)
+    )]
     NotFound {
         /// Where it was looked for.
         places: Vec<PathBuf>,
@@ -119,8 +129,8 @@ impl GuestFiles {
     fn packed_in(exe: &Path) -> io::Result<Option<Self>> {
         let file = File::open(exe)?;
         let len = file.metadata()?.len();
-        let Some(trailer_at) = len.checked_sub(TRAILER_LEN) else { return Ok(None) };
-        let mut trailer = [0; TRAILER_LEN as usize];
+        let Some(trailer_at) = len.checked_sub(TRAILER_LEN as u64) else { return Ok(None) };
+        let mut trailer = [0; TRAILER_LEN];
         file.read_exact_at(&mut trailer, trailer_at)?;
         let (magic, numbers) = trailer.split_at(MAGIC.len());
         if magic != MAGIC {
@@ -138,7 +148,11 @@ impl GuestFiles {
             }
             Ok(Blob { file: file.try_clone()?, offset, len: blob_len, path: exe.join(name) })
         };
-        Ok(Some(Self { kernel: blob(0, KERNEL)?, initramfs: blob(1, INITRAMFS)?, manifest: blob(2, MANIFEST)? }))
+        Ok(Some(Self {
+            kernel: blob(0, KERNEL)?,
+            initramfs: blob(1, INITRAMFS)?,
+            manifest: blob(2, MANIFEST)?,
+        }))
     }
 
     /// Reads the manifest.
@@ -199,7 +213,8 @@ mod tests {
         let path = |name: &str| dir.path().join(name);
         std::fs::write(path(KERNEL), [1; 5000]).unwrap();
         std::fs::write(path(INITRAMFS), [2; 10]).unwrap();
-        let manifest = r#"{"components":[{"name":"Linux","source_package":"linux","source_version":"6","license":"GPL-2.0-only"}]}"#;
+        let manifest = r#"{"kernel":{"source_package":"linux","source_version":"6","licence":"GPL-2.0-only"},
+            "initramfs":{"busybox":{"source_package":"busybox","source_version":"1","licence":"GPL-2.0-only"}}}"#;
         std::fs::write(path(MANIFEST), manifest).unwrap();
         std::fs::write(path("exe"), [9; 777]).unwrap();
         let guest = GuestFiles::in_dir(dir.path()).unwrap();
@@ -210,7 +225,7 @@ mod tests {
         assert_eq!(read(&packed.initramfs).unwrap(), [2; 10]);
         assert_eq!(packed.kernel.offset % PAGE_SIZE, 0);
         assert_eq!(packed.initramfs.offset % PAGE_SIZE, 0);
-        assert_eq!(packed.read_manifest().unwrap().components[0].source_package, "linux");
+        assert_eq!(packed.read_manifest().unwrap().kernel.source_package, "linux");
         // Packing a packed binary's guest again gives the same guest.
         write_packed(&path("exe"), &packed, &path("again")).unwrap();
         assert_eq!(std::fs::read(path("packed")).unwrap(), std::fs::read(path("again")).unwrap());

@@ -43,7 +43,9 @@ pub enum KvmError {
         path: String,
     },
     /// No right to open it.
-    #[error("no right to open {path}: add yourself to its group (`sudo usermod -aG kvm $USER`, then log in again)")]
+    #[error(
+        "no right to open {path}: add yourself to its group (`sudo usermod -aG kvm $USER`, then log in again)"
+    )]
     Denied {
         /// The path that was tried.
         path: String,
@@ -92,7 +94,12 @@ pub struct Capability {
 /// All capabilities that bothy uses; `bothy doctor` lists them, [`open_vm`] checks the required ones.
 pub const CAPABILITIES: [Capability; 10] = [
     capability("KVM_CAP_USER_MEMORY", Cap::UserMemory as u32, "guest memory", true),
-    capability("KVM_CAP_SPLIT_IRQCHIP", KVM_CAP_SPLIT_IRQCHIP, "local APICs in the kernel, IOAPIC in bothy", true),
+    capability(
+        "KVM_CAP_SPLIT_IRQCHIP",
+        KVM_CAP_SPLIT_IRQCHIP,
+        "local APICs in the kernel, IOAPIC in bothy",
+        true,
+    ),
     capability("KVM_CAP_IRQFD", Cap::Irqfd as u32, "interrupts from device threads", true),
     capability("KVM_CAP_IRQ_ROUTING", Cap::IrqRouting as u32, "message-signalled interrupts", true),
     capability("KVM_CAP_IOEVENTFD", Cap::Ioeventfd as u32, "queue notifications without an exit", true),
@@ -100,7 +107,12 @@ pub const CAPABILITIES: [Capability; 10] = [
     capability("KVM_CAP_TSC_DEADLINE_TIMER", Cap::TscDeadlineTimer as u32, "the guest's timer", true),
     capability("KVM_CAP_X2APIC_API", KVM_CAP_X2APIC_API, "more than 8 bits of APIC id", false),
     capability("KVM_CAP_BINARY_STATS_FD", CAP_BINARY_STATS_FD, "exit counts in --timing", false),
-    capability("KVM_CAP_EXIT_ON_EMULATION_FAILURE", CAP_EXIT_ON_EMULATION_FAILURE, "telling why a guest died", false),
+    capability(
+        "KVM_CAP_EXIT_ON_EMULATION_FAILURE",
+        CAP_EXIT_ON_EMULATION_FAILURE,
+        "telling why a guest died",
+        false,
+    ),
 ];
 
 const fn capability(name: &'static str, number: u32, why: &'static str, required: bool) -> Capability {
@@ -144,7 +156,8 @@ pub fn hardware_virtualization(cpuinfo: &str) -> Option<&'static str> {
 /// Why this host's KVM is known not to run unmodified Linux, if it is: a KVM that works without hardware
 /// virtualization (kvm_pvm) emulates kernel code, and an unmodified kernel's user space dies at its first system call.
 pub fn cannot_run_linux() -> Option<&'static str> {
-    let hardware = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| hardware_virtualization(&text).is_some());
+    let hardware =
+        std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| hardware_virtualization(&text).is_some());
     if Path::new("/sys/module/kvm_pvm").exists() && !hardware {
         Some("its KVM is the software module kvm_pvm, which does not run unmodified Linux")
     } else {
@@ -236,8 +249,10 @@ impl Vm {
 
     /// Replaces the whole routing table: one MSI route for each `(gsi, message)`.
     pub fn set_msi_routes(&self, routes: &[(u32, MsiMessage)]) -> io::Result<()> {
-        let entries: Vec<kvm_irq_routing_entry> = routes.iter().map(|(gsi, message)| msi_entry(*gsi, *message)).collect();
-        let table = KvmIrqRouting::from_entries(&entries).map_err(|error| io::Error::other(format!("{error:?}")))?;
+        let entries: Vec<kvm_irq_routing_entry> =
+            routes.iter().map(|(gsi, message)| msi_entry(*gsi, *message)).collect();
+        let table =
+            KvmIrqRouting::from_entries(&entries).map_err(|error| io::Error::other(format!("{error:?}")))?;
         Ok(self.fd.set_gsi_routing(&table)?)
     }
 

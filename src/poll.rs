@@ -1,12 +1,12 @@
 //! Waiting for several descriptors at once, with one system call and no state in the kernel.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 /// One descriptor and what is wanted of it.
 pub struct Source<'a> {
-    fd: Option<BorrowedFd<'a>>,
+    fd: Option<&'a dyn AsRawFd>,
     events: libc::c_short,
 }
 
@@ -21,12 +21,12 @@ pub struct Ready {
 
 impl<'a> Source<'a> {
     /// Waits to read.
-    pub fn readable(fd: BorrowedFd<'a>) -> Self {
+    pub fn readable(fd: &'a dyn AsRawFd) -> Self {
         Self { fd: Some(fd), events: libc::POLLIN }
     }
 
     /// Waits for what is asked for. With neither, only an error or a hang-up is reported.
-    pub fn of(fd: BorrowedFd<'a>, readable: bool, writable: bool) -> Self {
+    pub fn of(fd: &'a dyn AsRawFd, readable: bool, writable: bool) -> Self {
         let events = if readable { libc::POLLIN } else { 0 } | if writable { libc::POLLOUT } else { 0 };
         Self { fd: Some(fd), events }
     }
@@ -41,7 +41,7 @@ impl<'a> Source<'a> {
 pub fn wait<const N: usize>(sources: [Source<'_>; N], deadline: Option<Instant>) -> io::Result<[Ready; N]> {
     // poll(2) skips negative descriptors.
     let mut fds = sources.map(|source| libc::pollfd {
-        fd: source.fd.map_or(-1, |fd| fd.as_raw_fd()),
+        fd: source.fd.map_or(-1, AsRawFd::as_raw_fd),
         events: source.events,
         revents: 0,
     });
@@ -68,18 +68,25 @@ pub fn wait<const N: usize>(sources: [Source<'_>; N], deadline: Option<Instant>)
     }
 }
 
+/// Blocks until at least one of the sources is readable, closed or broken, and says which are. `None` stands for a source
+/// that is not of interest now; with nothing but `None` this would block for ever.
+pub fn readable<const N: usize>(sources: [Option<&dyn AsRawFd>; N]) -> [bool; N] {
+    let ready = wait(sources.map(|fd| fd.map_or(Source::none(), Source::readable)), None);
+    // EFAULT and EINVAL can't be, and a handful of descriptors needs no memory.
+    ready.expect("poll fails for nothing but an interruption, which is repeated").map(|ready| ready.readable)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write;
-    use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
     #[test]
     fn only_what_is_ready_is_reported() {
         let (a, mut b) = UnixStream::pair().unwrap();
         b.write_all(b"x").unwrap();
-        let sources = [Source::readable(a.as_fd()), Source::none(), Source::of(b.as_fd(), true, true)];
+        let sources = [Source::readable(&a), Source::none(), Source::of(&b, true, true)];
         let ready = wait(sources, None).unwrap();
         assert_eq!(ready.map(|r| (r.readable, r.writable)), [(true, false), (false, false), (false, true)]);
     }
@@ -89,7 +96,7 @@ mod tests {
         let (a, _b) = UnixStream::pair().unwrap();
         let start = Instant::now();
         let deadline = start + Duration::from_millis(20);
-        assert_eq!(wait([Source::readable(a.as_fd())], Some(deadline)).unwrap(), [Ready::default()]);
+        assert_eq!(wait([Source::readable(&a)], Some(deadline)).unwrap(), [Ready::default()]);
         assert!(start.elapsed() >= Duration::from_millis(20));
     }
 
@@ -97,6 +104,6 @@ mod tests {
     fn a_closed_peer_is_readable() {
         let (a, b) = UnixStream::pair().unwrap();
         drop(b);
-        assert!(wait([Source::of(a.as_fd(), false, false)], None).unwrap()[0].readable);
+        assert!(wait([Source::of(&a, false, false)], None).unwrap()[0].readable);
     }
 }

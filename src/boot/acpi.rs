@@ -73,8 +73,8 @@ impl Writer<'_> {
         let mut bytes = Vec::new();
         table.to_aml_bytes(&mut bytes);
         let (gpa, end) = (self.next, self.next + bytes.len() as u64);
-        if end > layout::HIGH_MEMORY_START {
-            return Err(BootError::Params(format!("the ACPI tables end at {end:#x}, past 1 MiB")));
+        if end > layout::RESET_VECTOR_GPA {
+            return Err(BootError::Params(format!("the ACPI tables end at {end:#x}, in the reset vector")));
         }
         self.mem.write_slice(&bytes, GuestAddress(gpa))?;
         self.next = end.next_multiple_of(16);
@@ -125,7 +125,8 @@ impl Aml for Dsdt {
 fn dsdt(platform: &Platform) -> impl Aml {
     let mut body = Vec::new();
     let serial = platform.serial.then_some(Serial);
-    let virtio: Vec<Virtio> = (0..).zip(&platform.virtio).map(|(index, slot)| Virtio { index, slot: *slot }).collect();
+    let virtio: Vec<Virtio> =
+        (0..).zip(&platform.virtio).map(|(index, slot)| Virtio { index, slot: *slot }).collect();
     let mut devices: Vec<&dyn Aml> = vec![&EventDevice, &PowerButton, &Pvpanic];
     devices.extend(serial.iter().map(|device| -> &dyn Aml { device }));
     devices.extend(virtio.iter().map(|device| -> &dyn Aml { device }));
@@ -177,7 +178,10 @@ impl Aml for EventDevice {
             vec![
                 &aml::Name::new(Path::new("_HID"), &"ACPI0013"),
                 &aml::Name::new(Path::new("_UID"), &aml::ZERO),
-                &aml::Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&interrupt(layout::ACPI_GED_GSI)])),
+                &aml::Name::new(
+                    Path::new("_CRS"),
+                    &ResourceTemplate::new(vec![&interrupt(layout::ACPI_GED_GSI)]),
+                ),
                 &region,
                 &field,
                 &aml::Method::new(Path::new("_EVT"), 1, true, vec![&read, &test]),
@@ -208,7 +212,10 @@ impl Aml for Pvpanic {
             "PEVT",
             vec![
                 &aml::Name::new(Path::new("_HID"), &"QEMU0001"),
-                &aml::Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ports(layout::PVPANIC_PORT, 1)])),
+                &aml::Name::new(
+                    Path::new("_CRS"),
+                    &ResourceTemplate::new(vec![&ports(layout::PVPANIC_PORT, 1)]),
+                ),
             ],
         );
     }
@@ -305,13 +312,15 @@ mod tests {
         assert_eq!(madt.len(), 44 + 3 * 8 + 12);
         let dsdt = table(&mem, u64_at(&fadt, 140));
         assert_eq!(&dsdt[..4], b"DSDT");
-        for name in [&b"VR00"[..], b"VR01", b"COM1", b"GED_", b"PWRB", b"PEVT", b"_S5_", b"LNRO0005", b"ACPI0013"] {
+        for name in
+            [&b"VR00"[..], b"VR01", b"COM1", b"GED_", b"PWRB", b"PEVT", b"_S5_", b"LNRO0005", b"ACPI0013"]
+        {
             assert!(dsdt.windows(name.len()).any(|window| window == name), "{name:?}");
         }
     }
 
     #[test]
-    fn the_tables_of_the_largest_vm_stay_below_1_mib() {
+    fn the_tables_of_the_largest_vm_stay_below_the_reset_vector() {
         tables(&platform(64, 18));
     }
 

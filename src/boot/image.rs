@@ -198,13 +198,15 @@ impl KernelImage {
 
     fn inspect_elf(blob: Blob) -> Result<Self, ImageError> {
         let header: elf::Elf64_Ehdr = blob.struct_at(0)?;
-        if header.e_ident[elf::EI_CLASS as usize] != ELF_CLASS_64 {
+        if header.e_ident[elf::EI_CLASS] != ELF_CLASS_64 {
             return Err(blob.not_a_kernel("a 32-bit ELF file"));
         }
-        if header.e_ident[elf::EI_DATA as usize] != ELF_LITTLE_ENDIAN || header.e_machine != EM_X86_64 {
+        if header.e_ident[elf::EI_DATA] != ELF_LITTLE_ENDIAN || header.e_machine != EM_X86_64 {
             return Err(blob.not_a_kernel("an ELF file for another processor"));
         }
-        if usize::from(header.e_phentsize) != size_of::<elf::Elf64_Phdr>() || header.e_phnum > MAX_PROGRAM_HEADERS {
+        if usize::from(header.e_phentsize) != size_of::<elf::Elf64_Phdr>()
+            || header.e_phnum > MAX_PROGRAM_HEADERS
+        {
             return Err(blob.not_a_kernel("its program headers are malformed"));
         }
         let (mut segments, mut notes) = (Vec::new(), Notes::default());

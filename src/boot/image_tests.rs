@@ -40,9 +40,13 @@ fn elf_file(notes: &[u8], code: &[u8]) -> Vec<u8> {
     file
 }
 
+fn len(bytes: &[u8]) -> u32 {
+    u32::try_from(bytes.len()).unwrap()
+}
+
 fn note(owner: &[u8], kind: u32, descriptor: &[u8]) -> Vec<u8> {
     let mut note = Vec::new();
-    for word in [owner.len() as u32 + 1, descriptor.len() as u32, kind] {
+    for word in [len(owner) + 1, len(descriptor), kind] {
         note.extend(word.to_le_bytes());
     }
     for part in [[owner, b"\0"].concat(), descriptor.to_vec()] {
@@ -54,7 +58,8 @@ fn note(owner: &[u8], kind: u32, descriptor: &[u8]) -> Vec<u8> {
 
 #[test]
 fn the_pvh_entry_and_the_owner_linux_are_found_among_the_notes() {
-    let notes = [note(b"GNU", 3, &[1; 20]), note(b"Linux", 0x100, b"x"), note(b"Xen", 18, &[0, 0, 0x10, 0])].concat();
+    let notes =
+        [note(b"GNU", 3, &[1; 20]), note(b"Linux", 0x100, b"x"), note(b"Xen", 18, &[0, 0, 0x10, 0])].concat();
     let image = inspect(&elf_file(&notes, &[0xf4])).unwrap();
     assert!(image.is_linux);
     let KernelFormat::Elf { segments, entry, pvh_entry } = image.format else { panic!("{image:?}") };

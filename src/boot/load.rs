@@ -77,7 +77,8 @@ fn check_fits(blob: &Blob, end: u64, low_end: u64) -> Result<(), BootError> {
 
 fn load_segment(mem: &GuestMemory, blob: &Blob, segment: Segment) -> Result<(), BootError> {
     if segment.gpa < layout::HIGH_MEMORY_START {
-        let why = format!("a segment at {:#x} lies below 1 MiB, where bothy's boot structures are", segment.gpa);
+        let why =
+            format!("a segment at {:#x} lies below 1 MiB, where bothy's boot structures are", segment.gpa);
         return Err(BootError::Load { path: blob.path.clone(), why });
     }
     place(mem, blob, segment.gpa, segment.offset, segment.file_len)
@@ -86,7 +87,8 @@ fn load_segment(mem: &GuestMemory, blob: &Blob, segment: Segment) -> Result<(), 
 /// Puts `len` bytes of `blob` from `offset` on at `gpa`: whole pages by a mapping where possible, the rest by a copy.
 fn place(mem: &GuestMemory, blob: &Blob, gpa: u64, offset: u64, len: u64) -> Result<(), BootError> {
     let file_offset = blob.offset + offset;
-    let mappable = gpa % PAGE_SIZE == 0 && file_offset % PAGE_SIZE == 0 && len >= MAP_THRESHOLD;
+    let mappable =
+        gpa.is_multiple_of(PAGE_SIZE) && file_offset.is_multiple_of(PAGE_SIZE) && len >= MAP_THRESHOLD;
     let mapped = if mappable { len - len % PAGE_SIZE } else { 0 };
     if mapped > 0 {
         memory::map_file(mem, gpa, mapped, &blob.file, file_offset)?;
@@ -99,8 +101,12 @@ fn copy(mem: &GuestMemory, blob: &Blob, gpa: u64, offset: u64, len: u64) -> Resu
     let mut done = 0;
     while done < len {
         let part = usize::try_from((len - done).min(chunk.len() as u64)).expect("at most 1 MiB");
-        std::os::unix::fs::FileExt::read_exact_at(&blob.file, &mut chunk[..part], blob.offset + offset + done)
-            .map_err(|source| BootError::Read { path: blob.path.clone(), source })?;
+        std::os::unix::fs::FileExt::read_exact_at(
+            &blob.file,
+            &mut chunk[..part],
+            blob.offset + offset + done,
+        )
+        .map_err(|source| BootError::Read { path: blob.path.clone(), source })?;
         mem.write_slice(&chunk[..part], GuestAddress(gpa + done))?;
         done += part as u64;
     }
@@ -108,7 +114,12 @@ fn copy(mem: &GuestMemory, blob: &Blob, gpa: u64, offset: u64, len: u64) -> Resu
 }
 
 /// Puts the initramfs at the end of low memory and says where it begins.
-pub(super) fn initrd(mem: &GuestMemory, memory_mib: u64, blob: &Blob, kernel: &Loaded) -> Result<u64, BootError> {
+pub(super) fn initrd(
+    mem: &GuestMemory,
+    memory_mib: u64,
+    blob: &Blob,
+    kernel: &Loaded,
+) -> Result<u64, BootError> {
     let limit = low_end(memory_mib).min(kernel.initrd_max.saturating_add(1));
     let start = limit.checked_sub(blob.len).map(|start| start - start % PAGE_SIZE);
     match start {

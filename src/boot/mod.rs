@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
+use crate::devices::acpi as registers;
 use crate::memory::{GuestMemory, MemoryError, layout};
 use image::{Blob, KernelImage};
 
@@ -133,6 +134,7 @@ pub fn load(request: &Request<'_>) -> Result<Start, BootError> {
     };
     request.mem.write_slice(request.cmdline.as_bytes(), GuestAddress(layout::CMDLINE_GPA))?;
     acpi::write_tables(request.mem, request.platform)?;
+    write_reset_vector(request.mem)?;
     let placement =
         params::Placement { memory_mib: request.memory_mib, cmdline_len: request.cmdline.len(), initrd };
     match kernel.start.protocol {
@@ -140,4 +142,24 @@ pub fn load(request: &Request<'_>) -> Result<Start, BootError> {
         Protocol::Linux64 => params::write_zero_page(request.mem, &placement, kernel.setup_header)?,
     }
     Ok(kernel.start)
+}
+
+/// Writes real-mode code to the reset vector that writes the ACPI reset register.
+///
+/// A Linux built with EFI takes hardware-reduced ACPI for a sign of EFI, and restarts by EFI's runtime services; where there
+/// are none it goes on to the BIOS' way: real mode, then a jump to the reset vector. Debian's kernels do.
+fn write_reset_vector(mem: &GuestMemory) -> Result<(), BootError> {
+    let [low, high] = (layout::ACPI_PORT + registers::RESET).to_le_bytes();
+    let code = [
+        0xba,
+        low,
+        high, // mov dx, the reset register
+        0xb0,
+        registers::RESET_VALUE, // mov al, the reset value
+        0xee,                   // out dx, al
+        0xf4,                   // hlt
+        0xeb,
+        0xfd, // jmp to the hlt
+    ];
+    Ok(mem.write_slice(&code, GuestAddress(layout::RESET_VECTOR_GPA))?)
 }

@@ -78,8 +78,11 @@ pub(super) fn write_zero_page(
     for (entry, (addr, size, type_)) in params.e820_table.iter_mut().zip(map) {
         *entry = boot_e820_entry { addr, size, r#type: type_ };
     }
-    LinuxBootConfigurator::write_bootparams(&BootParams::new(&params, GuestAddress(layout::ZERO_PAGE_GPA)), mem)
-        .map_err(|error| BootError::Params(error.to_string()))
+    LinuxBootConfigurator::write_bootparams(
+        &BootParams::new(&params, GuestAddress(layout::ZERO_PAGE_GPA)),
+        mem,
+    )
+    .map_err(|error| BootError::Params(error.to_string()))
 }
 
 pub(super) fn write_pvh_start_info(mem: &GuestMemory, placement: &Placement) -> Result<(), BootError> {
@@ -87,8 +90,11 @@ pub(super) fn write_pvh_start_info(mem: &GuestMemory, placement: &Placement) -> 
         .into_iter()
         .map(|(addr, size, type_)| hvm_memmap_table_entry { addr, size, type_, reserved: 0 })
         .collect();
-    let modules: Vec<hvm_modlist_entry> =
-        placement.initrd.iter().map(|&(paddr, size)| hvm_modlist_entry { paddr, size, ..Default::default() }).collect();
+    let modules: Vec<hvm_modlist_entry> = placement
+        .initrd
+        .iter()
+        .map(|&(paddr, size)| hvm_modlist_entry { paddr, size, ..Default::default() })
+        .collect();
     let info = hvm_start_info {
         magic: PVH_MAGIC,
         version: PVH_VERSION,

@@ -58,7 +58,11 @@ struct Attendant<'a> {
 }
 
 /// Attends to a VM until it has ended. `terminal` is standard input, if it is a raw terminal.
-pub(super) fn attend(mut vm: VmProcess, terminal: Option<&RawTerminal>, signals: EndSignals) -> anyhow::Result<Ended> {
+pub(super) fn attend(
+    mut vm: VmProcess,
+    terminal: Option<&RawTerminal>,
+    signals: EndSignals,
+) -> anyhow::Result<Ended> {
     let (input, output) = match vm.console.take() {
         Some(socket) => {
             let output = Output::start(socket.try_clone().context("can't copy a socket")?)?;
@@ -83,8 +87,8 @@ impl Attendant<'_> {
     fn run(&mut self) -> anyhow::Result<()> {
         loop {
             let sources = [
-                Source::readable(self.vm.control.as_fd()),
-                Source::readable(self.signals.as_fd()),
+                Source::readable(&self.vm.control),
+                Source::readable(&self.signals),
                 self.input.as_ref().map_or(Source::none(), Input::stdin_source),
                 self.input.as_ref().map_or(Source::none(), Input::socket_source),
                 self.output.as_ref().map_or(Source::none(), Output::source),
@@ -104,7 +108,10 @@ impl Attendant<'_> {
             if stdin.readable || socket.writable {
                 self.carry_input(stdin.readable);
             }
-            if output.readable && self.output.take().is_some_and(Output::reader_is_gone) && self.push == Push::None {
+            if output.readable
+                && self.output.take().is_some_and(Output::reader_is_gone)
+                && self.push == Push::None
+            {
                 // Like any program whose reader has gone, but with an orderly power-off.
                 self.push_harder();
             }
@@ -147,10 +154,12 @@ impl Attendant<'_> {
         self.input = None;
         let mut deadline = (self.push != Push::None).then(|| Instant::now() + DRAIN_GRACE);
         loop {
-            let sources = [output.source(), Source::readable(self.signals.as_fd())];
+            let sources = [output.source(), Source::readable(&self.signals)];
             match poll::wait(sources, deadline) {
                 Ok([done, _]) if done.readable => return,
-                Ok([_, signal]) if signal.readable && self.signals.take().is_ok() => deadline = Some(Instant::now()),
+                Ok([_, signal]) if signal.readable && self.signals.take().is_ok() => {
+                    deadline = Some(Instant::now());
+                }
                 _ => return,
             }
         }
@@ -175,11 +184,11 @@ impl Input {
     }
 
     fn stdin_source(&self) -> Source<'_> {
-        if self.ended || !self.pending.is_empty() { Source::none() } else { Source::readable(self.stdin.as_fd()) }
+        if self.ended || !self.pending.is_empty() { Source::none() } else { Source::readable(&self.stdin) }
     }
 
     fn socket_source(&self) -> Source<'_> {
-        if self.pending.is_empty() { Source::none() } else { Source::of(self.socket.as_fd(), false, true) }
+        if self.pending.is_empty() { Source::none() } else { Source::of(&self.socket, false, true) }
     }
 
     fn is_done(&self) -> bool {
@@ -215,7 +224,8 @@ impl Input {
             Ok(sent) => {
                 self.pending.drain(..sent);
             }
-            Err(error) if [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted].contains(&error.kind()) => {}
+            Err(error) if [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted].contains(&error.kind()) => {
+            }
             // The VM takes nothing any more: it is ending.
             Err(_) => (self.ended, self.pending) = (true, Vec::new()),
         }
@@ -246,13 +256,14 @@ impl Output {
             drop(guard);
             written
         };
-        let thread = std::thread::Builder::new().name("console".into()).spawn(body).context("can't start a thread")?;
+        let thread =
+            std::thread::Builder::new().name("console".into()).spawn(body).context("can't start a thread")?;
         Ok(Self { thread, done })
     }
 
     /// Readable when the thread has ended.
     fn source(&self) -> Source<'_> {
-        Source::readable(self.done.as_fd())
+        Source::readable(&self.done)
     }
 
     /// Whether it ended because nobody reads standard output. Called when it has ended.

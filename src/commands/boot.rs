@@ -5,10 +5,10 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 
+use super::Failure;
 use super::attend::{self, Ended};
 use super::signals::EndSignals;
 use super::terminal::RawTerminal;
-use super::Failure;
 use crate::boot::image::{Blob, KernelImage};
 use crate::cli::{BootArgs, TimingFormat};
 use crate::config::{Console, VmConfig};
@@ -49,7 +49,8 @@ fn configuration(args: &BootArgs) -> Result<VmConfig, Failure> {
 }
 
 fn config_file(path: &Path) -> Result<VmConfig, Failure> {
-    let text = fs::read_to_string(path).with_context(|| format!("--config: can't read {}", path.display()))?;
+    let text =
+        fs::read_to_string(path).with_context(|| format!("--config: can't read {}", path.display()))?;
     toml::from_str(&text).map_err(|error| {
         let message = error.to_string();
         let message = message.trim_end().replace('\n', "\n  ");
@@ -61,24 +62,28 @@ fn config_file(path: &Path) -> Result<VmConfig, Failure> {
 fn host_memory_mib() -> anyhow::Result<u64> {
     let text = fs::read_to_string("/proc/meminfo").context("can't read /proc/meminfo")?;
     let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB"));
-    kib.and_then(|kib| kib.trim().parse::<u64>().ok()).map(|kib| kib >> 10).context("no MemTotal in /proc/meminfo")
+    kib.and_then(|kib| kib.trim().parse::<u64>().ok())
+        .map(|kib| kib >> 10)
+        .context("no MemTotal in /proc/meminfo")
 }
 
 /// Opens everything that the VM needs; afterwards only the VM itself can fail.
 fn open(config: &VmConfig, args: &BootArgs) -> Result<Resources, Failure> {
     let own_guest = config.kernel.is_none();
     let (kernel, initrd) = kernel_and_initrd(config)?;
-    if kernel.is_linux && !args.force {
-        if let Some(why) = kvm::cannot_run_linux() {
-            return Err(Failure::Setup(anyhow!(
-                "this host can't run Linux guests: {why}; use a host with hardware KVM, or an emulated one \
+    if kernel.is_linux
+        && !args.force
+        && let Some(why) = kvm::cannot_run_linux()
+    {
+        return Err(Failure::Setup(anyhow!(
+            "this host can't run Linux guests: {why}; use a host with hardware KVM, or an emulated one \
                  (tests/host/run), or try anyhow with --force"
-            )));
-        }
+        )));
     }
     let cmdline = command_line(config, own_guest);
     boot::check_cmdline(&cmdline).map_err(|error| Failure::Usage(error.into()))?;
-    let disks = config.disk.iter().map(|disk| blk::Disk::open(disk).context("--disk")).collect::<Result<_, _>>()?;
+    let disks =
+        config.disk.iter().map(|disk| blk::Disk::open(disk).context("--disk")).collect::<Result<_, _>>()?;
     let nets = config.net.iter().map(|net| net::Tap::open(net).context("--net")).collect::<Result<_, _>>()?;
     let kvm = kvm::open(Path::new("/dev/kvm")).context("can't use KVM")?;
     Ok(Resources { kvm, kernel, initrd, cmdline, disks, nets, count_exits: args.timing.is_some() })
@@ -133,7 +138,8 @@ fn conclude(ended: &Ended, timing: Option<TimingFormat>) -> u8 {
     if let Some(message) = ended.outcome.message() {
         eprintln!("bothy: {message}");
     }
-    let timing = timing.map(|format| (Timing::new(&ended.times, timeline::now_ns(), ended.exits.as_ref()), format));
+    let timing =
+        timing.map(|format| (Timing::new(&ended.times, timeline::now_ns(), ended.exits.as_ref()), format));
     match timing {
         Some((timing, TimingFormat::Text)) => eprint!("{timing}"),
         Some((timing, TimingFormat::Json)) => eprintln!("{}", timing.json()),

@@ -105,7 +105,10 @@ fn kvm_findings(path: &Path) -> Vec<Finding> {
     if version == kvm::API_VERSION {
         findings.push(Finding::present(format!("KVM API: version {version}")));
     } else {
-        findings.push(Finding::fatal(format!("KVM API: version {version}"), "boot a Linux kernel of this century"));
+        findings.push(Finding::fatal(
+            format!("KVM API: version {version}"),
+            "boot a Linux kernel of this century",
+        ));
         return findings;
     }
     findings.extend(CAPABILITIES.iter().map(|capability| {
@@ -166,7 +169,8 @@ fn user_namespaces() -> Finding {
 fn memory() -> Finding {
     const ENOUGH_MIB: u64 = 256;
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let available = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB"));
+    let available =
+        text.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB"));
     match available.and_then(|kib| kib.trim().parse::<u64>().ok()).map(|kib| kib >> 10) {
         Some(mib) if mib >= ENOUGH_MIB => Finding::present(format!("memory: {mib} MiB available")),
         Some(mib) => Finding::missing(

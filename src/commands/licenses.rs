@@ -11,15 +11,11 @@ pub(super) fn licenses() -> Result<u8, Failure> {
     let guest = GuestFiles::find().context("the guest's programs can't be named")?;
     let manifest = guest.read_manifest().context("the guest's programs can't be named")?;
     println!("Its guest contains, each with the Debian source package that it is built from:");
-    for component in manifest.components {
+    for (name, component) in [("Linux", manifest.kernel), ("busybox", manifest.initramfs.busybox)] {
+        let (package, version) = (component.source_package, component.source_version);
         println!(
-            "  {}: {}, source package {} {} (`apt-get source {}={}`)",
-            component.name,
-            component.license,
-            component.source_package,
-            component.source_version,
-            component.source_package,
-            component.source_version
+            "  {name}: {}, source package {package} {version} (`apt-get source {package}={version}`)",
+            component.licence
         );
     }
     Ok(0)

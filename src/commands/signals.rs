@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
 /// Blocks SIGTERM, SIGINT, SIGHUP and SIGQUIT, and delivers them as bytes instead. Threads that are started afterwards have
 /// them blocked too.
@@ -29,13 +29,15 @@ impl EndSignals {
         }
     }
 
-    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-
     /// Takes one signal; called when the descriptor is readable.
     pub(super) fn take(&mut self) -> io::Result<()> {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
         self.0.read_exact(&mut info)
+    }
+}
+
+impl AsRawFd for EndSignals {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }

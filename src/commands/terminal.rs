@@ -156,7 +156,6 @@ impl Escape {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

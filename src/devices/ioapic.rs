@@ -65,10 +65,12 @@ impl Ioapic {
         match registers.select {
             REG_ID | REG_ARBITRATION => u32::from(registers.id) << 24,
             REG_VERSION => VERSION | (layout::IOAPIC_PINS - 1) << 16,
-            select => match entry_of(select).and_then(|(pin, high)| Some((registers.entries.get(pin)?, high))) {
-                Some((entry, high)) => half(*entry, high),
-                None => 0,
-            },
+            select => {
+                match entry_of(select).and_then(|(pin, high)| Some((registers.entries.get(pin)?, high))) {
+                    Some((entry, high)) => half(*entry, high),
+                    None => 0,
+                }
+            }
         }
     }
 
@@ -166,7 +168,10 @@ mod tests {
             Ok(MsiRoute { id: RouteId(*routes - 1), evt: EventFd::new(0)? })
         }
         fn update(&self, route: RouteId, message: MsiMessage) -> io::Result<()> {
-            self.calls.lock().unwrap().push(format!("{} -> {:#x} {:#x}", route.0, message.address, message.data));
+            self.calls
+                .lock()
+                .unwrap()
+                .push(format!("{} -> {:#x} {:#x}", route.0, message.address, message.data));
             Ok(())
         }
         fn mask(&self, route: RouteId, masked: bool) -> io::Result<()> {

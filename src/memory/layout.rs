@@ -43,8 +43,10 @@ pub const CMDLINE_MAX: usize = 2048;
 pub const LOW_MEMORY_END: u64 = 0x9_fc00;
 /// The RSDP: 16-byte aligned in the range that an ACPI scan searches (ACPI 6.5 §5.2.5.1).
 pub const RSDP_GPA: u64 = 0xe_0000;
-/// The other ACPI tables, up to `HIGH_MEMORY_START`.
+/// The other ACPI tables, up to the reset vector.
 pub const ACPI_TABLES_GPA: u64 = 0xe_0040;
+/// Where real mode goes on after a reset: the last 16 bytes below 1 MiB.
+pub const RESET_VECTOR_GPA: u64 = 0xf_fff0;
 /// Where kernels live.
 pub const HIGH_MEMORY_START: u64 = 0x10_0000;
 

@@ -63,8 +63,10 @@ pub fn ranges(mib: u64) -> Vec<(u64, u64)> {
 /// Makes guest memory of `mib` MiB (within [`MIN_MIB`] and [`MAX_MIB`]). Nothing is touched: a page costs the host
 /// something once the guest uses it.
 pub fn create(mib: u64) -> Result<GuestMemory, MemoryError> {
-    let regions =
-        ranges(mib).into_iter().map(|(start, len)| anonymous_region(start, len, mib)).collect::<Result<_, _>>()?;
+    let regions = ranges(mib)
+        .into_iter()
+        .map(|(start, len)| anonymous_region(start, len, mib))
+        .collect::<Result<_, _>>()?;
     GuestMemory::from_regions(regions).map_err(|error| MemoryError::Regions(error.to_string()))
 }
 
@@ -97,7 +99,13 @@ fn anonymous_region(start: u64, len: u64, mib: u64) -> Result<GuestRegionMmap, M
 /// `gpa`, `file_offset` and `len` are multiples of [`PAGE_SIZE`], and the range lies within one region; otherwise this
 /// fails and changes nothing. Called while the VM is built: no vCPU or device may be using the range. What lies past the
 /// end of the file must not be touched, so the caller keeps `file_offset + len` within its length, rounded up to a page.
-pub fn map_file(mem: &GuestMemory, gpa: u64, len: u64, file: &File, file_offset: u64) -> Result<(), MemoryError> {
+pub fn map_file(
+    mem: &GuestMemory,
+    gpa: u64,
+    len: u64,
+    file: &File,
+    file_offset: u64,
+) -> Result<(), MemoryError> {
     let failed = |source: io::Error| MemoryError::MapFile { gpa, source };
     let invalid = |why: &str| failed(io::Error::new(io::ErrorKind::InvalidInput, why.to_owned()));
     if len == 0 || [gpa, len, file_offset].iter().any(|n| n % PAGE_SIZE != 0) {

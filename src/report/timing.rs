@@ -58,7 +58,8 @@ impl Timing {
 
 /// KVM's counters that are exits or say what the guest was left for; the others (injections, wake-ups) are left out.
 fn is_exit(name: &str) -> bool {
-    name.contains("exits") || ["hypercalls", "insn_emulation", "pf_taken", "pf_fixed", "pf_emulate"].contains(&name)
+    name.contains("exits")
+        || ["hypercalls", "insn_emulation", "pf_taken", "pf_fixed", "pf_emulate"].contains(&name)
 }
 
 /// How many of KVM's exits of a kind reached user space.
@@ -122,7 +123,10 @@ mod tests {
         let line = text.lines().find(|line| line.contains("kernel entry to init")).unwrap();
         assert!(line.contains("not seen"), "{text}");
         let json = Timing::new(&times(false), 14_000_000, None).json();
-        assert!(json.contains(r#""name":"init to power-off","what":"the guest's user space","us":null"#), "{json}");
+        assert!(
+            json.contains(r#""name":"init to power-off","what":"the guest's user space","us":null"#),
+            "{json}"
+        );
     }
 
     #[test]
@@ -136,7 +140,12 @@ mod tests {
     #[test]
     fn exits_that_reached_user_space_stand_in_a_column_of_their_own() {
         let exits = Exits {
-            kvm: vec![("exits".into(), 100), ("io_exits".into(), 60), ("halt_exits".into(), 40), ("irq_injections".into(), 7)],
+            kvm: vec![
+                ("exits".into(), 100),
+                ("io_exits".into(), 60),
+                ("halt_exits".into(), 40),
+                ("irq_injections".into(), 7),
+            ],
             user: UserExits { port_io: 50, mmio: 2, interrupted: 1, other: 0 },
         };
         let text = Timing::new(&times(true), 14_000_000, Some(&exits)).to_string();

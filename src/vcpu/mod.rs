@@ -134,7 +134,12 @@ impl Vcpu {
         stats::open(&self.fd)
     }
 
-    fn start(mut self, machine: Machine, finished: Sender<()>, spawner: &Spawner) -> io::Result<JoinHandle<()>> {
+    fn start(
+        mut self,
+        machine: Machine,
+        finished: Sender<()>,
+        spawner: &Spawner,
+    ) -> io::Result<JoinHandle<()>> {
         spawner.spawn(&format!("vcpu{}", self.id), move || {
             self.run(&machine);
             drop(machine);
@@ -163,30 +168,40 @@ impl Vcpu {
                 count(&self.exits.interrupted);
                 return None;
             }
-            Err(error) => return Some(Outcome::KvmError(format!("KVM_RUN failed on vCPU {}: {error}", self.id))),
+            Err(error) => {
+                return Some(Outcome::KvmError(format!("KVM_RUN failed on vCPU {}: {error}", self.id)));
+            }
         };
         match exit {
             VcpuExit::MmioRead(addr, data) => {
                 count(&self.exits.mmio);
-                machine.mmio.read(addr, data);
+                if !machine.mmio.read(addr, data) {
+                    log::trace!("read of {addr:#x}, where nothing is");
+                }
                 None
             }
             VcpuExit::MmioWrite(addr, data) => {
                 count(&self.exits.mmio);
-                machine.mmio.write(addr, data);
+                if !machine.mmio.write(addr, data) {
+                    log::trace!("write of {data:x?} to {addr:#x}, where nothing is");
+                }
                 None
             }
             VcpuExit::IoIn(port, data) => {
                 let (ptr, len) = (data.as_mut_ptr(), data.len());
                 self.port_io(ptr, len, |unit| {
-                    machine.ports.read(port.into(), unit);
+                    if !machine.ports.read(port.into(), unit) {
+                        log::trace!("read of port {port:#x}, where nothing is");
+                    }
                 });
                 None
             }
             VcpuExit::IoOut(port, data) => {
                 let (ptr, len) = (data.as_ptr().cast_mut(), data.len());
                 self.port_io(ptr, len, |unit| {
-                    machine.ports.write(port.into(), unit);
+                    if !machine.ports.write(port.into(), unit) {
+                        log::trace!("write of {unit:x?} to port {port:#x}, where nothing is");
+                    }
                 });
                 None
             }
@@ -238,7 +253,8 @@ impl Vcpu {
         let internal = unsafe { run.__bindgen_anon_1.internal };
         let at = self.fd.get_regs().map_or_else(|_| "unknown".to_owned(), |regs| format!("{:#x}", regs.rip));
         if internal.suberror != INTERNAL_ERROR_EMULATION {
-            let data = &internal.data[..usize::try_from(internal.ndata).map_or(0, |n| n.min(internal.data.len()))];
+            let data =
+                &internal.data[..usize::try_from(internal.ndata).map_or(0, |n| n.min(internal.data.len()))];
             return format!("KVM internal error {} at RIP {at}, data {data:x?}", internal.suberror);
         }
         let bytes = instruction_bytes(internal.ndata, &internal.data);
@@ -264,7 +280,8 @@ extern "C" fn ignore_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc:
 /// Starts a thread for each vCPU. They run until the machine's end is reported.
 pub fn start_all(vcpus: Vec<Vcpu>, machine: &Machine, spawner: &Spawner) -> Result<Running, VcpuError> {
     // A signal with a handler makes KVM_RUN return.
-    register_signal_handler(SIGRTMIN(), ignore_kick).map_err(|error| VcpuError::Thread { id: 0, source: error.into() })?;
+    register_signal_handler(SIGRTMIN(), ignore_kick)
+        .map_err(|error| VcpuError::Thread { id: 0, source: error.into() })?;
     let (finished, done) = channel();
     let mut threads = Vec::with_capacity(vcpus.len());
     for vcpu in vcpus {

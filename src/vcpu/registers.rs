@@ -89,9 +89,11 @@ fn long_mode(sregs: &mut kvm_sregs) {
 /// Flat segments: the protocols ask for base 0 and limit 4 GiB in all of them.
 fn set_segments(sregs: &mut kvm_sregs, long: bool) {
     let flat = kvm_segment { limit: u32::MAX, present: 1, s: 1, g: 1, ..Default::default() };
-    let code = kvm_segment { selector: SELECTOR_CODE, type_: 0xb, l: long.into(), db: (!long).into(), ..flat };
+    let code =
+        kvm_segment { selector: SELECTOR_CODE, type_: 0xb, l: long.into(), db: (!long).into(), ..flat };
     let data = kvm_segment { selector: SELECTOR_DATA, type_: 0x3, db: 1, ..flat };
-    let tss = kvm_segment { selector: SELECTOR_TSS, type_: 0xb, limit: 0x67, present: 1, ..Default::default() };
+    let tss =
+        kvm_segment { selector: SELECTOR_TSS, type_: 0xb, limit: 0x67, present: 1, ..Default::default() };
     sregs.cs = code;
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     sregs.tr = tss;
@@ -118,8 +120,9 @@ fn write_gdt(mem: &GuestMemory, sregs: &kvm_sregs) -> Result<(), GuestMemoryErro
 fn write_page_tables(mem: &GuestMemory) -> Result<(), GuestMemoryError> {
     mem.write_obj(layout::PDPT_GPA | PAGE_PRESENT_WRITABLE, GuestAddress(layout::PML4_GPA))?;
     mem.write_obj(layout::PD_GPA | PAGE_PRESENT_WRITABLE, GuestAddress(layout::PDPT_GPA))?;
-    let pages: Vec<u8> =
-        (0..512u64).flat_map(|page| (page << 21 | PAGE_SIZE_2M | PAGE_PRESENT_WRITABLE).to_le_bytes()).collect();
+    let pages: Vec<u8> = (0..512u64)
+        .flat_map(|page| (page << 21 | PAGE_SIZE_2M | PAGE_PRESENT_WRITABLE).to_le_bytes())
+        .collect();
     mem.write_slice(&pages, GuestAddress(layout::PD_GPA))
 }
 

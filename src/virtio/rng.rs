@@ -8,8 +8,8 @@ use super::core::device::{Activation, VirtioDevice};
 use super::core::queue::Queue;
 use super::core::spec::{feature, id};
 use super::core::worker::{Stop, Worker};
-use crate::thread::Spawner;
 use crate::memory::GuestMemory;
+use crate::thread::Spawner;
 
 /// The most that one request gets, in bytes: a driver asks again for more, and no request keeps the thread for long.
 const MAX_PER_REQUEST: u32 = 64 << 10;

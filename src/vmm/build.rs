@@ -165,11 +165,13 @@ fn virtio_devices(
 ) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for (index, (config, disk)) in config.disk.iter().zip(disks).enumerate() {
-        let device = blk::Block::new(config, disk, &format!("blk{index}"), spawner).map_err(io("a disk's thread"))?;
+        let device =
+            blk::Block::new(config, disk, &format!("blk{index}"), spawner).map_err(io("a disk's thread"))?;
         devices.push(Box::new(device));
     }
     for (index, (config, tap)) in config.net.iter().zip(nets).enumerate() {
-        let device = net::Net::new(config, tap, &format!("net{index}"), spawner).map_err(io("a network thread"))?;
+        let device =
+            net::Net::new(config, tap, &format!("net{index}"), spawner).map_err(io("a network thread"))?;
         devices.push(Box::new(device));
     }
     devices.push(Box::new(rng::Rng::new("rng0", spawner).map_err(io("the entropy thread"))?));
@@ -188,8 +190,13 @@ impl VirtioSlots<'_> {
         &mut self,
         devices: Vec<Box<dyn VirtioDevice>>,
     ) -> Result<(Vec<VirtioSlot>, Vec<Arc<MmioTransport>>), BuildError> {
-        let places = (0u64..).map(|n| layout::VIRTIO_MMIO_GPA + n * layout::VIRTIO_MMIO_LEN).zip(layout::VIRTIO_GSIS);
-        devices.into_iter().zip(places).map(|(device, (gpa, gsi))| self.plug(device, VirtioSlot { gpa, gsi })).collect()
+        let places =
+            (0u64..).map(|n| layout::VIRTIO_MMIO_GPA + n * layout::VIRTIO_MMIO_LEN).zip(layout::VIRTIO_GSIS);
+        devices
+            .into_iter()
+            .zip(places)
+            .map(|(device, (gpa, gsi))| self.plug(device, VirtioSlot { gpa, gsi }))
+            .collect()
     }
 
     fn plug(

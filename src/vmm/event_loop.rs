@@ -2,7 +2,6 @@
 //! doorbells, and waits for the end.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -30,13 +29,6 @@ impl Wakeups {
     }
 }
 
-#[expect(unsafe_code, reason = "vmm-sys-util's EventFd is older than AsFd")]
-fn borrow(evt: &EventFd) -> BorrowedFd<'_> {
-    use std::os::fd::AsRawFd;
-    // SAFETY: the descriptor is open as long as `evt`, which the result borrows.
-    unsafe { BorrowedFd::borrow_raw(evt.as_raw_fd()) }
-}
-
 /// Serves the VM until it has ended, and says how.
 pub(super) fn run(vmm: &mut Vmm, control: &mut UnixStream) -> io::Result<Outcome> {
     let mut console = match (vmm.serial.clone(), vmm.console.take()) {
@@ -52,10 +44,10 @@ pub(super) fn run(vmm: &mut Vmm, control: &mut UnixStream) -> io::Result<Outcome
         }
         let [end, ordered, doorbell, serial, socket] = poll::wait(
             [
-                Source::readable(borrow(&vmm.wakeups.end_evt)),
-                Source::readable(control.as_fd()),
-                Source::readable(borrow(&vmm.wakeups.doorbell_evt)),
-                Source::readable(borrow(&vmm.wakeups.serial_evt)),
+                Source::readable(&vmm.wakeups.end_evt),
+                Source::readable(control),
+                Source::readable(&vmm.wakeups.doorbell_evt),
+                Source::readable(&vmm.wakeups.serial_evt),
                 console.as_ref().map_or(Source::none(), Console::source),
             ],
             None,
@@ -73,10 +65,10 @@ pub(super) fn run(vmm: &mut Vmm, control: &mut UnixStream) -> io::Result<Outcome
         if serial.readable {
             drain(&vmm.wakeups.serial_evt);
         }
-        if let Some(console) = &mut console {
-            if serial.readable || socket.readable || socket.writable {
-                console.carry();
-            }
+        if let Some(console) = &mut console
+            && (serial.readable || socket.readable || socket.writable)
+        {
+            console.carry();
         }
     }
 }
@@ -126,7 +118,7 @@ impl Console {
     fn source(&self) -> Source<'_> {
         let (read, write) = (!self.ended && self.incoming.is_empty(), !self.outgoing.is_empty());
         // With nothing to read or write a hang-up would wake the loop again and again.
-        if read || write { Source::of(self.socket.as_fd(), read, write) } else { Source::none() }
+        if read || write { Source::of(&self.socket, read, write) } else { Source::none() }
     }
 
     /// Moves what can be moved, in both directions.
@@ -162,7 +154,8 @@ impl Console {
         match self.socket.read(&mut bytes) {
             Ok(0) => self.ended = true,
             Ok(len) => self.incoming.extend_from_slice(&bytes[..len]),
-            Err(error) if [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted].contains(&error.kind()) => {}
+            Err(error) if [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted].contains(&error.kind()) => {
+            }
             Err(_) => self.ended = true,
         }
     }
@@ -174,7 +167,7 @@ impl Console {
         let deadline = Instant::now() + Duration::from_millis(500);
         self.carry();
         while !self.outgoing.is_empty() && Instant::now() < deadline {
-            let source = Source::of(self.socket.as_fd(), false, true);
+            let source = Source::of(&self.socket, false, true);
             if poll::wait([source], Some(deadline)).is_err() {
                 return;
             }

@@ -48,7 +48,8 @@ impl VmProcess {
             0 => {
                 timeline.record(Mark::Forked);
                 drop((control, console));
-                let body = AssertUnwindSafe(|| run(config, resources, &mut vm_control, vm_console, timeline, &null));
+                let body =
+                    AssertUnwindSafe(|| run(config, resources, &mut vm_control, vm_console, timeline, &null));
                 let status = catch_unwind(body).map_or(PANICKED, |()| 0);
                 exit_now(status)
             }
@@ -168,4 +169,3 @@ fn replace(null: &File, fd: libc::c_int) {
         log::debug!("dup2: {}", io::Error::last_os_error());
     }
 }
-

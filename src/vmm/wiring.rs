@@ -34,8 +34,11 @@ impl KvmRoutes {
 
     /// Tells KVM about every route that is unmasked.
     fn publish(&self, routes: &[Route]) -> io::Result<()> {
-        let live: Vec<(u32, MsiMessage)> =
-            (0..).zip(routes).filter(|(_, route)| !route.masked).map(|(gsi, route)| (gsi, route.message)).collect();
+        let live: Vec<(u32, MsiMessage)> = (0..)
+            .zip(routes)
+            .filter(|(_, route)| !route.masked)
+            .map(|(gsi, route)| (gsi, route.message))
+            .collect();
         self.vm.set_msi_routes(&live)
     }
 }
@@ -99,8 +102,11 @@ impl DoorbellQueue {
         let requests = std::mem::take(&mut *self.requests.lock().unwrap_or_else(PoisonError::into_inner));
         for request in requests {
             let (evt, gpa, value) = (request.evt.as_ref(), request.gpa, request.value);
-            let result =
-                if request.add { vm.add_ioeventfd(evt, gpa, value) } else { vm.remove_ioeventfd(evt, gpa, value) };
+            let result = if request.add {
+                vm.add_ioeventfd(evt, gpa, value)
+            } else {
+                vm.remove_ioeventfd(evt, gpa, value)
+            };
             if let Err(error) = result {
                 // Without a doorbell every notification is an exit: slower, and right.
                 log::debug!("doorbell at {gpa:#x}: {error}");

@@ -3,6 +3,7 @@ use crate::virtio::core::spec::{mmio, status};
 use crate::virtio::core::testing::*;
 use std::path::Path;
 use tempfile::TempDir;
+use vm_memory::{Bytes, GuestAddress};
 
 const LEN: usize = 1 << 20;
 
@@ -119,7 +120,7 @@ fn a_reset_with_requests_in_flight_finishes_or_leaves_them_and_the_disk_works_ag
         driver.write(mmio::STATUS, 0);
         // The device has let go of memory: nothing changes it now.
         let blank = vec![0x55; 0x8_0001];
-        vm_memory::Bytes::write_slice(&*driver.mem, &blank, vm_memory::GuestAddress(data)).unwrap();
+        driver.mem.write_slice(&blank, GuestAddress(data)).unwrap();
         std::thread::sleep(std::time::Duration::from_micros(500));
         assert!(driver.bytes(data, 0x8_0001) == blank);
         driver.start(u64::MAX);
@@ -148,7 +149,14 @@ fn a_device_that_is_gone_has_unlocked_its_disk() {
     assert!(matches!(Disk::open(&config), Err(OpenError::Locked { .. })));
     driver.transport.stop();
     drop(driver);
-    let mut driver = FakeDriver::started(open(&config));
+    // A child that another test forks has a copy of the descriptor, and so of the lock, until it calls exec.
+    let mut disk = None;
+    wait_until("the end of a lock", || {
+        disk = Disk::open(&config).ok();
+        disk.is_some()
+    });
+    let block = Block::new(&config, disk.unwrap(), "blk0", &Spawner::default()).unwrap();
+    let mut driver = FakeDriver::started(block);
     assert_eq!(read(&mut driver, 0, 512), [0xbb; 512]);
 }
 
@@ -172,6 +180,55 @@ fn a_configuration_is_checked_before_anything_is_opened() {
 fn a_configuration_is_plain_data_and_refuses_unknown_keys() {
     let config: Config = toml::from_str("path = 'a.img'").unwrap();
     assert_eq!(config, Config { path: "a.img".into(), read_only: false, id: None });
-    assert_eq!(toml::from_str::<Config>("path = 'a'\nread_only = true\nid = 'x'").unwrap().id.as_deref(), Some("x"));
+    assert_eq!(
+        toml::from_str::<Config>("path = 'a'\nread_only = true\nid = 'x'").unwrap().id.as_deref(),
+        Some("x")
+    );
     assert!(toml::from_str::<Config>("path = 'a'\nreadonly = true").is_err());
+}
+
+#[test]
+fn a_driver_that_scribbles_over_its_rings_while_they_are_served_does_no_harm() {
+    let (_dir, config, block) = device(false, None);
+    let mut driver = FakeDriver::started(block);
+    let request = driver.alloc_with(&header(blk::T_IN, 0));
+    let data = driver.alloc(4097);
+    // xorshift: the same sequence each time, though not the same race.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = |below: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
+    };
+    let mut resets = 0;
+    let start = std::time::Instant::now();
+    while resets < 50 {
+        assert!(start.elapsed() < PATIENCE, "the driver was not nasty enough: {resets} resets");
+        let queue = &mut driver.queues[0];
+        let index = u16::try_from(random(u64::from(SIZE))).unwrap();
+        match random(16) {
+            0 => {
+                let (gpa, len) = (random(2 * MEM_END), u32::try_from(random(1 << 20)).unwrap());
+                queue.desc(index, gpa, len, WRITE, index);
+            }
+            1 => queue.desc(index, request, 16, NEXT, u16::try_from(random(20)).unwrap()),
+            2 => queue.desc(index, queue.layout.desc_table, 256, INDIRECT, 0),
+            3 => queue.offer(index),
+            4 if random(50) == 0 => queue.set_avail_idx(u16::try_from(random(0x1_0000)).unwrap()),
+            5 => driver.mem.write_obj(random(u64::MAX), GuestAddress(request)).unwrap(),
+            6 => driver.mem.write_obj(random(3), GuestAddress(request)).unwrap(),
+            _ => {
+                queue.add(&[Part::Read(request, 16), Part::Write(data, 4097)]);
+            }
+        }
+        driver.notify(0);
+        if driver.status() & status::NEEDS_RESET != 0 {
+            resets += 1;
+            driver.start(u64::MAX);
+        }
+    }
+    driver.start(u64::MAX);
+    assert_eq!(read(&mut driver, 3, 512).len(), 512);
+    assert_eq!(std::fs::metadata(&config.path).unwrap().len(), LEN as u64);
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::virtio::core::iovec::IoVecs;
-use crate::virtio::core::testing::memory;
+use crate::virtio::core::testing::{as_plain_user, memory, wait_until};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use tempfile::TempDir;
@@ -26,6 +26,12 @@ fn image(len: u64) -> (TempDir, PathBuf) {
 
 fn refused(config: &Config) -> OpenError {
     Disk::open(config).unwrap_err()
+}
+
+/// Opens a disk that nobody has any more. A child that another test forks has a copy of each descriptor until it calls exec, and
+/// an OFD lock lasts until the last copy is closed: so it can take a moment.
+fn wait_for_unlock(config: &Config) {
+    wait_until("the end of a lock", || Disk::open(config).is_ok());
 }
 
 #[test]
@@ -83,32 +89,10 @@ fn what_is_no_disk_is_refused_with_the_way_out() {
     assert!(message(&missing).contains("does not exist"));
     assert!(!missing.exists(), "nothing is created");
     assert!(message(Path::new("/dev/null")).contains("neither a file nor a block device"));
-    let (_listener, socket) = (std::os::unix::net::UnixListener::bind(dir.path().join("s")), dir.path().join("s"));
+    let (_listener, socket) =
+        (std::os::unix::net::UnixListener::bind(dir.path().join("s")), dir.path().join("s"));
     assert!(matches!(refused(&config(&socket)), OpenError::Io { .. }));
     assert!(matches!(refused(&config(&path.join("below"))), OpenError::Io { .. }));
-}
-
-/// Runs `f` in a thread that has no rights but a plain user's.
-#[expect(unsafe_code, reason = "the rights of one thread")]
-fn as_plain_user<T: Send>(f: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                // SAFETY: no pointers. The raw system call changes this thread alone, unlike libc's wrapper.
-                let result = unsafe { libc::syscall(libc::SYS_setresuid, -1, 65534, -1) };
-                // A plain user may not, and needn't.
-                assert!(result == 0 || !is_root());
-                f()
-            })
-            .join()
-            .unwrap()
-    })
-}
-
-#[expect(unsafe_code, reason = "geteuid(2)")]
-fn is_root() -> bool {
-    // SAFETY: no arguments, can't fail.
-    unsafe { libc::geteuid() == 0 }
 }
 
 #[test]
@@ -134,10 +118,11 @@ fn one_writer_or_many_readers_have_a_disk() {
         assert!(error.to_string().contains("in use by this very command"), "{error}");
     }
     drop(writer);
+    wait_for_unlock(&read_only(&path));
     let readers = [(); 3].map(|()| Disk::open(&read_only(&path)).unwrap());
     assert!(matches!(refused(&config(&path)), OpenError::Locked { .. }));
     drop(readers);
-    Disk::open(&config(&path)).unwrap();
+    wait_for_unlock(&config(&path));
 }
 
 const HOLD: &str = "BOTHY_TEST_HOLD_DISK";
@@ -168,5 +153,5 @@ fn the_holder_of_a_lock_is_named() {
     // The child's last words must have somewhere to go.
     lines.for_each(drop);
     assert!(child.wait().unwrap().success());
-    Disk::open(&config(&path)).unwrap();
+    wait_for_unlock(&config(&path));
 }

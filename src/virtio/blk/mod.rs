@@ -1,7 +1,7 @@
 //! virtio-blk (virtio 1.2 §5.2): a [`Disk`] for the guest. One queue, one worker thread.
 //!
 //! - [`disk`] is the backend, with no word of virtio in it;
-//! - [`request`] translates a chain into calls of it.
+//! - `request` translates a chain into calls of it.
 //!
 //! The device owns its thread and, through the disk, one file descriptor. Requests are served one after the other, in order.
 //! What a driver wrote and didn't flush is flushed when the device stops.
@@ -37,7 +37,7 @@ pub struct Config {
     /// A disk image or a block device.
     pub path: PathBuf,
     /// Whether the guest may only read it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, alias = "ro", skip_serializing_if = "std::ops::Not::not")]
     pub read_only: bool,
     /// What the guest finds it by (`/dev/disk/by-id`, `/sys/block/vda/serial`): up to 20 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -136,7 +136,9 @@ fn any_layout_of_the_buffers_will_do() {
 #[test]
 fn a_request_past_the_end_is_an_error_and_moves_nothing() {
     let (mut bench, file) = Bench::new();
-    for (sector, len) in [(SECTORS, 512), (SECTORS - 1, 1024), (1 << 54, 512), (1 << 55, 512), (u64::MAX, 512)] {
+    for (sector, len) in
+        [(SECTORS, 512), (SECTORS - 1, 1024), (1 << 54, 512), (1 << 55, 512), (u64::MAX, 512)]
+    {
         assert_eq!(bench.read(sector, len), (0, blk::S_IOERR), "{sector}");
         assert!(bench.data().iter().all(|b| *b == UNTOUCHED));
         assert_eq!(bench.write(sector, len), (1, blk::S_IOERR), "{sector}");
@@ -163,7 +165,10 @@ fn a_short_header_is_an_error() {
     let (mut bench, _) = Bench::new();
     bench.header(blk::T_IN, 0);
     for len in [0, 1, 15] {
-        assert_eq!(bench.serve(&[Part::Read(HEADER, len), Part::Write(DATA, 512), Part::Write(STATUS, 1)]), 0);
+        assert_eq!(
+            bench.serve(&[Part::Read(HEADER, len), Part::Write(DATA, 512), Part::Write(STATUS, 1)]),
+            0
+        );
         assert_eq!(bench.status(), blk::S_IOERR);
     }
 }

@@ -11,10 +11,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::Chain;
 use super::device::{Interrupt, NeedsReset};
-use super::poll;
 use super::queue::Queue;
 use super::worker::Stop;
 use crate::memory::GuestMemory;
+use crate::poll;
 
 /// When the driver hears of completed chains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub enum Notify {
 }
 
 /// A queue that the driver has set up, and its two signals. Moves into the device's worker at `start`; as a descriptor
-/// (for [`poll::wait`]) it is readable when the driver has notified.
+/// (for [`poll::readable`]) it is readable when the driver has notified.
 pub struct ActiveQueue {
     index: usize,
     queue: Queue,
@@ -72,7 +72,7 @@ impl ActiveQueue {
         // What was available before `start` may have no kick to come.
         self.serve(stop, notify, &mut answer);
         while !stop.is_set() {
-            poll::wait([Some(stop), Some(self)]);
+            poll::readable([Some(stop), Some(self)]);
             self.drain_kick();
             self.serve(stop, notify, &mut answer);
         }
@@ -80,7 +80,12 @@ impl ActiveQueue {
 
     /// Hands the chains that are available to `answer`, as `run` does, and returns. When a driver keeps adding more, it stops
     /// after one queue's worth and leaves the doorbell rung, so that a loop over several sources neglects none.
-    pub fn serve(&mut self, stop: &Stop, notify: Notify, mut answer: impl FnMut(&Chain, &GuestMemory) -> u32) {
+    pub fn serve(
+        &mut self,
+        stop: &Stop,
+        notify: Notify,
+        mut answer: impl FnMut(&Chain, &GuestMemory) -> u32,
+    ) {
         self.disable_notification();
         let mut left = self.queue.size();
         while left > 0 && !stop.is_set() {
@@ -155,3 +160,7 @@ impl ActiveQueue {
         let _ = self.kick_evt.write(1);
     }
 }
+
+#[cfg(test)]
+#[path = "active_tests.rs"]
+mod tests;

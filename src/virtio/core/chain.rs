@@ -1,6 +1,6 @@
 //! A descriptor chain: what the driver hands to the device for one request (virtio 1.2 §2.7.5).
 //!
-//! [`Chain::walk`] reads each descriptor exactly once, checks everything about it and keeps the result on the host's side, so
+//! `Chain::walk` reads each descriptor exactly once, checks everything about it and keeps the result on the host's side, so
 //! the driver can't change a chain after it was checked. The *contents* of the buffers stay the driver's to change at any
 //! time: whoever needs a value twice copies it once.
 //!
@@ -113,12 +113,10 @@ impl Chain {
         }
         check_range(mem, segment.gpa, segment.len)?;
         if desc.is_write_only() {
-            self.writable_len =
-                self.writable_len.checked_add(segment.len).ok_or(ChainError::TooManyBytes)?;
+            self.writable_len = self.writable_len.checked_add(segment.len).ok_or(ChainError::TooManyBytes)?;
         } else if self.readable == self.segments.len() {
             self.readable += 1;
-            self.readable_len =
-                self.readable_len.checked_add(segment.len).ok_or(ChainError::TooManyBytes)?;
+            self.readable_len = self.readable_len.checked_add(segment.len).ok_or(ChainError::TooManyBytes)?;
         } else {
             return Err(ChainError::ReadableAfterWritable);
         }
@@ -211,7 +209,7 @@ impl Table {
         if desc.has_next() {
             return Err(ChainError::IndirectWithNext);
         }
-        if desc.len() == 0 || desc.len() % DESC_SIZE != 0 {
+        if desc.len() == 0 || !desc.len().is_multiple_of(DESC_SIZE) {
             return Err(ChainError::IndirectLength { len: desc.len() });
         }
         check_range(mem, desc.addr(), desc.len())?;

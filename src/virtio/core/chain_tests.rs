@@ -53,7 +53,8 @@ fn a_chain_is_split_into_what_may_be_read_and_what_may_be_written() {
 #[test]
 fn buffers_of_no_bytes_are_left_out_wherever_they_point() {
     let (_, mut queue) = queue();
-    let head = queue.add(&[Part::Read(u64::MAX, 0), Part::Read(A, 4), Part::Write(MEM_END, 0), Part::Write(A, 1)]);
+    let head =
+        queue.add(&[Part::Read(u64::MAX, 0), Part::Read(A, 4), Part::Write(MEM_END, 0), Part::Write(A, 1)]);
     let chain = walk(&queue, head, false).unwrap();
     assert_eq!(chain.readable(), [Segment { gpa: GuestAddress(A), len: 4 }]);
     assert_eq!(chain.writable(), [Segment { gpa: GuestAddress(A), len: 1 }]);

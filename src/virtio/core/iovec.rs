@@ -50,10 +50,8 @@ impl<'a> List<'a> {
         // More than one slice where a buffer crosses from one memory region into the next.
         for slice in self.mem.get_slices(gpa, len as usize) {
             let slice = slice.expect("the caller checked that the range is in guest memory");
-            self.iovs.push(libc::iovec {
-                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-                iov_len: slice.len(),
-            });
+            self.iovs
+                .push(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() });
         }
     }
 
@@ -74,7 +72,10 @@ impl<'a> List<'a> {
     }
 
     /// One call of `f(pointer, count)` on the entries that are left, again if a signal interrupts it.
-    fn call(&mut self, mut f: impl FnMut(*const libc::iovec, libc::c_int) -> libc::ssize_t) -> io::Result<usize> {
+    fn call(
+        &mut self,
+        mut f: impl FnMut(*const libc::iovec, libc::c_int) -> libc::ssize_t,
+    ) -> io::Result<usize> {
         let iovs = &self.iovs[self.at..];
         let count = libc::c_int::try_from(iovs.len().min(IOV_MAX)).expect("IOV_MAX fits");
         loop {
@@ -180,7 +181,8 @@ mod tests {
 
     /// Two regions that touch at BASE + 0x1000.
     fn memory() -> GuestMemory {
-        GuestMemory::from_ranges(&[(GuestAddress(BASE), 0x1000), (GuestAddress(BASE + 0x1000), 0x1000)]).unwrap()
+        GuestMemory::from_ranges(&[(GuestAddress(BASE), 0x1000), (GuestAddress(BASE + 0x1000), 0x1000)])
+            .unwrap()
     }
 
     #[test]

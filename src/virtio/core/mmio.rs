@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{Interrupt, VirtioDevice};
 use super::guest_log::GuestLog;
+use super::queue::QueueLayout;
 use super::spec::mmio as reg;
 use super::transport::{Signals, Transport};
 use crate::bus::{BusDevice, Doorbells};
@@ -140,16 +141,31 @@ impl Inner {
             reg::QUEUE_SEL => self.queue_sel = value,
             reg::QUEUE_NUM => transport.set_queue_layout(queue, |layout| layout.size = value),
             reg::QUEUE_READY => transport.set_queue_ready(queue, value != 0),
-            reg::QUEUE_DESC_LOW => transport.set_queue_layout(queue, |layout| set_low(&mut layout.desc_table, value)),
-            reg::QUEUE_DESC_HIGH => transport.set_queue_layout(queue, |layout| set_high(&mut layout.desc_table, value)),
-            reg::QUEUE_DRIVER_LOW => transport.set_queue_layout(queue, |layout| set_low(&mut layout.avail_ring, value)),
-            reg::QUEUE_DRIVER_HIGH => transport.set_queue_layout(queue, |layout| set_high(&mut layout.avail_ring, value)),
-            reg::QUEUE_DEVICE_LOW => transport.set_queue_layout(queue, |layout| set_low(&mut layout.used_ring, value)),
-            reg::QUEUE_DEVICE_HIGH => transport.set_queue_layout(queue, |layout| set_high(&mut layout.used_ring, value)),
+            reg::QUEUE_DESC_LOW
+            | reg::QUEUE_DESC_HIGH
+            | reg::QUEUE_DRIVER_LOW
+            | reg::QUEUE_DRIVER_HIGH
+            | reg::QUEUE_DEVICE_LOW
+            | reg::QUEUE_DEVICE_HIGH => {
+                transport.set_queue_layout(queue, |layout| set_address(layout, offset, value));
+            }
             // No device of ours has shared memory, so that every choice has the same answer.
             reg::SHM_SEL => {}
             _ => transport.complain(format_args!("a write to register {offset:#x}, which can't be written")),
         }
+    }
+}
+
+/// Takes a half of an address, by the register that it was written to.
+fn set_address(layout: &mut QueueLayout, register: u32, value: u32) {
+    match register {
+        reg::QUEUE_DESC_LOW => set_low(&mut layout.desc_table, value),
+        reg::QUEUE_DESC_HIGH => set_high(&mut layout.desc_table, value),
+        reg::QUEUE_DRIVER_LOW => set_low(&mut layout.avail_ring, value),
+        reg::QUEUE_DRIVER_HIGH => set_high(&mut layout.avail_ring, value),
+        reg::QUEUE_DEVICE_LOW => set_low(&mut layout.used_ring, value),
+        reg::QUEUE_DEVICE_HIGH => set_high(&mut layout.used_ring, value),
+        _ => unreachable!("not the register of an address"),
     }
 }
 

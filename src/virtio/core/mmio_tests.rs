@@ -1,10 +1,10 @@
 use super::*;
+use crate::thread::Spawner;
 use crate::virtio::core::active::{ActiveQueue, Notify};
 use crate::virtio::core::device::{Activation, ConfigChange, read_config_bytes};
-use crate::virtio::core::queue::{Queue, QueueLayout};
+use crate::virtio::core::queue::Queue;
 use crate::virtio::core::spec::{feature, status};
 use crate::virtio::core::testing::*;
-use crate::thread::Spawner;
 use crate::virtio::core::worker::{Stop, Worker};
 
 /// Answers each chain with the length of its readable part, on two queues with a thread each. Has a feature bit of its own and
@@ -350,40 +350,6 @@ fn a_change_of_the_configuration_has_a_new_generation_and_an_interrupt() {
     assert_eq!(driver.config(0), *b"newbytes");
     assert_eq!(driver.read(reg::INTERRUPT_STATUS), reg::INT_CONFIG);
     driver.wait_interrupt();
-}
-
-#[test]
-fn a_driver_that_keeps_a_queue_full_does_not_keep_the_device_from_stopping() {
-    let mut driver = FakeDriver::new(Echo::new());
-    driver.start(feature::VERSION_1);
-    let (input, output) = (driver.alloc(8), driver.alloc(4));
-    let mut queue = DriverQueue::new(&driver.mem, 5, SIZE);
-    std::mem::swap(&mut queue, &mut driver.queues[0]);
-    let transport = driver.transport.clone();
-    let stopping = std::thread::spawn(move || {
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        transport.stop();
-    });
-    transport_flood(&driver, &mut queue, &[Part::Read(input, 8), Part::Write(output, 4)], &stopping);
-    stopping.join().unwrap();
-}
-
-/// Offers chains as fast as they are used, until the device has stopped.
-fn transport_flood(
-    driver: &FakeDriver,
-    queue: &mut DriverQueue,
-    parts: &[Part],
-    stopping: &std::thread::JoinHandle<()>,
-) {
-    for _ in 0..SIZE / 2 {
-        queue.add(parts);
-    }
-    driver.notify(0);
-    while !stopping.is_finished() {
-        while queue.used().is_some() {
-            queue.add(parts);
-        }
-    }
 }
 
 #[test]

@@ -4,8 +4,8 @@
 //! - [`active`] is a queue at work: it runs the device's loop and raises its interrupts.
 //! - [`queue`] and [`chain`] are the ring and what the driver puts on it, checked.
 //! - [`iovec`] moves bytes between guest memory and file descriptors without copying.
-//! - [`worker`] is the thread that a device runs on, [`poll`] what it waits with.
-//! - [`transport`] holds what the driver negotiates; [`mmio`] is the register window in front of it.
+//! - [`worker`] is the thread that a device runs on.
+//! - `transport` holds what the driver negotiates; [`mmio`] is the register window in front of it.
 //! - [`spec`] has the specification's numbers, [`guest_log`] keeps a guest from flooding the log.
 //!
 //! Nothing here names a particular device (but for the numbers in `spec`).
@@ -16,7 +16,6 @@ pub mod device;
 pub mod guest_log;
 pub mod iovec;
 pub mod mmio;
-pub mod poll;
 pub mod queue;
 pub mod spec;
 #[cfg(test)]

@@ -92,7 +92,12 @@ pub struct Queue {
 
 impl Queue {
     /// A fresh queue, everything about it checked. `max_size` is what the device offers, `features` what was negotiated.
-    pub fn new(layout: &QueueLayout, max_size: u16, features: u64, mem: &GuestMemory) -> Result<Self, QueueError> {
+    pub fn new(
+        layout: &QueueLayout,
+        max_size: u16,
+        features: u64,
+        mem: &GuestMemory,
+    ) -> Result<Self, QueueError> {
         let size = u16::try_from(layout.size)
             .ok()
             .filter(|size| size.is_power_of_two() && *size <= max_size)

@@ -137,8 +137,14 @@ fn queues_that_make_no_sense_are_refused() {
     for gpa in [MEM_END, MEM_END - 16, u64::MAX - 15] {
         assert!(matches!(refused(QueueLayout { desc_table: gpa, ..good }), QueueError::OutsideMemory { .. }));
     }
-    assert!(matches!(refused(QueueLayout { avail_ring: MEM_END - 36, ..good }), QueueError::OutsideMemory { .. }));
-    assert!(matches!(refused(QueueLayout { used_ring: MEM_END - 132, ..good }), QueueError::OutsideMemory { .. }));
+    assert!(matches!(
+        refused(QueueLayout { avail_ring: MEM_END - 36, ..good }),
+        QueueError::OutsideMemory { .. }
+    ));
+    assert!(matches!(
+        refused(QueueLayout { used_ring: MEM_END - 132, ..good }),
+        QueueError::OutsideMemory { .. }
+    ));
     let at_the_end = QueueLayout { avail_ring: MEM_END - 38, ..good };
     assert!(Queue::new(&at_the_end, 256, 0, &mem).is_ok());
 }

@@ -176,10 +176,10 @@ impl DriverQueue {
 pub struct RecordedDoorbells(pub Mutex<Vec<(bool, u64, u32)>>);
 
 impl Doorbells for RecordedDoorbells {
-    fn add(&self, gpa: u64, value: u32, _evt: &EventFd) {
+    fn add(&self, gpa: u64, value: u32, _evt: &Arc<EventFd>) {
         self.0.lock().unwrap().push((true, gpa, value));
     }
-    fn remove(&self, gpa: u64, value: u32, _evt: &EventFd) {
+    fn remove(&self, gpa: u64, value: u32, _evt: &Arc<EventFd>) {
         self.0.lock().unwrap().push((false, gpa, value));
     }
 }
@@ -336,10 +336,8 @@ impl FakeDriver {
     pub fn request(&mut self, queue: u32, readable: &[u8], writable: u32) -> (Vec<u8>, u32) {
         let input = self.alloc_with(readable);
         let output = self.alloc(writable);
-        let parts = [
-            Part::Read(input, u32::try_from(readable.len()).unwrap()),
-            Part::Write(output, writable),
-        ];
+        let parts =
+            [Part::Read(input, u32::try_from(readable.len()).unwrap()), Part::Write(output, writable)];
         let head = self.queues[queue as usize].add(&parts);
         self.notify(queue);
         let (used, len) = self.wait_used(queue as usize);
@@ -349,9 +347,7 @@ impl FakeDriver {
 
     pub fn wait_needs_reset(&self) {
         wait_until("DEVICE_NEEDS_RESET", || self.status() & status::NEEDS_RESET != 0);
-        wait_until("the configuration interrupt", || {
-            self.read(reg::INTERRUPT_STATUS) & reg::INT_CONFIG != 0
-        });
+        wait_until("the configuration interrupt", || self.read(reg::INTERRUPT_STATUS) & reg::INT_CONFIG != 0);
         self.wait_interrupt();
     }
 
@@ -359,4 +355,27 @@ impl FakeDriver {
     pub fn wait_interrupt(&self) {
         wait_until("an interrupt", || self.irq_evt.read().is_ok());
     }
+}
+
+/// Runs `f` in a thread that has no rights but a plain user's.
+#[expect(unsafe_code, reason = "the rights of one thread")]
+pub fn as_plain_user<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                // SAFETY: no pointers. The raw system call changes this thread alone, unlike libc's wrapper.
+                let result = unsafe { libc::syscall(libc::SYS_setresuid, -1, 65534, -1) };
+                // A plain user may not, and needn't.
+                assert!(result == 0 || !is_root());
+                f()
+            })
+            .join()
+            .unwrap()
+    })
+}
+
+#[expect(unsafe_code, reason = "geteuid(2)")]
+fn is_root() -> bool {
+    // SAFETY: no arguments, can't fail.
+    unsafe { libc::geteuid() == 0 }
 }

@@ -13,10 +13,10 @@ use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::poll;
+use crate::poll;
 use crate::thread::Spawner;
 
-/// Tells a worker to stop. Readable (for [`poll::wait`]) once it is set, and cheap to ask between two requests.
+/// Tells a worker to stop. Readable (for [`poll::readable`]) once it is set, and cheap to ask between two requests.
 pub struct Stop {
     evt: EventFd,
     set: AtomicBool,
@@ -41,7 +41,7 @@ impl Stop {
     }
 
     fn wait_and_clear(&self) {
-        poll::wait([Some(self)]);
+        poll::readable([Some(self)]);
         let _ = self.evt.read();
         self.set.store(false, Ordering::Release);
     }

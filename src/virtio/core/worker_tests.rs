@@ -4,7 +4,7 @@ use std::process::Command;
 
 fn counting_worker() -> Worker<u32> {
     Worker::spawn("count0", &Spawner::default(), |job: u32, stop: &Stop| {
-        poll::wait([Some(stop)]);
+        poll::readable([Some(stop)]);
         job + 1
     })
     .unwrap()
@@ -36,7 +36,7 @@ fn a_worker_dropped_while_it_runs_is_joined() {
     let held = alive.clone();
     let mut worker = Worker::spawn("drop0", &Spawner::default(), move |job: u32, stop: &Stop| {
         let _held = &held;
-        poll::wait([Some(stop)]);
+        poll::readable([Some(stop)]);
         job
     })
     .unwrap();

@@ -123,7 +123,8 @@ impl FromStr for IpPrefix {
             let (addr, prefix_len) = text.split_once('/')?;
             let addr: IpAddr = addr.parse().ok()?;
             // `u8` would also take "+24".
-            let prefix_len = prefix_len.bytes().all(|b| b.is_ascii_digit()).then(|| prefix_len.parse().ok())??;
+            let prefix_len =
+                prefix_len.bytes().all(|b| b.is_ascii_digit()).then(|| prefix_len.parse().ok())??;
             (prefix_len <= if addr.is_ipv4() { 32 } else { 128 }).then_some(Self { addr, prefix_len })
         };
         parse().ok_or_else(|| AddrError::IpPrefix(text.to_owned()))
@@ -152,7 +153,9 @@ mod tests {
     fn a_mac_address_is_printed_as_it_was_parsed() {
         let mac: MacAddr = "52:54:00:Ab:cd:0f".parse().unwrap();
         assert_eq!(mac.to_string(), "52:54:00:ab:cd:0f");
-        for bad in ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "52:54:00:12:34:5", "+2:54:00:12:34:56", "x"] {
+        for bad in
+            ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "52:54:00:12:34:5", "+2:54:00:12:34:56", "x"]
+        {
             assert_eq!(bad.parse::<MacAddr>(), Err(AddrError::Mac(bad.to_owned())), "{bad}");
         }
     }
@@ -171,7 +174,8 @@ mod tests {
         for good in ["10.0.0.2/24", "10.0.0.2/0", "10.0.0.2/32", "fd00::1/128"] {
             assert_eq!(good.parse::<IpPrefix>().unwrap().to_string(), good);
         }
-        for bad in ["10.0.0.2", "10.0.0.2/33", "fd00::1/129", "10.0.0.2/+8", "10.0.0.2/", "/24", "10.0.0/24"] {
+        for bad in ["10.0.0.2", "10.0.0.2/33", "fd00::1/129", "10.0.0.2/+8", "10.0.0.2/", "/24", "10.0.0/24"]
+        {
             assert_eq!(bad.parse::<IpPrefix>(), Err(AddrError::IpPrefix(bad.to_owned())), "{bad}");
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! - [`addr`] has the addresses that a guest is given;
 //! - [`tap`] is the host's side;
-//! - [`pump`] moves packets between the tap and the queues.
+//! - `pump` moves packets between the tap and the queues.
 //!
 //! No offloads are negotiated in either direction, and no control queue. The device owns its thread and, through the tap, one
 //! file descriptor. What the guest uses as its IP address is in [`Config`] for the guest's init to take; the device itself
@@ -11,6 +11,8 @@
 pub mod addr;
 mod pump;
 pub mod tap;
+#[cfg(test)]
+mod testing;
 
 use std::io;
 use std::net::IpAddr;

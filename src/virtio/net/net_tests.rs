@@ -1,1 +1,292 @@
+use super::testing::*;
+use super::*;
+use crate::virtio::core::spec::{mmio, status};
+use crate::virtio::core::testing::*;
+use std::time::Duration;
 
+const BUFFER: u32 = 2048;
+const HEADER: usize = net::HEADER_LEN as usize;
+
+fn config(mac: Option<&str>) -> Config {
+    let mac = mac.map(|mac| mac.parse().unwrap());
+    Config { tap: "t0".to_owned(), mac, ip: None, gw: None, dns: None }
+}
+
+/// A device on a new tap that is up, and the host's side of it.
+fn device() -> (Net, Wire) {
+    make("t0", libc::IFF_TAP);
+    let tap = open_when_free(&config(None));
+    set_up("t0", true);
+    let net = Net::new(&config(None), tap, "net0", &Spawner::default()).unwrap();
+    (net, Wire::new("t0"))
+}
+
+/// Gives the device buffers to receive into; where they are, by the head of their chain.
+fn add_buffers(driver: &mut FakeDriver, count: usize) -> Vec<(u16, u64)> {
+    let buffers: Vec<_> = (0..count)
+        .map(|_| {
+            let buffer = driver.alloc(BUFFER);
+            let parts =
+                [Part::Write(buffer, net::HEADER_LEN), Part::Write(buffer + HEADER as u64, BUFFER - 12)];
+            (driver.queues[net::RX].add(&parts), buffer)
+        })
+        .collect();
+    driver.notify(0);
+    buffers
+}
+
+/// Waits for the next frame of the experimental type; what else the host sends uses a buffer up, and a new one takes its place.
+fn receive(driver: &mut FakeDriver, buffers: &mut Vec<(u16, u64)>) -> Vec<u8> {
+    loop {
+        let (head, len) = driver.wait_used(net::RX);
+        let at = buffers.iter().position(|(h, _)| *h == head).unwrap();
+        let (_, buffer) = buffers.remove(at);
+        let bytes = driver.bytes(buffer, len);
+        assert_eq!(bytes[..HEADER], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0], "the header");
+        if bytes[HEADER + 12..HEADER + 14] == ETHERTYPE.to_be_bytes() {
+            return bytes[HEADER..].to_vec();
+        }
+        buffers.extend(add_buffers(driver, 1));
+    }
+}
+
+/// Sends one chain with this header and frame, and waits until it is used.
+fn transmit(driver: &mut FakeDriver, header: &[u8], frame: &[u8]) {
+    let buffer = driver.alloc_with(&[header, frame].concat());
+    let (header, frame) = (u32::try_from(header.len()).unwrap(), u32::try_from(frame.len()).unwrap());
+    let head = driver.queues[net::TX]
+        .add(&[Part::Read(buffer, header), Part::Read(buffer + u64::from(header), frame)]);
+    driver.notify(1);
+    assert_eq!(driver.wait_used(net::TX), (head, 0));
+}
+
+fn wait_frame(wire: &Wire) -> Vec<u8> {
+    let mut frame = None;
+    wait_until("a frame from the guest", || {
+        frame = wire.receive();
+        frame.is_some()
+    });
+    frame.unwrap()
+}
+
+#[test]
+fn packets_go_both_ways() {
+    in_network_namespace("packets_go_both_ways", || {
+        for wanted in [0, feature::EVENT_IDX, u64::MAX] {
+            let (device, wire) = device();
+            let mut driver = FakeDriver::new(device);
+            driver.start(wanted);
+            let mut buffers = add_buffers(&mut driver, 4);
+            for round in 0..100 {
+                wire.send(&frame(round, 46 + usize::from(round) * 14));
+                assert_eq!(receive(&mut driver, &mut buffers), frame(round, 46 + usize::from(round) * 14));
+                buffers.extend(add_buffers(&mut driver, 1));
+                transmit(&mut driver, &[0; HEADER], &frame(round, 60));
+                assert_eq!(wait_frame(&wire), frame(round, 60));
+            }
+            driver.wait_interrupt();
+            drop((driver, wire));
+            delete("t0");
+        }
+    });
+}
+
+#[test]
+fn packets_wait_until_the_driver_has_buffers() {
+    in_network_namespace("packets_wait_until_the_driver_has_buffers", || {
+        let (device, wire) = device();
+        let mut driver = FakeDriver::started(device);
+        for mark in 0..20 {
+            wire.send(&frame(mark, 100));
+        }
+        let mut buffers = add_buffers(&mut driver, 2);
+        for mark in 0..20 {
+            assert_eq!(receive(&mut driver, &mut buffers)[14], mark);
+            buffers.extend(add_buffers(&mut driver, 1));
+        }
+    });
+}
+
+#[test]
+fn what_a_driver_claims_in_a_header_does_not_reach_the_host() {
+    in_network_namespace("what_a_driver_claims_in_a_header_does_not_reach_the_host", || {
+        let (device, wire) = device();
+        let mut driver = FakeDriver::started(device);
+        // Every flag, a segmentation of no kind, and offsets past the packet: the tap itself would refuse it.
+        transmit(&mut driver, &[0xff; HEADER], &frame(1, 100));
+        assert_eq!(wait_frame(&wire), frame(1, 100));
+    });
+}
+
+#[test]
+fn what_is_no_packet_is_used_up_and_dropped() {
+    in_network_namespace("what_is_no_packet_is_used_up_and_dropped", || {
+        let (device, wire) = device();
+        let mut driver = FakeDriver::started(device);
+        transmit(&mut driver, &[], &[]);
+        transmit(&mut driver, &[0; 5], &[]);
+        transmit(&mut driver, &[0; HEADER], &[]);
+        transmit(&mut driver, &[0; HEADER], &[0; 13]);
+        transmit(&mut driver, &[0; HEADER], &vec![0; 70_000]);
+        let writable = driver.alloc(64);
+        driver.queues[net::TX].add(&[Part::Write(writable, 64)]);
+        driver.notify(1);
+        assert_eq!(driver.wait_used(net::TX).1, 0);
+        transmit(&mut driver, &[0; HEADER], &frame(9, 60));
+        assert_eq!(wait_frame(&wire), frame(9, 60));
+    });
+}
+
+#[test]
+fn a_packet_that_does_not_fit_is_dropped_and_the_next_one_comes() {
+    in_network_namespace("a_packet_that_does_not_fit_is_dropped_and_the_next_one_comes", || {
+        let (device, wire) = device();
+        set_mtu("t0", 9000);
+        let mut driver = FakeDriver::started(device);
+        let mut buffers = add_buffers(&mut driver, 4);
+        let fits = BUFFER as usize - HEADER - 14;
+        for len in [fits + 1, fits, 8000, 60] {
+            wire.send(&frame(u8::try_from(len % 256).unwrap(), len));
+        }
+        assert_eq!(receive(&mut driver, &mut buffers), frame(u8::try_from(fits % 256).unwrap(), fits));
+        assert_eq!(receive(&mut driver, &mut buffers), frame(60, 60));
+    });
+}
+
+#[test]
+fn a_receive_buffer_with_no_room_is_used_up() {
+    in_network_namespace("a_receive_buffer_with_no_room_is_used_up", || {
+        let (device, wire) = device();
+        let mut driver = FakeDriver::started(device);
+        let buffer = driver.alloc(64);
+        for part in [Part::Write(buffer, 25), Part::Read(buffer, 64), Part::Write(buffer, 0)] {
+            driver.queues[net::RX].add(&[part]);
+        }
+        driver.notify(0);
+        wire.send(&frame(1, 60));
+        for _ in 0..3 {
+            assert_eq!(driver.wait_used(net::RX).1, 0);
+        }
+    });
+}
+
+#[test]
+fn a_held_buffer_is_given_back_by_a_reset_and_the_device_starts_again() {
+    in_network_namespace("a_held_buffer_is_given_back_by_a_reset_and_the_device_starts_again", || {
+        let (device, wire) = device();
+        let mut driver = FakeDriver::started(device);
+        for round in 0..20 {
+            let mut buffers = add_buffers(&mut driver, 3);
+            wire.send(&frame(round, 60));
+            assert_eq!(receive(&mut driver, &mut buffers)[14], round);
+            driver.write(mmio::STATUS, 0);
+            driver.start(u64::MAX);
+        }
+        driver.transport.stop();
+    });
+}
+
+#[test]
+fn an_interface_that_goes_down_or_away_does_not_disturb_the_driver() {
+    in_network_namespace("an_interface_that_goes_down_or_away_does_not_disturb_the_driver", || {
+        let (device, wire) = device();
+        let mut driver = FakeDriver::started(device);
+        add_buffers(&mut driver, 4);
+        set_up("t0", false);
+        transmit(&mut driver, &[0; HEADER], &frame(1, 60));
+        set_up("t0", true);
+        transmit(&mut driver, &[0; HEADER], &frame(2, 60));
+        assert_eq!(wait_frame(&wire), frame(2, 60));
+        delete("t0");
+        for _ in 0..10 {
+            transmit(&mut driver, &[0; HEADER], &frame(3, 60));
+        }
+        // The thread must sleep, not spin on a descriptor that is always ready.
+        let before = thread_ticks("net0");
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(thread_ticks("net0") - before <= 4, "the worker spins");
+        assert_eq!(driver.status() & status::NEEDS_RESET, 0);
+        driver.start(u64::MAX);
+        transmit(&mut driver, &[0; HEADER], &frame(4, 60));
+    });
+}
+
+/// The least CPU time, in ticks of 10 ms, of the threads of this name whose namespace is this thread's.
+fn thread_ticks(name: &str) -> u64 {
+    let namespace = |task: &str| std::fs::read_link(format!("/proc/self/task/{task}/ns/net")).ok();
+    let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let ticks = tasks.filter_map(|task| {
+        let id = task.file_name().into_string().unwrap();
+        let stat = std::fs::read_to_string(task.path().join("stat")).ok()?;
+        let (comm, rest) = stat.rsplit_once(')')?;
+        // utime and stime, the 14th and 15th field.
+        let times: Vec<u64> = rest.split_whitespace().skip(11).take(2).map(|n| n.parse().unwrap()).collect();
+        (comm.ends_with(&format!("({name}")) && namespace(&id)? == own).then(|| times.iter().sum())
+    });
+    ticks.max().unwrap()
+}
+
+#[test]
+fn a_broken_transmit_queue_leaves_the_receive_queue_working() {
+    in_network_namespace("a_broken_transmit_queue_leaves_the_receive_queue_working", || {
+        let (device, wire) = device();
+        let mut driver = FakeDriver::started(device);
+        driver.queues[net::TX].set_avail_idx(1000);
+        driver.notify(1);
+        driver.wait_needs_reset();
+        let mut buffers = add_buffers(&mut driver, 2);
+        wire.send(&frame(5, 60));
+        assert_eq!(receive(&mut driver, &mut buffers)[14], 5);
+    });
+}
+
+#[test]
+fn a_broken_receive_queue_leaves_the_transmit_queue_working() {
+    in_network_namespace("a_broken_receive_queue_leaves_the_transmit_queue_working", || {
+        let (device, wire) = device();
+        let mut driver = FakeDriver::started(device);
+        driver.queues[net::RX].add(&[Part::Write(MEM_END, 2048)]);
+        driver.notify(0);
+        wire.send(&frame(5, 60));
+        driver.wait_needs_reset();
+        transmit(&mut driver, &[0; HEADER], &frame(6, 60));
+        assert_eq!(wait_frame(&wire), frame(6, 60));
+    });
+}
+
+#[test]
+fn the_configuration_space_has_the_address() {
+    in_network_namespace("the_configuration_space_has_the_address", || {
+        let (device, _wire) = device();
+        let driver = FakeDriver::new(device);
+        assert_eq!(driver.config(0), MacAddr::for_tap("t0").0);
+        assert_ne!(driver.offered() & net::F_MAC, 0);
+    });
+    assert_eq!(config(Some("52:54:00:12:34:56")).mac().to_string(), "52:54:00:12:34:56");
+}
+
+#[test]
+fn a_configuration_is_checked_before_anything_is_opened() {
+    let good: Config = toml::from_str(
+        "tap = 'tap0'\nmac = '02:00:00:00:00:01'\nip = '10.0.0.2/24'\ngw = '10.0.0.1'\ndns = '9.9.9.9'",
+    )
+    .unwrap();
+    assert_eq!(good.validate(), Ok(()));
+    for name in ["", "a-name-of-16-byt", "a/b", "a b", "..", "a\n", "tap%d"] {
+        let bad = Config { tap: name.to_owned(), ..good.clone() };
+        assert_eq!(bad.validate(), Err(ConfigError::Name(name.to_owned())));
+    }
+    for mac in [MacAddr([1, 0, 0, 0, 0, 1]), MacAddr([0xff; 6]), MacAddr([0; 6])] {
+        assert_eq!(Config { mac: Some(mac), ..good.clone() }.validate(), Err(ConfigError::Mac(mac)));
+    }
+    assert_eq!(Config { ip: None, ..good.clone() }.validate(), Err(ConfigError::NoIp("gw")));
+    assert_eq!(Config { ip: None, gw: None, ..good.clone() }.validate(), Err(ConfigError::NoIp("dns")));
+    let gw: IpAddr = "10.0.1.1".parse().unwrap();
+    let far = Config { gw: Some(gw), ..good.clone() };
+    assert!(
+        far.validate().unwrap_err().to_string().contains("10.0.1.1 is not in the network of 10.0.0.2/24")
+    );
+    assert!(toml::from_str::<Config>("tap = 'tap0'\nmca = '02:00:00:00:00:01'").is_err());
+    assert!(toml::from_str::<Config>("tap = 'tap0'\nmac = '02:00:00:00:00'").is_err());
+}

@@ -9,16 +9,17 @@
 //! and are dropped there. An interface that vanishes ends reception, one that is down ends nothing: both are said once.
 
 use std::io;
+use std::os::fd::AsRawFd;
 
 use super::tap::Tap;
+use crate::memory::GuestMemory;
+use crate::poll;
 use crate::virtio::core::active::{ActiveQueue, Notify};
 use crate::virtio::core::chain::Chain;
 use crate::virtio::core::guest_log::GuestLog;
 use crate::virtio::core::iovec::IoVecs;
-use crate::virtio::core::poll::{self, Source};
 use crate::virtio::core::spec::net;
 use crate::virtio::core::worker::Stop;
-use crate::memory::GuestMemory;
 
 const HEADER_LEN: usize = net::HEADER_LEN as usize;
 /// Towards the host: no checksum to compute, no segmentation to do.
@@ -76,8 +77,8 @@ impl Pump {
         self.send(queues, stop, &mut iovs);
         while !stop.is_set() {
             let rx_kick = queues.rx.as_ref().filter(|_| matches!(state, Rx::Starved));
-            let tap: Source<'_> = matches!(state, Rx::Ready).then_some(&self.tap as _);
-            let [_, rx_kicked, tx_kicked, packet] = poll::wait([
+            let tap: Option<&dyn AsRawFd> = matches!(state, Rx::Ready).then_some(&self.tap as _);
+            let [_, rx_kicked, tx_kicked, packet] = poll::readable([
                 Some(stop),
                 rx_kick.map(|queue| queue as _),
                 queues.tx.as_ref().map(|queue| queue as _),

@@ -28,10 +28,14 @@ pub enum OpenError {
     #[error("tap {0} is busy: another program has it open (each VM needs a tap of its own)")]
     Busy(String),
     /// It belongs to another user.
-    #[error("tap {0} is not yours (as root: ip tuntap del dev {0} mode tap; ip tuntap add dev {0} mode tap user $USER)")]
+    #[error(
+        "tap {0} is not yours (as root: ip tuntap del dev {0} mode tap; ip tuntap add dev {0} mode tap user $USER)"
+    )]
     NotOurs(String),
     /// A tap for several queues, which takes another way of opening.
-    #[error("tap {0} was made with multi_queue (as root: ip tuntap del dev {0} mode tap multi_queue; ip tuntap add dev {0} mode tap user $USER)")]
+    #[error(
+        "tap {0} was made with multi_queue (as root: ip tuntap del dev {0} mode tap multi_queue; ip tuntap add dev {0} mode tap user $USER)"
+    )]
     MultiQueue(String),
     /// No /dev/net/tun.
     #[error("there is no /dev/net/tun (as root: modprobe tun)")]
@@ -100,20 +104,20 @@ impl AsRawFd for Tap {
     }
 }
 
-fn open_tun() -> io::Result<File> {
+pub(super) fn open_tun() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")
 }
 
 /// In the thread's own network namespace, which is why it doesn't look into /sys.
 #[expect(unsafe_code, reason = "if_nametoindex(3) has no wrapper among our crates")]
-fn interface_index(name: &str) -> Option<u32> {
+pub(super) fn interface_index(name: &str) -> Option<u32> {
     let name = CString::new(name).ok()?;
     // SAFETY: a NUL-terminated string that lives through the call.
     Some(unsafe { libc::if_nametoindex(name.as_ptr()) }).filter(|index| *index != 0)
 }
 
 /// An interface request for `name`, which is shorter than IFNAMSIZ.
-fn request(name: &str, ifr_ifru: libc::__c_anonymous_ifr_ifru) -> libc::ifreq {
+pub(super) fn request(name: &str, ifr_ifru: libc::__c_anonymous_ifr_ifru) -> libc::ifreq {
     let mut request = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru };
     // The last byte stays 0 whatever the name.
     for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
@@ -166,7 +170,8 @@ fn interface_kind(name: &str) -> io::Result<String> {
             Err(error)
         };
     }
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes.split(|b| *b == 0).next().unwrap_or(&[])).into_owned();
+    let text =
+        |bytes: &[u8]| String::from_utf8_lossy(bytes.split(|b| *b == 0).next().unwrap_or(&[])).into_owned();
     Ok(match (text(&info.driver).as_str(), text(&info.bus).as_str()) {
         ("tun", "tap") => "a tap".to_owned(),
         ("tun", _) => "a tun".to_owned(),
