@@ -22,6 +22,8 @@ use crate::vmm::process::VmProcess;
 
 /// How long a guest may take to power off after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
+/// How often the power button is pressed meanwhile: a guest that is still booting doesn't see the first time.
+const PRESS_AGAIN: Duration = Duration::from_secs(1);
 /// How long the VM's process may take to end when it was told to.
 const KILL_GRACE: Duration = Duration::from_secs(1);
 /// How long the rest of the output may take when a signal has ended the VM.
@@ -54,7 +56,10 @@ struct Attendant<'a> {
     input: Option<Input>,
     output: Option<Output>,
     push: Push,
+    /// When to push harder.
     deadline: Option<Instant>,
+    /// When to press the power button again.
+    press_at: Option<Instant>,
 }
 
 /// Attends to a VM until it has ended. `terminal` is standard input, if it is a raw terminal.
@@ -70,7 +75,8 @@ pub(super) fn attend(
         }
         None => (None, None),
     };
-    let mut attendant = Attendant { vm: &mut vm, signals, input, output, push: Push::None, deadline: None };
+    let mut attendant =
+        Attendant { vm: &mut vm, signals, input, output, push: Push::None, deadline: None, press_at: None };
     attendant.run()?;
     attendant.finish_output();
     let killed = attendant.push == Push::Killed;
@@ -94,12 +100,15 @@ impl Attendant<'_> {
                 self.output.as_ref().map_or(Source::none(), Output::source),
             ];
             let [report, signal, stdin, socket, output] =
-                poll::wait(sources, self.deadline).context("can't wait for events")?;
+                poll::wait(sources, self.next_wakeup()).context("can't wait for events")?;
             if report.readable {
                 return Ok(());
             }
-            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            let now = Instant::now();
+            if self.deadline.is_some_and(|deadline| now >= deadline) {
                 self.push_harder();
+            } else if self.press_at.is_some_and(|at| now >= at) {
+                self.press_power_button();
             }
             if signal.readable {
                 self.signals.take().context("can't read a signal")?;
@@ -125,13 +134,25 @@ impl Attendant<'_> {
             Push::Told | Push::Killed => (Push::Killed, KILL_GRACE),
         };
         match push {
-            Push::Asked => self.vm.order(Order::PressPowerButton),
-            Push::Told => self.vm.order(Order::Kill),
+            Push::Asked => self.press_power_button(),
+            Push::Told => {
+                self.press_at = None;
+                self.vm.order(Order::Kill);
+            }
             Push::Killed => self.vm.kill(),
             Push::None => {}
         }
         self.push = push;
         self.deadline = Some(Instant::now() + grace);
+    }
+
+    fn press_power_button(&mut self) {
+        self.vm.order(Order::PressPowerButton);
+        self.press_at = Some(Instant::now() + PRESS_AGAIN);
+    }
+
+    fn next_wakeup(&self) -> Option<Instant> {
+        self.deadline.into_iter().chain(self.press_at).min()
     }
 
     fn carry_input(&mut self, readable: bool) {

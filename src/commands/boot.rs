@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow};
 use super::Failure;
 use super::attend::{self, Ended};
 use super::signals::EndSignals;
-use super::terminal::RawTerminal;
+use super::terminal::{self, RawTerminal};
 use crate::boot::image::{Blob, KernelImage};
 use crate::cli::{BootArgs, TimingFormat};
 use crate::config::{Console, VmConfig};
@@ -28,12 +28,12 @@ pub(super) fn boot(args: &BootArgs, exec_ns: u64) -> Result<u8, Failure> {
     let resources = open(&config, args)?;
     let signals = EndSignals::new().context("can't take signals")?;
     let vm = VmProcess::spawn(&config, resources, timeline).context("can't start the VM's process")?;
-    let terminal = match config.console() {
+    let raw = match config.console() {
         Console::Serial => RawTerminal::enter().context("can't make the terminal raw")?,
         Console::None => None,
     };
-    let ended = attend::attend(vm, terminal.as_ref(), signals);
-    drop(terminal);
+    let ended = attend::attend(vm, raw.as_ref(), signals);
+    drop(raw);
     Ok(conclude(&ended?, args.timing))
 }
 
@@ -104,8 +104,8 @@ fn kernel_and_initrd(config: &VmConfig) -> anyhow::Result<(KernelImage, Option<B
     }
 }
 
-/// What the kernel is told. Only bothy's own guest is told to be quiet and to reset on a panic: another kernel's user
-/// decides that with --append.
+/// What the kernel is told. Only bothy's own guest is told to be quiet, to reset on a panic, and what the terminal is:
+/// another kernel's user decides that with --append.
 fn command_line(config: &VmConfig, own_guest: bool) -> String {
     let mut words = Vec::new();
     if config.console() == Console::Serial {
@@ -113,7 +113,9 @@ fn command_line(config: &VmConfig, own_guest: bool) -> String {
         words.push("console=ttyS0,115200n8r".to_owned());
     }
     if own_guest {
-        words.push("panic=-1 quiet".to_owned());
+        // Level 3 keeps the complaint off the console that there is no PCI.
+        words.push("panic=-1 loglevel=3 pci=off".to_owned());
+        words.extend(terminal::environment());
     }
     words.extend(config.net.iter().map(net_word));
     words.extend(config.append.clone());
@@ -155,7 +157,12 @@ mod tests {
     #[test]
     fn only_the_own_guest_is_quiet_and_resets_on_a_panic() {
         let config = VmConfig { append: Some("root=/dev/vda".into()), ..Default::default() };
-        assert_eq!(command_line(&config, true), "console=ttyS0,115200n8r panic=-1 quiet root=/dev/vda");
+        let own = command_line(&config, true);
+        assert!(
+            own.starts_with("console=ttyS0,115200n8r panic=-1 loglevel=3 pci=off")
+                && own.ends_with(" root=/dev/vda"),
+            "{own}"
+        );
         assert_eq!(command_line(&config, false), "console=ttyS0,115200n8r root=/dev/vda");
         let config = VmConfig { console: Some(Console::None), ..Default::default() };
         assert_eq!(command_line(&config, false), "");

@@ -51,6 +51,31 @@ impl Drop for RawTerminal {
     }
 }
 
+/// What a guest's programs should know of the terminal, as words for the kernel's command line, which hands them to init as
+/// environment variables: its type and its size. Empty if standard input is none.
+pub(super) fn environment() -> Option<String> {
+    if !io::stdin().is_terminal() {
+        return None;
+    }
+    #[expect(unsafe_code, reason = "std doesn't tell a terminal's size")]
+    // SAFETY: a winsize of zeros is valid, and the call writes within it.
+    let (ret, size) = unsafe {
+        let mut size: libc::winsize = std::mem::zeroed();
+        (libc::ioctl(libc::STDIN_FILENO, libc::TIOCGWINSZ, &raw mut size), size)
+    };
+    let term = std::env::var("TERM").ok().filter(|term| is_plain(term)).unwrap_or_else(|| "vt100".into());
+    if ret == 0 && size.ws_row > 0 && size.ws_col > 0 {
+        Some(format!("TERM={term} LINES={} COLUMNS={}", size.ws_row, size.ws_col))
+    } else {
+        Some(format!("TERM={term}"))
+    }
+}
+
+/// Whether a word means nothing but itself on a kernel command line.
+fn is_plain(word: &str) -> bool {
+    !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte))
+}
+
 fn mode(fd: RawFd) -> io::Result<libc::termios> {
     #[expect(unsafe_code, reason = "std knows nothing of terminal modes")]
     // SAFETY: a termios of zeros is valid, and tcgetattr writes within it.

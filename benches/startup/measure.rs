@@ -1,0 +1,195 @@
+//! Interleaved runs of whole programs, and what can be said of them.
+
+use std::fmt;
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longest that a run may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A way to start a guest.
+pub(crate) struct Contender {
+    name: &'static str,
+    /// What its guest prints; a run without it didn't happen.
+    says: &'static str,
+    command: Box<dyn Fn() -> Command>,
+}
+
+impl Contender {
+    pub(crate) fn new(
+        name: &'static str,
+        says: &'static str,
+        command: impl Fn() -> Command + 'static,
+    ) -> Self {
+        Self { name, says, command: Box::new(command) }
+    }
+}
+
+/// Times of one run, in milliseconds.
+struct Run {
+    first_line: f64,
+    returned: f64,
+    gone: f64,
+}
+
+/// Median and spread, in milliseconds.
+pub(crate) struct Summary {
+    pub(crate) median: f64,
+    min: f64,
+    max: f64,
+}
+
+impl Summary {
+    fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let middle = values.len() / 2;
+        let median =
+            if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
+        Self { median, min: values[0], max: values[values.len() - 1] }
+    }
+}
+
+/// A contender's results.
+pub(crate) struct Row {
+    name: &'static str,
+    /// Exec to the first byte of what the guest says.
+    pub(crate) first_line: Summary,
+    /// Exec to the return of the command.
+    pub(crate) returned: Summary,
+    /// Exec to the end of the last process that it left behind.
+    gone: Summary,
+}
+
+/// The results of all contenders.
+pub(crate) struct Table {
+    title: String,
+    runs: usize,
+    rows: Vec<Row>,
+}
+
+impl Table {
+    /// Runs every contender once to warm up, and then `runs` times in turn.
+    pub(crate) fn run(title: &str, runs: usize, contenders: Vec<Contender>) -> Self {
+        let mut results: Vec<Vec<Run>> = contenders.iter().map(|_| Vec::new()).collect();
+        for round in 0..=runs {
+            for (contender, results) in contenders.iter().zip(&mut results) {
+                let run = run_once(contender);
+                if round > 0 {
+                    results.push(run);
+                }
+            }
+        }
+        let rows = contenders.iter().zip(results).map(|(contender, runs)| {
+            let of = |value: fn(&Run) -> f64| Summary::of(runs.iter().map(value).collect());
+            Row {
+                name: contender.name,
+                first_line: of(|run| run.first_line),
+                returned: of(|run| run.returned),
+                gone: of(|run| run.gone),
+            }
+        });
+        Self { title: title.to_owned(), runs, rows: rows.collect() }
+    }
+
+    fn row(&self, name: &str) -> &Row {
+        self.rows.iter().find(|row| row.name == name).expect("a contender of this table")
+    }
+
+    /// Prints whether one contender's figure stays within `goal` times another's.
+    pub(crate) fn target(
+        &self,
+        what: &str,
+        ours: &str,
+        theirs: &str,
+        figure: impl Fn(&Row) -> f64,
+        goal: f64,
+    ) {
+        let ratio = figure(self.row(ours)) / figure(self.row(theirs));
+        print_target(what, &format!("{ratio:.2} times {theirs}"), &format!("at most {goal}"), ratio <= goal);
+    }
+}
+
+/// One line that `benches/run` repeats at the end.
+pub(crate) fn print_target(what: &str, figure: &str, goal: &str, met: bool) {
+    println!("target: {what:<52} {figure:<28} {goal:<16} {}", if met { "met" } else { "missed" });
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "\n{} ({} runs each, interleaved; milliseconds: median, [min, max])",
+            self.title, self.runs
+        )?;
+        writeln!(
+            f,
+            "{:<22}{:>26}{:>28}{:>28}{:>8}",
+            "", "first output", "command returned", "last process gone", "ratio"
+        )?;
+        let base = self.rows[0].returned.median;
+        for row in &self.rows {
+            let cell = |s: &Summary| format!("{:.1} [{:.1}, {:.1}]", s.median, s.min, s.max);
+            let ratio = row.returned.median / base;
+            let (first, returned, gone) = (cell(&row.first_line), cell(&row.returned), cell(&row.gone));
+            writeln!(f, "{:<22}{first:>26}{returned:>28}{gone:>28}{ratio:>8.2}", row.name)?;
+        }
+        Ok(())
+    }
+}
+
+fn run_once(contender: &Contender) -> Run {
+    let mut command = (contender.command)();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let start = Instant::now();
+    let ms = || start.elapsed().as_secs_f64() * 1e3;
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", contender.name));
+    let mut stdout = child.stdout.take().expect("piped");
+    let (mut output, mut chunk) = (Vec::new(), [0; 4096]);
+    let mut first_line = None;
+    let says = contender.says.as_bytes();
+    // Whatever holds the pipe open is still at work: the guest's output ends before its program returns.
+    while let Ok(len @ 1..) = stdout.read(&mut chunk) {
+        output.extend_from_slice(&chunk[..len]);
+        if first_line.is_none() && output.windows(says.len()).any(|window| window == says) {
+            first_line = Some(ms());
+        }
+        assert!(start.elapsed() < LIMIT, "{} takes too long", contender.name);
+    }
+    child.wait().expect("our child");
+    let returned = ms();
+    wait_for_orphans();
+    let gone = ms();
+    let first_line = first_line.unwrap_or_else(|| {
+        let mut errors = String::new();
+        if let Some(mut stderr) = child.stderr.take() {
+            let _unreadable = stderr.read_to_string(&mut errors);
+        }
+        panic!(
+            "{}: its guest didn't say {:?} but {:?}; {errors}",
+            contender.name,
+            contender.says,
+            String::from_utf8_lossy(&output)
+        )
+    });
+    Run { first_line, returned, gone }
+}
+
+/// Makes processes that lose their parent children of this one, so that their end can be waited for.
+pub(crate) fn adopt_orphans() {
+    #[expect(unsafe_code, reason = "std has no prctl")]
+    // SAFETY: this option takes a flag and touches no memory.
+    let ret = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
+    assert_eq!(ret, 0, "every Linux since 3.4 can do this");
+}
+
+pub(crate) fn wait_for_orphans() {
+    loop {
+        #[expect(unsafe_code, reason = "std waits only for children that it started")]
+        // SAFETY: a null status pointer is allowed.
+        let ret = unsafe { libc::waitpid(-1, std::ptr::null_mut(), 0) };
+        if ret < 0 {
+            return;
+        }
+    }
+}
