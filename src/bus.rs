@@ -53,6 +53,7 @@ pub trait MsiRoutes: Send + Sync {
 pub struct RouteId(pub u32);
 
 /// A route, and the eventfd that raises it.
+#[derive(Debug)]
 pub struct MsiRoute {
     /// For `update` and `mask`.
     pub id: RouteId,

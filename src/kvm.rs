@@ -165,6 +165,11 @@ pub fn cannot_run_linux() -> Option<&'static str> {
     }
 }
 
+/// The CPUID leaves that this host's KVM can give a guest.
+pub fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
+    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(ioctl("KVM_GET_SUPPORTED_CPUID"))
+}
+
 /// A virtual machine, as KVM knows it. It belongs to the process that made it.
 pub struct Vm {
     fd: VmFd,
@@ -217,11 +222,6 @@ impl Vm {
     /// The most vCPUs that this host's KVM supports.
     pub fn max_vcpus(&self) -> usize {
         self.kvm.get_max_vcpus()
-    }
-
-    /// The CPUID leaves that this host's KVM can give a guest.
-    pub fn supported_cpuid(&self) -> Result<CpuId, KvmError> {
-        self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(ioctl("KVM_GET_SUPPORTED_CPUID"))
     }
 
     /// Makes each region of guest memory a memory slot.

@@ -6,7 +6,7 @@
 //! Registers as in the Intel 82093AA data sheet. Owns the routes; no thread.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -35,7 +35,8 @@ const ENTRY_LOGICAL: u64 = 1 << 11;
 pub struct Ioapic {
     registers: Mutex<Registers>,
     routes: Arc<dyn MsiRoutes>,
-    pins: Vec<MsiRoute>,
+    /// A pin that no device is wired to has no route.
+    pins: Vec<OnceLock<MsiRoute>>,
 }
 
 struct Registers {
@@ -45,19 +46,26 @@ struct Registers {
 }
 
 impl Ioapic {
-    /// An IOAPIC with [`layout::IOAPIC_PINS`] pins, all masked.
-    pub fn new(routes: Arc<dyn MsiRoutes>) -> io::Result<Self> {
-        let pins = (0..layout::IOAPIC_PINS).map(|_| routes.allocate()).collect::<io::Result<Vec<_>>>()?;
+    /// An IOAPIC with [`layout::IOAPIC_PINS`] pins, all masked and wired to nothing.
+    pub fn new(routes: Arc<dyn MsiRoutes>) -> Self {
+        let pins: Vec<OnceLock<MsiRoute>> = (0..layout::IOAPIC_PINS).map(|_| OnceLock::new()).collect();
         let registers = Registers { select: 0, id: 0, entries: vec![ENTRY_MASKED; pins.len()] };
-        Ok(Self { registers: Mutex::new(registers), routes, pins })
+        Self { registers: Mutex::new(registers), routes, pins }
     }
 
-    /// An eventfd that raises the interrupt of a pin.
+    /// Wires a device to a pin: the eventfd raises its interrupt. Called while the VM is built.
     ///
     /// # Panics
     /// If there is no such pin: the numbers are ours, from [`layout`].
-    pub fn pin(&self, gsi: u32) -> io::Result<EventFd> {
-        self.pins[gsi as usize].evt.try_clone()
+    pub fn wire(&self, gsi: u32) -> io::Result<EventFd> {
+        let pin = &self.pins[gsi as usize];
+        if let Some(route) = pin.get() {
+            return route.evt.try_clone();
+        }
+        let route = self.routes.allocate()?;
+        let evt = route.evt.try_clone()?;
+        assert!(pin.set(route).is_ok(), "a VM is built by one thread");
+        Ok(evt)
     }
 
     fn read_selected(&self) -> u32 {
@@ -91,7 +99,7 @@ impl Ioapic {
     }
 
     fn apply(&self, pin: usize, before: u64, after: u64) -> io::Result<()> {
-        let route = self.pins[pin].id;
+        let Some(route) = self.pins[pin].get().map(|route| route.id) else { return Ok(()) };
         if message(before) != message(after) {
             self.routes.update(route, message(after))?;
         }
@@ -195,13 +203,14 @@ mod tests {
     #[test]
     fn an_entry_becomes_a_message_and_is_then_unmasked() {
         let recorder = Arc::new(Recorder::default());
-        let ioapic = Ioapic::new(recorder.clone()).unwrap();
+        let ioapic = Ioapic::new(recorder.clone());
+        ioapic.wire(4).unwrap();
         write(&ioapic, 0x10 + 2 * 4 + 1, 0x0300_0000);
         write(&ioapic, 0x10 + 2 * 4, 0x0031);
         write(&ioapic, 0x10 + 2 * 4, 0x1_0031);
         assert_eq!(
             *recorder.calls.lock().unwrap(),
-            ["4 -> 0xfee03000 0x0", "4 -> 0xfee03000 0x31", "4 masked false", "4 masked true"]
+            ["0 -> 0xfee03000 0x0", "0 -> 0xfee03000 0x31", "0 masked false", "0 masked true"]
         );
     }
 
@@ -212,7 +221,7 @@ mod tests {
 
     #[test]
     fn every_pin_starts_masked_and_the_version_names_their_number() {
-        let ioapic = Ioapic::new(Arc::new(Recorder::default())).unwrap();
+        let ioapic = Ioapic::new(Arc::new(Recorder::default()));
         assert_eq!(read(&ioapic, 1), 0x0017_0011);
         for pin in 0..24 {
             assert_eq!(read(&ioapic, 0x10 + 2 * pin), 0x1_0000);
@@ -222,9 +231,19 @@ mod tests {
     }
 
     #[test]
+    fn a_pin_without_a_device_costs_nothing_and_keeps_what_is_written() {
+        let recorder = Arc::new(Recorder::default());
+        let ioapic = Ioapic::new(recorder.clone());
+        write(&ioapic, 0x10 + 2 * 7, 0x0031);
+        assert_eq!(read(&ioapic, 0x10 + 2 * 7), 0x0031);
+        assert!(recorder.calls.lock().unwrap().is_empty());
+        assert_eq!(*recorder.routes.lock().unwrap(), 0);
+    }
+
+    #[test]
     fn registers_that_do_not_exist_are_harmless() {
         let recorder = Arc::new(Recorder::default());
-        let ioapic = Ioapic::new(recorder.clone()).unwrap();
+        let ioapic = Ioapic::new(recorder.clone());
         for register in [3, 0xf, 0x10 + 48, 0xff] {
             write(&ioapic, register, u32::MAX);
             assert_eq!(read(&ioapic, register), 0);

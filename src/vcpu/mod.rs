@@ -106,10 +106,15 @@ pub struct Vcpu {
 }
 
 /// Makes `count` vCPUs. The first one is the boot processor and starts at `entry`; the others wait for the guest's
-/// INIT and SIPI.
-pub fn create_all(vm: &Vm, mem: &GuestMemory, count: u8, entry: Entry) -> Result<Vec<Vcpu>, VcpuError> {
-    let supported = vm.supported_cpuid()?;
-    let vcpus = (0..count).map(|id| create(vm, &supported, id, count)).collect::<Result<Vec<_>, _>>()?;
+/// INIT and SIPI. `supported` is what KVM can give a guest.
+pub fn create_all(
+    vm: &Vm,
+    supported: &CpuId,
+    mem: &GuestMemory,
+    count: u8,
+    entry: Entry,
+) -> Result<Vec<Vcpu>, VcpuError> {
+    let vcpus = (0..count).map(|id| create(vm, supported, id, count)).collect::<Result<Vec<_>, _>>()?;
     if let Some(boot) = vcpus.first() {
         registers::set_entry(&boot.fd, mem, entry)?;
     }

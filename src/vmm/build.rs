@@ -1,9 +1,12 @@
 //! The one recipe by which a VM is assembled, from plain configuration and open files.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
+use kvm_bindings::CpuId;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -79,6 +82,7 @@ pub(super) fn build(
     let end = Arc::new(End::new(wakeups.end_evt.try_clone().map_err(io("an eventfd"))?));
     let spawner = Spawner::default();
 
+    let supported_cpuid = CpuidQuery::start(&resources.kvm, &spawner)?;
     let vm = Arc::new(kvm::open_vm(kvm::system(resources.kvm))?);
     check_vcpus(&vm, config.cpus())?;
     timeline.record(Mark::KvmReady);
@@ -89,7 +93,7 @@ pub(super) fn build(
 
     let mut buses = Buses::default();
     let routes = Arc::new(KvmRoutes::new(vm.clone()));
-    let ioapic = Arc::new(Ioapic::new(routes).map_err(io("the interrupt routes"))?);
+    let ioapic = Arc::new(Ioapic::new(routes));
     buses.mmio.insert(layout::IOAPIC_GPA, layout::IOAPIC_LEN, ioapic.clone())?;
     let events = plug_platform(&mut buses, &ioapic, &end, &timeline)?;
     let serial = match config.console() {
@@ -116,9 +120,25 @@ pub(super) fn build(
         Protocol::Pvh => Entry::Pvh { rip: start.rip },
         Protocol::Linux64 => Entry::Linux64 { rip: start.rip },
     };
-    let vcpus = vcpu::create_all(&vm, &mem, config.cpus(), entry)?;
+    let vcpus = vcpu::create_all(&vm, &supported_cpuid.finish()?, &mem, config.cpus(), entry)?;
     let machine = Machine { ports: Arc::new(buses.ports), mmio: Arc::new(buses.mmio), end, timeline };
     Ok(Vmm { vm, mem, machine, vcpus, transports, events, serial, console, doorbells, wakeups, spawner })
+}
+
+/// Asks for KVM's CPUID on a thread of its own while the VM is made. KVM executes CPUID for every leaf, and where the host is
+/// a virtual machine itself each of those is an exit: together a tenth of the way to the first instruction.
+struct CpuidQuery(JoinHandle<Result<CpuId, KvmError>>);
+
+impl CpuidQuery {
+    fn start(kvm: &File, spawner: &Spawner) -> Result<Self, BuildError> {
+        let kvm = kvm.try_clone().map_err(io("a copy of /dev/kvm"))?;
+        let thread = spawner.spawn("cpuid", || kvm::supported_cpuid(&kvm::system(kvm)));
+        Ok(Self(thread.map_err(io("a thread"))?))
+    }
+
+    fn finish(self) -> Result<CpuId, KvmError> {
+        self.0.join().expect("a panic in a thread ends the process")
+    }
 }
 
 fn check_vcpus(vm: &kvm::Vm, wanted: u8) -> Result<(), BuildError> {
@@ -138,7 +158,7 @@ fn plug_platform(
     end: &Arc<End>,
     timeline: &Arc<Timeline>,
 ) -> Result<Arc<Events>, BuildError> {
-    let interrupt = ioapic.pin(layout::ACPI_GED_GSI).map_err(io("an eventfd"))?;
+    let interrupt = ioapic.wire(layout::ACPI_GED_GSI).map_err(io("an eventfd"))?;
     let events = Arc::new(Events::new(interrupt));
     let registers = AcpiRegisters::new(end.clone(), events.clone());
     let ports = &mut buses.ports;
@@ -150,7 +170,7 @@ fn plug_platform(
 }
 
 fn plug_serial(buses: &mut Buses, ioapic: &Ioapic, wakeups: &Wakeups) -> Result<Arc<Serial>, BuildError> {
-    let interrupt = ioapic.pin(layout::SERIAL_GSI).map_err(io("an eventfd"))?;
+    let interrupt = ioapic.wire(layout::SERIAL_GSI).map_err(io("an eventfd"))?;
     let serial = Arc::new(Serial::new(interrupt, wakeups.serial_evt.try_clone().map_err(io("an eventfd"))?));
     buses.ports.insert(layout::SERIAL_PORT.into(), layout::SERIAL_LEN.into(), serial.clone())?;
     Ok(serial)
@@ -204,7 +224,7 @@ impl VirtioSlots<'_> {
         device: Box<dyn VirtioDevice>,
         slot: VirtioSlot,
     ) -> Result<(VirtioSlot, Arc<MmioTransport>), BuildError> {
-        let interrupt_evt: Arc<EventFd> = Arc::new(self.ioapic.pin(slot.gsi).map_err(io("an eventfd"))?);
+        let interrupt_evt: Arc<EventFd> = Arc::new(self.ioapic.wire(slot.gsi).map_err(io("an eventfd"))?);
         let transport =
             MmioTransport::new(device, slot.gpa, self.mem.clone(), &interrupt_evt, self.doorbells.clone())
                 .map_err(io("a virtio device"))?;
