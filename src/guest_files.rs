@@ -1,8 +1,8 @@
 //! Finds bothy's own guest: its kernel, its initramfs, and the manifest that says what they are made of.
 //!
 //! Looked for in `$BOTHY_GUEST_DIR`, inside this very binary (see [`pack`]), in `guest/` next to it, and in the `target/guest`
-//! of the build tree that it lies in or that is the working directory. The files of a packed binary are mapped from it where
-//! they stand, page-aligned; nothing is unpacked.
+//! of the build tree that it lies in or that is the working directory. The files of a packed binary are read
+//! from where they stand in it; nothing is unpacked.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};

@@ -102,7 +102,7 @@ fn tiny(places: &Places, host: &str, net: &Net) {
     let table = Table::run(
         &format!("tiny guest, {host}: exec to return"),
         RUNS,
-        vec![
+        &[
             Contender::new("floor", "A", move || Command::new(&floor)),
             Contender::new("bothy", "A", with(&[])),
             Contender::new("bothy, disk and net", "A", with(&[&devices[0], &devices[1]])),
@@ -135,7 +135,7 @@ fn linux(places: &Places, host: &str) {
     let table = Table::run(
         &format!("default guest, {host}: exec to init's first line, and to return"),
         RUNS,
-        vec![
+        &[
             Contender::new("bothy", "up", || {
                 let mut command = bothy();
                 command.args(["--append", WORDS]);

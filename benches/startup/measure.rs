@@ -70,7 +70,7 @@ pub(crate) struct Table {
 
 impl Table {
     /// Runs every contender once to warm up, and then `runs` times in turn.
-    pub(crate) fn run(title: &str, runs: usize, contenders: Vec<Contender>) -> Self {
+    pub(crate) fn run(title: &str, runs: usize, contenders: &[Contender]) -> Self {
         let mut results: Vec<Vec<Run>> = contenders.iter().map(|_| Vec::new()).collect();
         for round in 0..=runs {
             for (contender, results) in contenders.iter().zip(&mut results) {

@@ -209,7 +209,7 @@ impl KernelImage {
         {
             return Err(blob.not_a_kernel("its program headers are malformed"));
         }
-        let (mut segments, mut notes) = (Vec::new(), Notes::default());
+        let (mut segments, mut notes, mut is_program) = (Vec::new(), Notes::default(), false);
         for index in 0..u64::from(header.e_phnum) {
             let offset = header.e_phoff.saturating_add(index * u64::from(header.e_phentsize));
             let program: elf::Elf64_Phdr = blob.struct_at(offset)?;
@@ -228,8 +228,13 @@ impl KernelImage {
                     mem_len: program.p_memsz,
                 }),
                 elf::PT_NOTE => notes.read(&blob, program.p_offset, program.p_filesz)?,
+                elf::PT_INTERP | elf::PT_TLS => is_program = true,
                 _ => {}
             }
+        }
+        // Some kernels have an interpreter as well (FreeBSD's), and those say by the note that they are kernels.
+        if is_program && notes.pvh_entry.is_none() {
+            return Err(blob.not_a_kernel("an ELF program, not a kernel"));
         }
         if segments.is_empty() {
             return Err(blob.not_a_kernel("an ELF file without loadable segments"));

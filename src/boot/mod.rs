@@ -16,7 +16,7 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::devices::acpi as registers;
-use crate::memory::{GuestMemory, MemoryError, layout};
+use crate::memory::{GuestMemory, layout};
 use image::{Blob, KernelImage};
 
 /// Why a guest can't be put into memory.
@@ -71,11 +71,8 @@ pub enum BootError {
     /// The boot parameters can't be written. A bug of ours.
     #[error("can't write the boot parameters: {0}")]
     Params(String),
-    /// A file can't be mapped.
-    #[error(transparent)]
-    Map(#[from] MemoryError),
-    /// Something of ours doesn't fit into memory. A bug of ours.
-    #[error("can't write to guest memory")]
+    /// A part of the guest can't be written to memory: its file became shorter meanwhile, or our own sums are wrong.
+    #[error("can't fill guest memory")]
     Memory(#[from] GuestMemoryError),
 }
 

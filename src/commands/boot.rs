@@ -52,9 +52,11 @@ fn config_file(path: &Path) -> Result<VmConfig, Failure> {
     let text =
         fs::read_to_string(path).with_context(|| format!("--config: can't read {}", path.display()))?;
     toml::from_str(&text).map_err(|error| {
-        let message = error.to_string();
-        let message = message.trim_end().replace('\n', "\n  ");
-        Failure::Usage(anyhow!("--config: {}: {message}", path.display()))
+        let line = error
+            .span()
+            .map_or(1, |span| text.bytes().take(span.start).filter(|byte| *byte == b'\n').count() + 1);
+        let message = error.message().replace('\n', "; ");
+        Failure::Usage(anyhow!("--config: {}, line {line}: {message}", path.display()))
     })
 }
 

@@ -1,0 +1,584 @@
+//! The virtio devices behind their registers, driven by hand: whole requests, and everything that a driver can do wrong.
+
+use std::path::Path;
+
+use super::boot_state::noise;
+use super::guest::{Guest, u32_at, words};
+use super::script::{RESULTS, Script, request_bit};
+use crate::support::{self, Bothy, file, scratch};
+
+const MAGIC: u32 = 0x000;
+const DEVICE_FEATURES: u32 = 0x010;
+const DEVICE_FEATURES_SEL: u32 = 0x014;
+const DRIVER_FEATURES: u32 = 0x020;
+const DRIVER_FEATURES_SEL: u32 = 0x024;
+const QUEUE_SEL: u32 = 0x030;
+const QUEUE_NUM_MAX: u32 = 0x034;
+const QUEUE_NUM: u32 = 0x038;
+const QUEUE_READY: u32 = 0x044;
+const QUEUE_NOTIFY: u32 = 0x050;
+const INTERRUPT_STATUS: u32 = 0x060;
+const INTERRUPT_ACK: u32 = 0x064;
+const STATUS: u32 = 0x070;
+const QUEUE_DESC: u32 = 0x080;
+const QUEUE_DRIVER: u32 = 0x090;
+const QUEUE_DEVICE: u32 = 0x0a0;
+const CONFIG: u32 = 0x100;
+
+const NEEDS_RESET: u32 = 0x40;
+const LIVE: u32 = 0xf;
+
+const BLK_F_RO: u32 = 1 << 5;
+const BLK_F_FLUSH: u32 = 1 << 9;
+const BLK_IN: u32 = 0;
+const BLK_OUT: u32 = 1;
+const BLK_FLUSH: u32 = 4;
+const BLK_GET_ID: u32 = 8;
+const OK: u8 = 0;
+const IOERR: u8 = 1;
+const UNSUPP: u8 = 2;
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+
+/// Descriptors of a queue here.
+const SIZE: u16 = 8;
+/// Where the avail ring is, from the queue's start, where the descriptors are.
+const AVAIL: u32 = 0x200;
+/// Where the used ring is.
+const USED: u32 = 0x400;
+/// A queue, and one for a second device.
+pub(crate) const RING: u32 = 0x40_0000;
+pub(crate) const OTHER_RING: u32 = 0x41_0000;
+/// Headers, data and status bytes of requests.
+const HEADER: u32 = 0x40_1000;
+const STATUS_BYTE: u32 = 0x40_1800;
+const DATA: u32 = 0x40_2000;
+const OTHER_DATA: u32 = 0x41_2000;
+
+pub(crate) fn register(device: u32, offset: u32) -> u32 {
+    0xd000_0000 + device * 0x1000 + offset
+}
+
+/// Address, length, flags, next.
+type Descriptor = (u64, u32, u16, u16);
+
+/// A queue in memory, with these chains on offer.
+pub(crate) fn ring(descriptors: &[Descriptor], heads: &[u16]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (gpa, len, flags, next) in descriptors {
+        bytes.extend(gpa.to_le_bytes());
+        bytes.extend(len.to_le_bytes());
+        bytes.extend(flags.to_le_bytes());
+        bytes.extend(next.to_le_bytes());
+    }
+    bytes.resize(AVAIL as usize, 0);
+    bytes.extend([0, 0]);
+    bytes.extend(u16::try_from(heads.len()).unwrap().to_le_bytes());
+    bytes.extend(heads.iter().flat_map(|head| head.to_le_bytes()));
+    bytes.resize(0x1000, 0);
+    bytes
+}
+
+/// A queue's place, as the registers get it.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    size: u32,
+    desc: u32,
+    driver: u32,
+    device: u32,
+}
+
+pub(crate) fn place(base: u32) -> Place {
+    Place { size: SIZE.into(), desc: base, driver: base + AVAIL, device: base + USED }
+}
+
+impl Script {
+    /// Up to FEATURES_OK.
+    pub(crate) fn negotiate(self, device: u32, low_features: u32) -> Self {
+        let at = |offset| register(device, offset);
+        self.write32(at(STATUS), 0)
+            .write32(at(STATUS), 1)
+            .write32(at(STATUS), 3)
+            .write32(at(DRIVER_FEATURES_SEL), 0)
+            .write32(at(DRIVER_FEATURES), low_features)
+            .write32(at(DRIVER_FEATURES_SEL), 1)
+            .write32(at(DRIVER_FEATURES), 1)
+            .write32(at(STATUS), 0xb)
+    }
+
+    pub(crate) fn set_queue(self, device: u32, queue: u32, place: Place) -> Self {
+        let at = |offset| register(device, offset);
+        self.write32(at(QUEUE_SEL), queue)
+            .write32(at(QUEUE_NUM), place.size)
+            .write32(at(QUEUE_DESC), place.desc)
+            .write32(at(QUEUE_DESC + 4), 0)
+            .write32(at(QUEUE_DRIVER), place.driver)
+            .write32(at(QUEUE_DRIVER + 4), 0)
+            .write32(at(QUEUE_DEVICE), place.device)
+            .write32(at(QUEUE_DEVICE + 4), 0)
+            .write32(at(QUEUE_READY), 1)
+    }
+
+    /// A driver's whole start, with its queue at `base`.
+    fn start_device(self, device: u32, base: u32, low_features: u32) -> Self {
+        self.negotiate(device, low_features)
+            .set_queue(device, 0, place(base))
+            .write32(register(device, STATUS), LIVE)
+    }
+
+    fn notify(self, device: u32) -> Self {
+        self.notify_queue(device, 0)
+    }
+
+    pub(crate) fn notify_queue(self, device: u32, queue: u32) -> Self {
+        self.write32(register(device, QUEUE_NOTIFY), queue)
+    }
+
+    /// Waits for so many used chains.
+    pub(crate) fn wait_used(self, base: u32, count: u32) -> Self {
+        self.wait(base + USED, 0xffff_0000, count << 16)
+    }
+
+    fn wait_needs_reset(self, device: u32) -> Self {
+        self.wait(register(device, STATUS), NEEDS_RESET, NEEDS_RESET)
+    }
+
+    /// One request for random bytes to the entropy device, whose queue is at [`OTHER_RING`]; sends `r` when it is answered.
+    fn entropy_works(self, device: u32) -> Self {
+        self.start_device(device, OTHER_RING, 0).notify(device).wait_used(OTHER_RING, 1).say(b'r')
+    }
+}
+
+fn entropy_ring() -> Vec<u8> {
+    ring(&[(OTHER_DATA.into(), 16, WRITE, 0)], &[0])
+}
+
+/// Requests of a disk: each is a header, data and a status byte.
+#[derive(Default)]
+struct Requests {
+    headers: Vec<u8>,
+    descriptors: Vec<Descriptor>,
+    heads: Vec<u16>,
+}
+
+impl Requests {
+    /// `data`: address, length, and whether the device writes it.
+    fn add(mut self, kind: u32, sector: u64, data: Option<(u32, u32, bool)>) -> Self {
+        let header = HEADER + u32::try_from(self.headers.len()).unwrap();
+        let status = STATUS_BYTE + u32::try_from(self.heads.len()).unwrap();
+        self.headers.extend(kind.to_le_bytes());
+        self.headers.extend([0; 4]);
+        self.headers.extend(sector.to_le_bytes());
+        let mut next = u16::try_from(self.descriptors.len()).unwrap();
+        self.heads.push(next);
+        next += 1;
+        self.descriptors.push((header.into(), 16, NEXT, next));
+        if let Some((gpa, len, device_writes)) = data {
+            next += 1;
+            self.descriptors.push((gpa.into(), len, NEXT | if device_writes { WRITE } else { 0 }, next));
+        }
+        self.descriptors.push((status.into(), 1, WRITE, 0));
+        self
+    }
+
+    /// A guest with these requests in memory, status bytes of 0xee, and the entropy device's queue.
+    fn guest(self, script: &Script) -> Guest {
+        assert!(self.descriptors.len() <= SIZE.into());
+        Guest::new(script)
+            .data(RING, ring(&self.descriptors, &self.heads))
+            .data(HEADER, self.headers)
+            .data(STATUS_BYTE, [0xee; 8])
+            .data(OTHER_RING, entropy_ring())
+    }
+}
+
+fn disk(dir: &Path, content: &[u8]) -> String {
+    file(dir, "disk", content).to_str().unwrap().to_owned()
+}
+
+#[test]
+fn each_device_has_magic_version_vendor_and_kind() {
+    let dir = scratch();
+    let disk = disk(dir.path(), &[0; 512]);
+    let script = (0..3).fold(Script::new(), |script, device| {
+        script.each(0..4, |script, n| {
+            script.read32(register(device, MAGIC + 4 * n), RESULTS + device * 16 + 4 * n)
+        })
+    });
+    let read = words(&Guest::new(&script.put(RESULTS, 48)).run(&["--disk", &disk]));
+    assert_eq!(read[..4], [0x7472_6976, 2, 2, read[3]], "the disk");
+    assert_ne!(read[3], 0, "a vendor");
+    assert_eq!(read[4..8], [0x7472_6976, 2, 4, read[3]], "the entropy device");
+    assert_eq!(read[8..], [u32::MAX; 4], "no third device");
+}
+
+#[test]
+fn a_disk_offers_flush_and_its_capacity_and_says_when_it_is_read_only() {
+    let dir = scratch();
+    let disk = disk(dir.path(), &[0; 512 * 5]);
+    let at = |offset| register(0, offset);
+    let script = Script::new()
+        .write32(at(DEVICE_FEATURES_SEL), 0)
+        .read32(at(DEVICE_FEATURES), RESULTS)
+        .write32(at(DEVICE_FEATURES_SEL), 1)
+        .read32(at(DEVICE_FEATURES), RESULTS + 4)
+        .read32(at(CONFIG), RESULTS + 8)
+        .read32(at(CONFIG + 4), RESULTS + 12)
+        .write32(at(QUEUE_SEL), 0)
+        .read32(at(QUEUE_NUM_MAX), RESULTS + 16)
+        .write32(at(QUEUE_SEL), 77)
+        .read32(at(QUEUE_NUM_MAX), RESULTS + 20)
+        .put(RESULTS, 24);
+    for (word, read_only) in [(disk.clone(), 0), (format!("{disk},ro"), BLK_F_RO)] {
+        let read = words(&Guest::new(&script).run(&["--disk", &word]));
+        assert_eq!(read[0] & (BLK_F_FLUSH | BLK_F_RO), BLK_F_FLUSH | read_only, "{word}");
+        assert_eq!((read[1] & 1, read[2], read[3]), (1, 5, 0), "VERSION_1, capacity");
+        assert!(read[4] >= SIZE.into() && read[5] == 0, "queues: {read:?}");
+    }
+}
+
+#[test]
+fn a_disk_is_read_with_an_interrupt_and_a_status() {
+    let dir = scratch();
+    let content = noise(512 * 8);
+    let disk = disk(dir.path(), &content);
+    let script = Script::new()
+        .enable_lapic()
+        .route(5, 0x45, false)
+        .start_device(0, RING, BLK_F_FLUSH)
+        .read32(register(0, STATUS), RESULTS)
+        .notify(0)
+        .wait_used(RING, 2)
+        .wait_for_vector(0x45)
+        .read32(register(0, INTERRUPT_STATUS), RESULTS + 4)
+        .write32(register(0, INTERRUPT_ACK), 1)
+        .read32(register(0, INTERRUPT_STATUS), RESULTS + 8)
+        .put(RESULTS, 12)
+        .put(RING + USED, 20)
+        .put(STATUS_BYTE, 3)
+        .put(DATA, 512 * 3);
+    let requests = Requests::default().add(BLK_IN, 3, Some((DATA, 1024, true))).add(
+        BLK_IN,
+        0,
+        Some((DATA + 1024, 512, true)),
+    );
+    let output = requests.guest(&script).run(&["--disk", &disk]);
+    assert_eq!(words(&output[..12]), [LIVE, 1, 0], "status, interrupt status, and after its acknowledgement");
+    let used = &output[12..32];
+    assert_eq!(words(&used[4..]), [0, 1025, 3, 513], "heads and lengths on the used ring");
+    assert_eq!(output[32..35], [OK, OK, 0xee]);
+    assert!(output[35..35 + 1024] == content[3 * 512..5 * 512]);
+    assert!(output[35 + 1024..] == content[..512]);
+}
+
+#[test]
+fn what_is_written_to_a_disk_is_in_its_file_and_nothing_else_of_it_changes() {
+    let dir = scratch();
+    let before = noise(512 * 8);
+    let disk = disk(dir.path(), &before);
+    let script =
+        Script::new().start_device(0, RING, BLK_F_FLUSH).notify(0).wait_used(RING, 2).put(STATUS_BYTE, 2);
+    let requests = Requests::default().add(BLK_OUT, 2, Some((DATA, 1024, false))).add(BLK_FLUSH, 0, None);
+    let data: Vec<u8> = noise(1024).iter().map(|byte| !byte).collect();
+    let output = requests.guest(&script).data(DATA, data.clone()).run(&["--disk", &disk]);
+    assert_eq!(output, [OK, OK]);
+    let expected = [&before[..1024], &data, &before[2048..]].concat();
+    assert!(std::fs::read(&disk).unwrap() == expected);
+}
+
+#[test]
+fn a_read_only_disk_refuses_writes_and_stays_as_it_is() {
+    let dir = scratch();
+    let before = noise(1024);
+    let disk = disk(dir.path(), &before);
+    let script = Script::new().start_device(0, RING, 0).notify(0).wait_used(RING, 2).put(STATUS_BYTE, 2);
+    let requests =
+        Requests::default().add(BLK_OUT, 0, Some((DATA, 512, false))).add(BLK_IN, 1, Some((DATA, 512, true)));
+    let (bothy, _kernel) = requests.guest(&script).data(DATA, vec![0x55; 512]).boot();
+    let finished = bothy.args(["--disk", &format!("{disk},ro")]).run().code(0);
+    assert_eq!(finished.stdout, [IOERR, OK], "the write fails, and a read after it works");
+    assert!(std::fs::read(&disk).unwrap() == before);
+}
+
+#[test]
+fn requests_past_the_end_and_unknown_ones_are_answered_with_their_status() {
+    let dir = scratch();
+    let disk = disk(dir.path(), &noise(1024));
+    let script = Script::new().start_device(0, RING, 0).notify(0).wait_used(RING, 2).put(STATUS_BYTE, 2);
+    for (sector, kind, status) in [
+        (2, BLK_IN, IOERR),
+        (2, BLK_OUT, IOERR),
+        (u64::MAX, BLK_IN, IOERR),
+        (u64::MAX / 512, BLK_OUT, IOERR),
+        (0, 99, UNSUPP),
+    ] {
+        let writes = kind == BLK_IN;
+        let requests = Requests::default().add(kind, sector, Some((DATA, 512, writes))).add(
+            BLK_IN,
+            0,
+            Some((DATA, 512, true)),
+        );
+        let (bothy, _kernel) = requests.guest(&script).boot();
+        let finished = bothy.args(["--disk", &disk]).run().code(0);
+        assert_eq!(finished.stdout, [status, OK], "request {kind} at {sector}, and one after it");
+    }
+    assert!(std::fs::read(&disk).unwrap() == noise(1024));
+}
+
+#[test]
+fn a_disk_has_the_name_that_it_was_given() {
+    let dir = scratch();
+    let disk = disk(dir.path(), &[0; 512]);
+    let script =
+        Script::new().start_device(0, RING, 0).notify(0).wait_used(RING, 1).put(STATUS_BYTE, 1).put(DATA, 20);
+    let requests = Requests::default().add(BLK_GET_ID, 0, Some((DATA, 20, true)));
+    let output = requests.guest(&script).run(&["--disk", &format!("{disk},id=attic")]);
+    assert_eq!(output, [&[OK][..], b"attic", &[0; 15]].concat());
+}
+
+#[test]
+fn entropy_arrives_and_is_different_each_time() {
+    let script = Script::new()
+        .enable_lapic()
+        .route(5, 0x45, false)
+        .start_device(0, RING, 0)
+        .notify(0)
+        .wait_used(RING, 2)
+        .wait_for_vector(0x45)
+        .put(RING + USED, 20)
+        .put(DATA, 64);
+    let descriptors = [(DATA.into(), 32, WRITE, 0), ((DATA + 32).into(), 32, WRITE, 0)];
+    let output = Guest::new(&script).data(RING, ring(&descriptors, &[0, 1])).run(&[]);
+    assert_eq!(words(&output[4..20]), [0, 32, 1, 32]);
+    let (first, second) = output[20..].split_at(32);
+    assert!(first != second && first.iter().any(|byte| *byte != 0) && second.iter().any(|byte| *byte != 0));
+}
+
+/// Breaks the disk (device 0) by a queue of its own making, sees DEVICE_NEEDS_RESET, uses the entropy device (device 1), and
+/// then resets the disk and uses it.
+fn broken_queue_is_survived(what: &str, place: Place, bytes: Vec<u8>) {
+    const GOOD_RING: u32 = 0x42_0000;
+    let dir = scratch();
+    let disk = disk(dir.path(), &noise(512));
+    let script = Script::new()
+        .negotiate(0, 0)
+        .set_queue(0, 0, place)
+        .write32(register(0, STATUS), LIVE)
+        .notify(0)
+        .wait_needs_reset(0)
+        .say(b'n')
+        .entropy_works(1)
+        .start_device(0, GOOD_RING, 0)
+        .read32(register(0, STATUS), RESULTS)
+        .notify(0)
+        .wait_used(GOOD_RING, 1)
+        .put(RESULTS, 1)
+        .put(STATUS_BYTE, 1)
+        .put(DATA, 512);
+    let good = Requests::default().add(BLK_IN, 0, Some((DATA, 512, true)));
+    let good_ring = ring(&good.descriptors, &good.heads);
+    let mut guest = Guest::new(&script)
+        .data(GOOD_RING, good_ring)
+        .data(HEADER, good.headers)
+        .data(STATUS_BYTE, [0xee; 8])
+        .data(OTHER_RING, entropy_ring());
+    if !bytes.is_empty() {
+        guest = guest.data(RING, bytes);
+    }
+    let (bothy, _kernel) = guest.boot();
+    // What the driver did wrong is told on standard error.
+    let finished = bothy.args(["--disk", &disk]).run().code(0);
+    let expected = [&[b'n', b'r', 0xf, OK][..], &noise(512)].concat();
+    assert!(finished.stdout == expected, "{what}: {}", finished.streams());
+}
+
+#[test]
+fn a_loop_of_descriptors_stops_the_device_and_nothing_else() {
+    let descriptors = [(DATA.into(), 16, NEXT, 1), (DATA.into(), 16, NEXT, 0)];
+    broken_queue_is_survived("a loop", place(RING), ring(&descriptors, &[0]));
+}
+
+#[test]
+fn a_head_that_is_no_descriptor_stops_the_device_and_nothing_else() {
+    broken_queue_is_survived("a wild head", place(RING), ring(&[(DATA.into(), 16, 0, 0)], &[SIZE]));
+}
+
+#[test]
+fn a_next_that_is_no_descriptor_stops_the_device_and_nothing_else() {
+    broken_queue_is_survived("a wild next", place(RING), ring(&[(DATA.into(), 16, NEXT, 0x7fff)], &[0]));
+}
+
+#[test]
+fn a_buffer_outside_memory_stops_the_device_and_nothing_else() {
+    for gpa in [32 << 20, (32 << 20) - 8, 0xd000_0000, u64::MAX - 7, 1 << 40] {
+        broken_queue_is_survived("a buffer outside memory", place(RING), ring(&[(gpa, 16, 0, 0)], &[0]));
+    }
+}
+
+#[test]
+fn an_index_that_runs_ahead_stops_the_device_and_nothing_else() {
+    let mut bytes = ring(&[(DATA.into(), 16, 0, 0)], &[0]);
+    bytes[AVAIL as usize + 2..][..2].copy_from_slice(&(SIZE + 1).to_le_bytes());
+    broken_queue_is_survived("an index ahead", place(RING), bytes);
+}
+
+#[test]
+fn a_queue_outside_memory_stops_the_device_and_nothing_else() {
+    let good = place(RING);
+    for (what, place) in [
+        ("descriptors", Place { desc: 32 << 20, ..good }),
+        ("descriptors across the end", Place { desc: (32 << 20) - 64, ..good }),
+        ("avail ring", Place { driver: 0xd000_0000, ..good }),
+        ("used ring", Place { device: 0xffff_fff0, ..good }),
+        ("misaligned descriptors", Place { desc: RING + 8, ..good }),
+        ("size of no power of two", Place { size: 7, ..good }),
+        ("size of nothing", Place { size: 0, ..good }),
+        ("size of too much", Place { size: 0x1_0000, ..good }),
+    ] {
+        broken_queue_is_survived(what, place, Vec::new());
+    }
+}
+
+#[test]
+fn a_notification_of_a_queue_that_does_not_exist_changes_nothing() {
+    let script = Script::new()
+        .start_device(0, OTHER_RING, 0)
+        .write32(register(0, QUEUE_NOTIFY), 1)
+        .write32(register(0, QUEUE_NOTIFY), u32::MAX)
+        .read32(register(0, STATUS), RESULTS)
+        .notify(0)
+        .wait_used(OTHER_RING, 1)
+        .put(RESULTS, 4);
+    let (bothy, _dir) = Guest::new(&script).data(OTHER_RING, entropy_ring()).boot();
+    assert_eq!(words(&bothy.run().code(0).stdout), [LIVE]);
+}
+
+#[test]
+fn features_that_were_not_offered_are_not_accepted() {
+    let at = |offset| register(0, offset);
+    let script = Script::new()
+        .negotiate(0, 1 << 5)
+        .read32(at(STATUS), RESULTS)
+        // A legacy driver: no VERSION_1.
+        .write32(at(STATUS), 0)
+        .write32(at(STATUS), 3)
+        .write32(at(STATUS), 0xb)
+        .read32(at(STATUS), RESULTS + 4)
+        .negotiate(0, 0)
+        .read32(at(STATUS), RESULTS + 8)
+        .put(RESULTS, 12);
+    let (bothy, _dir) = Guest::new(&script).boot();
+    assert_eq!(words(&bothy.run().code(0).stdout), [3, 3, 0xb]);
+}
+
+#[test]
+fn a_reset_forgets_everything_and_a_new_driver_starts_afresh() {
+    let at = |offset| register(0, offset);
+    let script = Script::new()
+        .start_device(0, OTHER_RING, 0)
+        .notify(0)
+        .wait_used(OTHER_RING, 1)
+        .write32(at(STATUS), 0)
+        .read32(at(STATUS), RESULTS)
+        .write32(at(QUEUE_SEL), 0)
+        .read32(at(QUEUE_READY), RESULTS + 4)
+        .read32(at(INTERRUPT_STATUS), RESULTS + 8)
+        // The same rings from their start: the device must not remember how far it was.
+        .fill(OTHER_RING + USED, 0, 64)
+        .fill(OTHER_DATA, 0, 16)
+        .start_device(0, OTHER_RING, 0)
+        .notify(0)
+        .wait_used(OTHER_RING, 1)
+        .put(RESULTS, 12)
+        .put(OTHER_DATA, 16);
+    let output = Guest::new(&script).data(OTHER_RING, entropy_ring()).run(&[]);
+    assert_eq!(words(&output[..12]), [0; 3]);
+    assert!(output[12..].iter().any(|byte| *byte != 0), "entropy after the reset");
+}
+
+#[test]
+fn many_resets_in_a_row_leave_a_device_that_works() {
+    let script = Script::new()
+        .each(0..50, |script, _| script.start_device(0, OTHER_RING, 0).notify(0))
+        .fill(OTHER_RING + USED, 0, 64)
+        .start_device(0, OTHER_RING, 0)
+        .notify(0)
+        .wait_used(OTHER_RING, 1)
+        .say(b'w');
+    // A device that was reset may have answered just before: what counts is the last one.
+    assert_eq!(Guest::new(&script).data(OTHER_RING, entropy_ring()).run(&[]), b"w");
+}
+
+#[test]
+fn a_vm_with_the_most_devices_has_them_all() {
+    let dir = scratch();
+    let disk = disk(dir.path(), &[0; 512]);
+    let disks: Vec<String> = (0..17).flat_map(|_| ["--disk".to_owned(), format!("{disk},ro")]).collect();
+    let script = Script::new()
+        .each(0..18, |script, device| script.read32(register(device, 8), RESULTS + 4 * device))
+        .enable_lapic()
+        .route(23, 0x45, false)
+        .entropy_works(17)
+        .wait_for_vector(0x45)
+        .put(RESULTS, 72);
+    let (bothy, _kernel) = Guest::new(&script).data(OTHER_RING, entropy_ring()).boot();
+    let output = bothy.args(&disks).run().output();
+    let mut expected = vec![2; 17];
+    expected.push(4);
+    assert_eq!((output[0], words(&output[1..])), (b'r', expected));
+    let (bothy, _kernel) = Guest::new(&Script::new()).boot();
+    bothy.args(&disks).args(["--disk", &disk]).run().code(2).says("--disk");
+}
+
+#[test]
+fn a_disk_is_free_again_when_the_command_returns_and_locked_while_it_runs() {
+    let dir = scratch();
+    let disk = disk(dir.path(), &[0; 512]);
+    let kernel = Guest::new(&Script::new().say(b'r').spin()).write(dir.path());
+    for _ in 0..3 {
+        let mut running = Bothy::boot(&kernel).args(["--disk", &disk]).start();
+        running.wait_for(b"r");
+        let second = Bothy::boot(&kernel).args(["--disk", &disk]).run().code(1).says("--disk");
+        assert!(second.stderr.contains("in use"), "{}", second.streams());
+        support::signal(running.pid(), libc::SIGTERM);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        support::signal(running.pid(), libc::SIGTERM);
+        // The next one starts at once after the command's return.
+        while !running.has_ended() {
+            std::thread::yield_now();
+        }
+        let end = dir.path().join("end");
+        std::fs::create_dir_all(&end).unwrap();
+        let ender = Guest::new(&Script::new()).write(&end);
+        Bothy::boot(&ender).args(["--disk", &disk]).run().output();
+        running.wait().code(6);
+    }
+}
+
+#[test]
+fn the_first_device_interrupts_by_its_own_pin_alone() {
+    let script = Script::new()
+        .enable_lapic()
+        .route(5, 0x45, false)
+        .route(6, 0x46, false)
+        .start_device(1, OTHER_RING, 0)
+        .notify(1)
+        .wait_for_vector(0x46)
+        .read_vector(0x45, RESULTS)
+        .put(RESULTS, 4);
+    let dir = scratch();
+    let disk = disk(dir.path(), &[0; 512]);
+    let output = Guest::new(&script).data(OTHER_RING, entropy_ring()).run(&["--disk", &disk]);
+    assert_eq!(u32_at(&output, 0) & request_bit(0x45).1, 0);
+}
+
+/// `script`, and then a write of one sector, whose status is sent. For a guest by [`with_one_write`].
+pub(crate) fn write_one_sector(script: Script) -> Script {
+    script.start_device(0, RING, 0).notify(0).wait_used(RING, 1).put(STATUS_BYTE, 1)
+}
+
+/// A guest with the request that [`write_one_sector`] makes: the first sector becomes 0x5a.
+pub(crate) fn with_one_write(script: &Script) -> Guest {
+    Requests::default().add(BLK_OUT, 0, Some((DATA, 512, false))).guest(script).data(DATA, vec![0x5a; 512])
+}
