@@ -157,10 +157,38 @@ impl BootArgs {
     }
 }
 
+/// What clap says of wrong words, as one line: the error and its tips, without the usage, and with the way to that.
+pub fn one_line(message: &str) -> String {
+    let told = message.split("\nUsage:").next().unwrap_or_default();
+    let lines = told
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with("For more information"));
+    let text = lines.collect::<Vec<_>>().join("; ");
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    format!("{text}; see --help")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn a_usage_error_is_one_line_that_names_the_flag_and_the_way_out() {
+        for (words, parts) in [
+            ("bothy boot --memory lots", ["--memory", "512M or 2G"]),
+            ("bothy boot --cpus two", ["--cpus", "see --help"]),
+            ("bothy boot --kernal x", ["--kernal", "--kernel"]),
+            ("bothy boot --console vga", ["--console", "serial, none"]),
+            ("bothy boot --disk a,rw", ["--disk", "none of `ro`"]),
+            ("bothy bot", ["bot", "boot"]),
+        ] {
+            let error = Cli::try_parse_from(words.split(' ')).unwrap_err();
+            let line = one_line(&error.to_string());
+            assert!(parts.iter().all(|part| line.contains(part)) && !line.contains('\n'), "{line}");
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -6,10 +6,23 @@ use bothy::cli::Cli;
 use bothy::commands::{self, Failure};
 use bothy::timeline;
 use clap::Parser;
+use clap::error::ErrorKind;
 
 fn main() -> ExitCode {
     let exec_ns = timeline::exec_ns();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version, or the help that stands for a missing command.
+        Err(error)
+            if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
+        {
+            error.exit()
+        }
+        Err(error) => {
+            eprintln!("bothy: {}", bothy::cli::one_line(&error.to_string()));
+            return ExitCode::from(2);
+        }
+    };
     match commands::run(cli, exec_ns) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
