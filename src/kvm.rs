@@ -193,14 +193,10 @@ pub fn open_vm(kvm: Kvm) -> Result<Vm, KvmError> {
         (KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK).into(),
     );
     vm.enable_if_present(CAP_EXIT_ON_EMULATION_FAILURE, 1);
-    if std::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Genu") {
-        // Only Intel's virtualization needs these, for real mode without unrestricted guests.
-        vm.fd
-            .set_identity_map_address(layout::KVM_IDENTITY_MAP_GPA)
-            .map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
-        let tss = usize::try_from(layout::KVM_TSS_GPA).expect("an address below 4 GiB fits");
-        vm.fd.set_tss_address(tss).map_err(ioctl("KVM_SET_TSS_ADDR"))?;
-    }
+    // For real mode on Intel processors without unrestricted guests; elsewhere KVM accepts and ignores them.
+    vm.fd.set_identity_map_address(layout::KVM_IDENTITY_MAP_GPA).map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    let tss = usize::try_from(layout::KVM_TSS_GPA).expect("an address below 4 GiB fits");
+    vm.fd.set_tss_address(tss).map_err(ioctl("KVM_SET_TSS_ADDR"))?;
     Ok(vm)
 }
 
