@@ -194,7 +194,9 @@ pub fn open_vm(kvm: Kvm) -> Result<Vm, KvmError> {
     );
     vm.enable_if_present(CAP_EXIT_ON_EMULATION_FAILURE, 1);
     // For real mode on Intel processors without unrestricted guests; elsewhere KVM accepts and ignores them.
-    vm.fd.set_identity_map_address(layout::KVM_IDENTITY_MAP_GPA).map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    vm.fd
+        .set_identity_map_address(layout::KVM_IDENTITY_MAP_GPA)
+        .map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
     let tss = usize::try_from(layout::KVM_TSS_GPA).expect("an address below 4 GiB fits");
     vm.fd.set_tss_address(tss).map_err(ioctl("KVM_SET_TSS_ADDR"))?;
     Ok(vm)

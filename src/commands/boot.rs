@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
+use bothy_guest::net::{IpNet, Mac, NetConfig};
 
 use super::Failure;
 use super::attend::{self, Ended};
@@ -129,16 +130,13 @@ fn command_line(config: &VmConfig, own_guest: bool) -> String {
 
 /// What the guest's init is told of a network device.
 fn net_word(net: &net::Config) -> String {
-    let mut word = format!("{}=mac={}", bothy_guest::KEY_NET, net.mac());
-    let mut add = |key: &str, value: Option<String>| {
-        if let Some(value) = value {
-            word += &format!(",{key}={value}");
-        }
+    let config = NetConfig {
+        mac: Mac(net.mac().0),
+        addresses: net.ip.map(|ip| IpNet { address: ip.addr, prefix: ip.prefix_len }).into_iter().collect(),
+        gateways: net.gw.into_iter().collect(),
+        dns: net.dns.into_iter().collect(),
     };
-    add("ip", net.ip.map(|ip| ip.to_string()));
-    add("gw", net.gw.map(|gw| gw.to_string()));
-    add("dns", net.dns.map(|dns| dns.to_string()));
-    word
+    format!("{}={config}", bothy_guest::KEY_NET)
 }
 
 fn conclude(ended: &Ended, timing: Option<TimingFormat>) -> u8 {
