@@ -30,6 +30,9 @@ const MAGIC: [u8; 16] = *b"bothy-guest-v1\0\0";
 /// The last bytes of a packed binary: the magic, then offset and length of kernel, initramfs and manifest.
 const TRAILER_LEN: usize = 16 + 6 * 8;
 
+/// More than any manifest has.
+const MAX_MANIFEST_LEN: usize = 1 << 20;
+
 /// The guest's files, open.
 #[derive(Debug)]
 pub struct GuestFiles {
@@ -171,7 +174,8 @@ fn places(exe: &Path) -> Vec<PathBuf> {
 }
 
 fn read(blob: &Blob) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; usize::try_from(blob.len).map_err(io::Error::other)?];
+    let len = usize::try_from(blob.len).ok().filter(|len| *len <= MAX_MANIFEST_LEN);
+    let mut bytes = vec![0; len.ok_or_else(|| io::Error::other("it is larger than 1 MiB"))?];
     blob.file.read_exact_at(&mut bytes, blob.offset)?;
     Ok(bytes)
 }

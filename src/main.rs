@@ -19,7 +19,7 @@ fn main() -> ExitCode {
             error.exit()
         }
         Err(error) => {
-            eprintln!("bothy: {}", bothy::cli::one_line(&error.to_string()));
+            commands::say(&format!("bothy: {}", bothy::cli::one_line(&error.to_string())));
             return ExitCode::from(2);
         }
     };
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
                 Failure::Usage(error) => (error, 2),
                 Failure::Setup(error) => (error, 1),
             };
-            eprintln!("bothy: {error:#}");
+            commands::say(&format!("bothy: {error:#}"));
             ExitCode::from(code)
         }
     }

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::mem::size_of;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use linux_loader::bootparam::setup_header;
@@ -80,6 +80,12 @@ pub struct KernelImage {
 pub enum KernelFormat {
     /// A compressed kernel with a setup header; entered by the 64-bit boot protocol.
     BzImage {
+        /// Its own header, which the zero page continues.
+        header: Box<setup_header>,
+        /// Where its code begins, relative to the kernel's [`Blob`].
+        code_offset: u64,
+        /// Bytes of code.
+        code_len: u64,
         /// Memory from address 0 that the kernel needs to unpack itself, in bytes.
         needs: u64,
         /// Highest address that its initramfs may occupy.
@@ -127,7 +133,8 @@ impl Blob {
     /// Opens a whole file.
     pub fn open(path: &Path) -> Result<Self, ImageError> {
         let read = |source| ImageError::Read { path: path.to_owned(), source };
-        let file = File::open(path).map_err(read)?;
+        // A FIFO would be waited for.
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(read)?;
         let metadata = file.metadata().map_err(read)?;
         if !metadata.is_file() {
             return Err(ImageError::NotAFile { path: path.to_owned() });
@@ -187,12 +194,15 @@ impl KernelImage {
             return Err(blob.not_a_kernel("a 32-bit bzImage"));
         }
         let setup_sectors = if header.setup_sects == 0 { 4 } else { u64::from(header.setup_sects) };
-        let needed = (setup_sectors + 1) * 512 + u64::from(header.syssize) * 16;
+        let (code_offset, code_len) = ((setup_sectors + 1) * 512, u64::from(header.syssize) * 16);
+        let needed = code_offset + code_len;
         if needed > blob.len {
             return Err(ImageError::Truncated { path: blob.path, needed, len: blob.len });
         }
         let needs = { header.pref_address }.saturating_add({ header.init_size }.into());
-        let format = KernelFormat::BzImage { needs, initrd_max: { header.initrd_addr_max }.into() };
+        let initrd_max = { header.initrd_addr_max }.into();
+        let format =
+            KernelFormat::BzImage { header: Box::new(header), code_offset, code_len, needs, initrd_max };
         Ok(Self { blob, format, is_linux: true })
     }
 

@@ -7,7 +7,6 @@
 
 use std::io::{self, Seek, SeekFrom};
 
-use linux_loader::loader::{BzImage, KernelLoader};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::image::{Blob, KernelFormat, KernelImage, Segment};
@@ -35,20 +34,13 @@ pub(super) fn low_end(memory_mib: u64) -> u64 {
 pub(super) fn kernel(mem: &GuestMemory, memory_mib: u64, image: &KernelImage) -> Result<Loaded, BootError> {
     let low_end = low_end(memory_mib);
     match &image.format {
-        KernelFormat::BzImage { needs, initrd_max } => {
-            check_fits(&image.blob, *needs, low_end)?;
-            let mut file = &image.blob.file;
-            let loaded = BzImage::load(
-                mem,
-                Some(GuestAddress(layout::HIGH_MEMORY_START)),
-                &mut file,
-                Some(GuestAddress(layout::HIGH_MEMORY_START)),
-            )
-            .map_err(|error| BootError::Load { path: image.blob.path.clone(), why: error.to_string() })?;
-            let start =
-                Start { protocol: Protocol::Linux64, rip: layout::HIGH_MEMORY_START + BZIMAGE_ENTRY_64 };
-            let end = (*needs).max(loaded.kernel_end);
-            Ok(Loaded { start, end, initrd_max: *initrd_max, setup_header: loaded.setup_header })
+        KernelFormat::BzImage { header, code_offset, code_len, needs, initrd_max } => {
+            let load_gpa = layout::HIGH_MEMORY_START;
+            let end = (*needs).max(load_gpa + code_len);
+            check_fits(&image.blob, end, low_end)?;
+            place(mem, &image.blob, load_gpa, *code_offset, *code_len)?;
+            let start = Start { protocol: Protocol::Linux64, rip: load_gpa + BZIMAGE_ENTRY_64 };
+            Ok(Loaded { start, end, initrd_max: *initrd_max, setup_header: Some(**header) })
         }
         KernelFormat::Elf { segments, entry, pvh_entry } => {
             let end = segments.iter().map(|s| s.gpa.saturating_add(s.mem_len)).max().unwrap_or(0);

@@ -6,12 +6,14 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
+use super::say;
 use super::signals::EndSignals;
 use super::terminal::{Escape, HELP, Key, RawTerminal};
 use crate::outcome::Outcome;
@@ -28,6 +30,8 @@ const PRESS_AGAIN: Duration = Duration::from_secs(1);
 const KILL_GRACE: Duration = Duration::from_secs(1);
 /// How long the rest of the output may take when a signal has ended the VM.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
+/// Typed bytes that are kept for a guest that doesn't take them; more are lost, as on any terminal.
+const TYPE_AHEAD: usize = 64 * 1024;
 /// The most that is read from standard input at once.
 const CHUNK: usize = 4096;
 
@@ -146,6 +150,16 @@ impl Attendant<'_> {
         self.deadline = Some(Instant::now() + grace);
     }
 
+    /// The user wants the VM to end at once; a second time, or when it doesn't, by force.
+    fn quit(&mut self) {
+        if matches!(self.push, Push::Told | Push::Killed) {
+            return self.push_harder();
+        }
+        self.vm.order(Order::Quit);
+        (self.push, self.press_at) = (Push::Told, None);
+        self.deadline = Some(Instant::now() + KILL_GRACE);
+    }
+
     fn press_power_button(&mut self) {
         self.vm.order(Order::PressPowerButton);
         self.press_at = Some(Instant::now() + PRESS_AGAIN);
@@ -157,14 +171,15 @@ impl Attendant<'_> {
 
     fn carry_input(&mut self, readable: bool) {
         let Some(input) = &mut self.input else { return };
-        for key in input.carry(readable) {
-            match key {
-                Key::Quit => self.vm.order(Order::Quit),
-                Key::Help => eprint!("{HELP}"),
-            }
-        }
+        let keys = input.carry(readable);
         if input.is_done() {
             self.input = None;
+        }
+        for key in keys {
+            match key {
+                Key::Quit => self.quit(),
+                Key::Help => say(HELP),
+            }
         }
     }
 
@@ -205,7 +220,7 @@ impl Input {
     }
 
     fn stdin_source(&self) -> Source<'_> {
-        if self.ended || !self.pending.is_empty() { Source::none() } else { Source::readable(&self.stdin) }
+        if self.ended || !self.takes_more() { Source::none() } else { Source::readable(&self.stdin) }
     }
 
     fn socket_source(&self) -> Source<'_> {
@@ -216,17 +231,28 @@ impl Input {
         self.ended && self.pending.is_empty()
     }
 
+    /// A terminal is always read, because the keys that are meant for us must be seen even if the guest takes nothing.
+    fn takes_more(&self) -> bool {
+        self.pending.is_empty() || self.escape.is_some()
+    }
+
     fn carry(&mut self, readable: bool) -> Vec<Key> {
         let mut keys = Vec::new();
-        if readable && self.pending.is_empty() {
+        if readable && self.takes_more() {
             let mut bytes = [0; CHUNK];
             match self.stdin.read(&mut bytes) {
                 Ok(0) => self.ended = true,
                 Ok(len) => match &mut self.escape {
-                    Some(escape) => (self.pending, keys) = escape.filter(&bytes[..len]),
+                    Some(escape) => {
+                        let typed;
+                        (typed, keys) = escape.filter(&bytes[..len]);
+                        let room = TYPE_AHEAD.saturating_sub(self.pending.len());
+                        self.pending.extend_from_slice(&typed[..typed.len().min(room)]);
+                    }
                     None => self.pending.extend_from_slice(&bytes[..len]),
                 },
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Somebody who shares the terminal may have made it non-blocking.
+                Err(error) if is_passing(&error) => {}
                 Err(error) => {
                     log::debug!("standard input: {error}");
                     self.ended = true;
@@ -245,12 +271,15 @@ impl Input {
             Ok(sent) => {
                 self.pending.drain(..sent);
             }
-            Err(error) if [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted].contains(&error.kind()) => {
-            }
+            Err(error) if is_passing(&error) => {}
             // The VM takes nothing any more: it is ending.
             Err(_) => (self.ended, self.pending) = (true, Vec::new()),
         }
     }
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted].contains(&error.kind())
 }
 
 /// Sends without blocking; the socket itself stays blocking for the thread that reads from it.
@@ -274,6 +303,10 @@ impl Output {
         let (done, guard) = UnixStream::pair().context("can't make a socket")?;
         let body = move || {
             let written = copy_output(&mut socket);
+            // The VM must not wait for a reader that has gone.
+            if let Err(error) = socket.shutdown(Shutdown::Read) {
+                log::debug!("console socket: {error}");
+            }
             drop(guard);
             written
         };
@@ -293,6 +326,22 @@ impl Output {
     }
 }
 
+/// Writes everything, also to a descriptor that somebody else who has it has made non-blocking.
+fn write_all(stdout: &mut File, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match stdout.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(len) => bytes = &bytes[len..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                poll::wait([Source::of(stdout, false, true)], None)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Copies until the VM closes its end; `false` if standard output can't be written any more.
 fn copy_output(socket: &mut UnixStream) -> bool {
     // A descriptor's copy, because std's Stdout buffers lines.
@@ -303,7 +352,7 @@ fn copy_output(socket: &mut UnixStream) -> bool {
         match socket.read(&mut bytes) {
             Ok(0) => return true,
             Ok(len) => {
-                if let Err(error) = stdout.write_all(&bytes[..len]) {
+                if let Err(error) = write_all(&mut stdout, &bytes[..len]) {
                     log::debug!("standard output: {error}");
                     return false;
                 }

@@ -1,15 +1,16 @@
 //! `bothy boot`.
 
 use std::fs;
+use std::os::fd::RawFd;
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
 use bothy_guest::net::{IpNet, Mac, NetConfig};
 
-use super::Failure;
 use super::attend::{self, Ended};
 use super::signals::EndSignals;
 use super::terminal::{self, RawTerminal};
+use super::{Failure, say};
 use crate::boot::image::{Blob, KernelImage};
 use crate::cli::{BootArgs, TimingFormat};
 use crate::config::{Console, VmConfig};
@@ -22,11 +23,11 @@ use crate::vmm::process::VmProcess;
 use crate::{boot, kvm};
 
 /// Boots a VM, attends to it, and gives its exit code.
-pub(super) fn boot(args: &BootArgs, exec_ns: u64) -> Result<u8, Failure> {
+pub(super) fn boot(args: &BootArgs, exec_ns: u64, log: Option<RawFd>) -> Result<u8, Failure> {
     let timeline = Timeline::default();
     timeline.record_at(Mark::Exec, exec_ns);
     let config = configuration(args)?;
-    let resources = open(&config, args)?;
+    let resources = open(&config, args, log)?;
     let signals = EndSignals::new().context("can't take signals")?;
     let vm = VmProcess::spawn(&config, resources, timeline).context("can't start the VM's process")?;
     let raw = match config.console() {
@@ -74,7 +75,7 @@ fn host_memory_mib() -> anyhow::Result<u64> {
 }
 
 /// Opens everything that the VM needs; afterwards only the VM itself can fail.
-fn open(config: &VmConfig, args: &BootArgs) -> Result<Resources, Failure> {
+fn open(config: &VmConfig, args: &BootArgs, log: Option<RawFd>) -> Result<Resources, Failure> {
     let own_guest = config.kernel.is_none();
     let (kernel, initrd) = kernel_and_initrd(config)?;
     if kernel.is_linux
@@ -92,11 +93,14 @@ fn open(config: &VmConfig, args: &BootArgs) -> Result<Resources, Failure> {
         config.disk.iter().map(|disk| blk::Disk::open(disk).context("--disk")).collect::<Result<_, _>>()?;
     let nets = config.net.iter().map(|net| net::Tap::open(net).context("--net")).collect::<Result<_, _>>()?;
     let kvm = kvm::open(Path::new("/dev/kvm")).context("can't use KVM")?;
-    Ok(Resources { kvm, kernel, initrd, cmdline, disks, nets, count_exits: args.timing.is_some() })
+    Ok(Resources { kvm, kernel, initrd, cmdline, disks, nets, count_exits: args.timing.is_some(), log })
 }
 
 fn kernel_and_initrd(config: &VmConfig) -> anyhow::Result<(KernelImage, Option<Blob>)> {
     let initrd = config.initrd.as_deref().map(|path| Blob::open(path).context("--initrd")).transpose()?;
+    if let Some(empty) = initrd.as_ref().filter(|blob| blob.len == 0) {
+        anyhow::bail!("--initrd: {} is empty", empty.path.display());
+    }
     match &config.kernel {
         Some(path) => {
             let blob = Blob::open(path).context("--kernel")?;
@@ -141,13 +145,13 @@ fn net_word(net: &net::Config) -> String {
 
 fn conclude(ended: &Ended, timing: Option<TimingFormat>) -> u8 {
     if let Some(message) = ended.outcome.message() {
-        eprintln!("bothy: {message}");
+        say(&format!("bothy: {message}"));
     }
     let timing =
         timing.map(|format| (Timing::new(&ended.times, timeline::now_ns(), ended.exits.as_ref()), format));
     match timing {
-        Some((timing, TimingFormat::Text)) => eprint!("{timing}"),
-        Some((timing, TimingFormat::Json)) => eprintln!("{}", timing.json()),
+        Some((timing, TimingFormat::Text)) => say(timing.to_string().trim_end()),
+        Some((timing, TimingFormat::Json)) => say(&timing.json()),
         None => {}
     }
     ended.outcome.exit_code()

@@ -24,8 +24,6 @@ impl RawTerminal {
         }
         let fd = libc::STDIN_FILENO;
         let saved = mode(fd)?;
-        let guard = spawn_guard(fd, &saved)?;
-        let terminal = Self { fd, saved, guard };
         let mut raw = saved;
         #[expect(unsafe_code, reason = "std knows nothing of terminal modes")]
         // SAFETY: `raw` is a valid termios.
@@ -34,6 +32,7 @@ impl RawTerminal {
         }
         // Messages of our own still get their carriage returns; a guest sends both, and a second one shows nowhere.
         raw.c_oflag |= libc::OPOST;
+        let terminal = Self { fd, saved, guard: spawn_guard(fd, &saved, &raw)? };
         set_mode(fd, &raw)?;
         Ok(Some(terminal))
     }
@@ -93,7 +92,12 @@ fn set_mode(fd: RawFd, mode: &libc::termios) -> io::Result<()> {
     if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn spawn_guard(fd: RawFd, saved: &libc::termios) -> io::Result<File> {
+/// Whether two modes are the same, as far as a raw mode differs from another one.
+fn same_mode(a: &libc::termios, b: &libc::termios) -> bool {
+    (a.c_iflag, a.c_oflag, a.c_cflag, a.c_lflag) == (b.c_iflag, b.c_oflag, b.c_cflag, b.c_lflag)
+}
+
+fn spawn_guard(fd: RawFd, saved: &libc::termios, raw: &libc::termios) -> io::Result<File> {
     let mut ends = [0; 2];
     #[expect(unsafe_code, reason = "std has no fork")]
     // SAFETY: pipe2 fills `ends` with two descriptors that nobody else has; the process has a single thread (the caller
@@ -121,7 +125,8 @@ fn spawn_guard(fd: RawFd, saved: &libc::termios) -> io::Result<File> {
                 libc::close(libc::STDERR_FILENO);
             }
             let mut byte = [0];
-            if !matches!(read_end.read(&mut byte), Ok(1)) {
+            // A shell that was quicker has set the mode that it wants.
+            if !matches!(read_end.read(&mut byte), Ok(1)) && mode(fd).is_ok_and(|now| same_mode(&now, raw)) {
                 let _nobody_left_to_tell = set_mode(fd, saved);
             }
             #[expect(unsafe_code, reason = "std's exit runs handlers that belong to the command")]

@@ -216,6 +216,7 @@ impl Port {
         self.lcr & LCR_DLAB != 0
     }
 
+    /// RTS is low after a reset, so that nothing arrives before a driver is there: Linux empties the FIFO when it finds the port.
     /// Refilled only when empty: the FIFO's end is what lets a guest's interrupt handler return.
     fn room(&self) -> usize {
         let ready = self.receive.is_empty() && self.mcr & (MCR_RTS | MCR_LOOP) == MCR_RTS;

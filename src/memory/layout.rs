@@ -18,7 +18,7 @@
 /// Global descriptor table of the boot processor.
 pub const GDT_GPA: u64 = 0x500;
 /// Interrupt descriptor table: one empty entry.
-pub const IDT_GPA: u64 = 0x520;
+pub const IDT_GPA: u64 = 0x540;
 /// `hvm_start_info` of the PVH protocol, with its one module entry behind it.
 pub const PVH_START_INFO_GPA: u64 = 0x6000;
 /// `hvm_modlist_entry` of the initramfs.

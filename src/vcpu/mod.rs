@@ -193,21 +193,30 @@ impl Vcpu {
                 None
             }
             VcpuExit::IoIn(port, data) => {
-                let (ptr, len) = (data.as_mut_ptr(), data.len());
-                self.port_io(ptr, len, |unit| {
+                let (data, len) = (data.as_mut_ptr(), data.len());
+                let size = self.unit_size();
+                #[expect(unsafe_code, reason = "the slice had to be let go to read the unit's size")]
+                // SAFETY: kvm-ioctls made this mutable slice from the vCPU's mapping, which lives as long as `self.fd`; KVM doesn't
+                // touch it before the next KVM_RUN, and reading the unit's size touched another part of the mapping.
+                let data = unsafe { std::slice::from_raw_parts_mut(data, len) };
+                for unit in data.chunks_mut(size) {
                     if !machine.ports.read(port.into(), unit) {
                         log::trace!("read of port {port:#x}, where nothing is");
                     }
-                });
+                }
                 None
             }
             VcpuExit::IoOut(port, data) => {
-                let (ptr, len) = (data.as_ptr().cast_mut(), data.len());
-                self.port_io(ptr, len, |unit| {
+                let (data, len) = (data.as_ptr(), data.len());
+                let size = self.unit_size();
+                #[expect(unsafe_code, reason = "the slice had to be let go to read the unit's size")]
+                // SAFETY: as above, but for a shared slice.
+                let data = unsafe { std::slice::from_raw_parts(data, len) };
+                for unit in data.chunks(size) {
                     if !machine.ports.write(port.into(), unit) {
                         log::trace!("write of {unit:x?} to port {port:#x}, where nothing is");
                     }
-                });
+                }
                 None
             }
             VcpuExit::Intr => {
@@ -236,19 +245,14 @@ impl Vcpu {
         Some(outcome)
     }
 
-    /// Hands each unit of a port access (a string instruction has several) to `access`. `data` and `len` are what
-    /// kvm-ioctls gave for this exit.
-    fn port_io(&mut self, data: *mut u8, len: usize, mut access: impl FnMut(&mut [u8])) {
+    /// Bytes of one access of the last exit, which was a port access: a string instruction makes several at once.
+    fn unit_size(&mut self) -> usize {
         count(&self.exits.port_io);
         let run = self.fd.get_kvm_run();
         #[expect(unsafe_code, reason = "kvm-ioctls doesn't tell the size of a unit")]
         // SAFETY: the last exit was KVM_EXIT_IO, so `io` is the union's active member.
-        let unit = usize::from(unsafe { run.__bindgen_anon_1.io.size }).max(1);
-        #[expect(unsafe_code, reason = "the slice had to be let go to read the unit's size")]
-        // SAFETY: kvm-ioctls made this slice from the vCPU's mapping, which lives as long as `self.fd`; KVM doesn't touch
-        // it before the next KVM_RUN, and no other reference to it exists.
-        let data = unsafe { std::slice::from_raw_parts_mut(data, len) };
-        data.chunks_mut(unit).for_each(&mut access);
+        let size = unsafe { run.__bindgen_anon_1.io.size };
+        usize::from(size).max(1)
     }
 
     fn internal_error(&mut self) -> String {
@@ -291,8 +295,15 @@ pub fn start_all(vcpus: Vec<Vcpu>, machine: &Machine, spawner: &Spawner) -> Resu
     let mut threads = Vec::with_capacity(vcpus.len());
     for vcpu in vcpus {
         let id = vcpu.id;
-        let thread = vcpu.start(machine.clone(), finished.clone(), spawner);
-        threads.push(thread.map_err(|source| VcpuError::Thread { id, source })?);
+        match vcpu.start(machine.clone(), finished.clone(), spawner) {
+            Ok(thread) => threads.push(thread),
+            Err(source) => {
+                // Those that run already must not outlive the failure.
+                machine.end.report(Outcome::Killed);
+                Running { threads, done }.join();
+                return Err(VcpuError::Thread { id, source });
+            }
+        }
     }
     Ok(Running { threads, done })
 }

@@ -35,19 +35,32 @@ const EFER_LMA: u64 = 1 << 10;
 const RFLAGS_RESERVED: u64 = 2;
 const PAGE_PRESENT_WRITABLE: u64 = 3;
 const PAGE_SIZE_2M: u64 = 1 << 7;
+const MSR_MISC_ENABLE: u32 = 0x1a0;
+/// Without it Linux takes string instructions for slow on Intel processors.
+const MISC_ENABLE_FAST_STRING: u64 = 1;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 /// MTRRs enabled, default type write-back: without it a guest takes its memory for uncached.
 const MTRR_WRITE_BACK: u64 = (1 << 11) | 6;
 
-const SELECTOR_CODE: u16 = 0x8;
-const SELECTOR_DATA: u16 = 0x10;
-const SELECTOR_TSS: u16 = 0x18;
+/// __BOOT_CS of the Linux boot protocol.
+const SELECTOR_CODE: u16 = 0x10;
+/// __BOOT_DS of the Linux boot protocol.
+const SELECTOR_DATA: u16 = 0x18;
+const SELECTOR_TSS: u16 = 0x20;
 
 /// MSRs that every vCPU starts with.
 pub(super) fn set_msrs(vcpu: &VcpuFd) -> Result<(), VcpuError> {
-    let entry = kvm_msr_entry { index: MSR_MTRR_DEF_TYPE, data: MTRR_WRITE_BACK, ..Default::default() };
-    let msrs = Msrs::from_entries(&[entry]).expect("one entry is below the limit");
-    vcpu.set_msrs(&msrs).map_err(VcpuError::ioctl("KVM_SET_MSRS"))?;
+    let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+    let list =
+        |entries: &[kvm_msr_entry]| Msrs::from_entries(entries).expect("two entries are below the limit");
+    let mut misc_enable = list(&[entry(MSR_MISC_ENABLE, 0)]);
+    vcpu.get_msrs(&mut misc_enable).map_err(VcpuError::ioctl("KVM_GET_MSRS"))?;
+    let misc_enable = misc_enable.as_slice().first().map_or(0, |msr| msr.data) | MISC_ENABLE_FAST_STRING;
+    let msrs = list(&[entry(MSR_MTRR_DEF_TYPE, MTRR_WRITE_BACK), entry(MSR_MISC_ENABLE, misc_enable)]);
+    let set = vcpu.set_msrs(&msrs).map_err(VcpuError::ioctl("KVM_SET_MSRS"))?;
+    if set < msrs.as_slice().len() {
+        log::warn!("this host's KVM refuses MSR {:#x}", msrs.as_slice()[set].index);
+    }
     Ok(())
 }
 
@@ -98,7 +111,7 @@ fn set_segments(sregs: &mut kvm_sregs, long: bool) {
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     sregs.tr = tss;
     sregs.gdt.base = layout::GDT_GPA;
-    sregs.gdt.limit = 4 * 8 - 1;
+    sregs.gdt.limit = 5 * 8 - 1;
     sregs.idt.base = layout::IDT_GPA;
     sregs.idt.limit = 7;
 }
@@ -112,7 +125,7 @@ fn descriptor(segment: &kvm_segment) -> u64 {
 }
 
 fn write_gdt(mem: &GuestMemory, sregs: &kvm_sregs) -> Result<(), GuestMemoryError> {
-    let table = [0, descriptor(&sregs.cs), descriptor(&sregs.ds), descriptor(&sregs.tr)];
+    let table = [0, 0, descriptor(&sregs.cs), descriptor(&sregs.ds), descriptor(&sregs.tr)];
     mem.write_obj(table, GuestAddress(layout::GDT_GPA))?;
     mem.write_obj(0u64, GuestAddress(layout::IDT_GPA))
 }

@@ -3,6 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -35,10 +36,12 @@ pub(super) fn run(vmm: &mut Vmm, control: &mut UnixStream) -> io::Result<Outcome
         (Some(serial), Some(socket)) => Some(Console::new(serial, socket)?),
         _ => None,
     };
+    // Whether somebody wants the VM to end: then nobody waits for long.
+    let mut asked = false;
     loop {
         if let Some(outcome) = vmm.machine.end.outcome().cloned() {
             if let Some(console) = &mut console {
-                console.finish();
+                console.finish(control, asked);
             }
             return Ok(outcome);
         }
@@ -56,6 +59,7 @@ pub(super) fn run(vmm: &mut Vmm, control: &mut UnixStream) -> io::Result<Outcome
             continue;
         }
         if ordered.readable {
+            asked = true;
             obey(vmm, control);
         }
         if doorbell.readable {
@@ -106,6 +110,8 @@ struct Console {
     ended: bool,
 }
 
+/// How long the guest's last words may take when the VM was told to end.
+const LAST_WORDS_GRACE: Duration = Duration::from_millis(500);
 /// The most that is read from the command at once.
 const INCOMING: usize = 4096;
 
@@ -160,18 +166,19 @@ impl Console {
         }
     }
 
-    /// Sends the guest's last words. The command reads until the socket closes, unless its own reader is stuck: then they
-    /// are worth a short wait and no more.
-    fn finish(&mut self) {
-        use std::time::{Duration, Instant};
-        let deadline = Instant::now() + Duration::from_millis(500);
+    /// Sends the guest's last words, for as long as their reader takes; but if somebody wants the VM to end, or does so meanwhile,
+    /// they are worth a short wait and no more.
+    fn finish(&mut self, control: &UnixStream, asked: bool) {
+        let mut deadline = asked.then(|| Instant::now() + LAST_WORDS_GRACE);
         self.carry();
-        while !self.outgoing.is_empty() && Instant::now() < deadline {
-            let source = Source::of(&self.socket, false, true);
-            if poll::wait([source], Some(deadline)).is_err() {
-                return;
+        while !self.outgoing.is_empty() && deadline.is_none_or(|deadline| Instant::now() < deadline) {
+            // An order stays unread: any of them means the same now.
+            let order = if deadline.is_none() { Source::readable(control) } else { Source::none() };
+            match poll::wait([Source::of(&self.socket, false, true), order], deadline) {
+                Ok([_, order]) if order.readable => deadline = Some(Instant::now() + LAST_WORDS_GRACE),
+                Ok(_) => self.carry(),
+                Err(_) => return,
             }
-            self.carry();
         }
     }
 }

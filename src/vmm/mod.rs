@@ -12,6 +12,7 @@ pub mod process;
 mod wiring;
 
 use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -49,6 +50,20 @@ pub struct Resources {
     pub nets: Vec<net::Tap>,
     /// Whether exits are counted for a report.
     pub count_exits: bool,
+    /// Where the log goes, if not to standard error.
+    pub log: Option<RawFd>,
+}
+
+impl Resources {
+    /// Every descriptor in it.
+    fn descriptors(&self) -> Vec<RawFd> {
+        let mut fds = vec![self.kvm.as_raw_fd(), self.kernel.blob.file.as_raw_fd()];
+        fds.extend(self.initrd.iter().map(|blob| blob.file.as_raw_fd()));
+        fds.extend(self.disks.iter().map(AsRawFd::as_raw_fd));
+        fds.extend(self.nets.iter().map(AsRawFd::as_raw_fd));
+        fds.extend(self.log);
+        fds
+    }
 }
 
 /// An assembled VM.

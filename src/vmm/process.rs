@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -48,6 +48,10 @@ impl VmProcess {
             0 => {
                 timeline.record(Mark::Forked);
                 drop((control, console));
+                let mut keep = resources.descriptors();
+                keep.extend([vm_control.as_raw_fd(), null.as_raw_fd()]);
+                keep.extend(vm_console.as_ref().map(AsRawFd::as_raw_fd));
+                close_all_but(keep);
                 let body =
                     AssertUnwindSafe(|| run(config, resources, &mut vm_control, vm_console, timeline, &null));
                 let status = catch_unwind(body).map_or(PANICKED, |()| 0);
@@ -113,21 +117,27 @@ fn run(
     let timeline = Arc::new(timeline);
     detach(null);
     share_one_heap();
-    let count_exits = resources.count_exits;
+    let (count_exits, log) = (resources.count_exits, resources.log);
+    let report = |control: &mut UnixStream, report: &Report| {
+        if let Some(log) = log {
+            replace(null, log);
+        }
+        send(control, report, null);
+    };
     let vmm = match build::build(config, resources, console, timeline.clone()) {
         Ok(vmm) => vmm,
-        Err(error) => return report(control, &failed(&error), null),
+        Err(error) => return report(control, &failed(&error)),
     };
     let counters = count_exits.then(|| vmm.counters());
     match vmm.run(control) {
         Ok((outcome, remains)) => {
             timeline.record(Mark::Released);
             let exits = counters.map(super::Counters::sum);
-            report(control, &Report::Ended { outcome, times: timeline.times(), exits }, null);
+            report(control, &Report::Ended { outcome, times: timeline.times(), exits });
             // The kernel tears memory and VM down after the last word.
             std::mem::forget(remains);
         }
-        Err(error) => report(control, &failed(&error), null),
+        Err(error) => report(control, &failed(&error)),
     }
 }
 
@@ -136,7 +146,7 @@ fn failed(error: &dyn std::error::Error) -> Report {
     Report::Failed(chain.map(ToString::to_string).collect())
 }
 
-fn report(control: &mut UnixStream, report: &Report, null: &File) {
+fn send(control: &mut UnixStream, report: &Report, null: &File) {
     // The last descriptor that a reader of the command's output could be waiting for.
     replace(null, libc::STDERR_FILENO);
     if let Err(error) = report.send(control) {
@@ -151,15 +161,36 @@ fn report(control: &mut UnixStream, report: &Report, null: &File) {
 /// stays until the report, for the log.
 fn detach(null: &File) {
     #[expect(unsafe_code, reason = "std has no setsid and no signal mask")]
-    // SAFETY: neither call touches memory of ours but `all`, which is initialised before use.
+    // SAFETY: none of the calls touches memory of ours but `all`, which is initialised before use.
     unsafe {
         libc::setsid();
+        // A write past the caller's file size limit is then an error that the guest sees.
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
     }
     replace(null, libc::STDIN_FILENO);
     replace(null, libc::STDOUT_FILENO);
+}
+
+/// Closes every descriptor above the standard streams that isn't in `keep`: what the command, or whoever started it, has open is none of
+/// the VM's business, and would stay open until the tear-down is over.
+fn close_all_but(mut keep: Vec<RawFd>) {
+    keep.sort_unstable();
+    let mut first = libc::STDERR_FILENO + 1;
+    for fd in keep.into_iter().chain([RawFd::MAX]) {
+        if fd > first {
+            #[expect(unsafe_code, reason = "std has no close_range")]
+            // SAFETY: what is closed here belongs to values that this process never uses or drops again: the command's own, which
+            // live in frames that the child doesn't return to.
+            let ret = unsafe { libc::close_range(first.unsigned_abs(), (fd - 1).unsigned_abs(), 0) };
+            if ret != 0 {
+                log::debug!("close_range: {}", io::Error::last_os_error());
+            }
+        }
+        first = fd.saturating_add(1);
+    }
 }
 
 /// One malloc arena for all threads: a second one costs each thread two system calls and some page faults on the way to the

@@ -66,56 +66,85 @@ impl MsiRoutes for KvmRoutes {
     fn mask(&self, id: RouteId, masked: bool) -> io::Result<()> {
         let mut routes = self.lock();
         let route = find(&mut routes, id)?;
-        if std::mem::replace(&mut route.masked, masked) == masked {
+        if route.masked == masked {
             return Ok(());
         }
         if masked {
-            return self.vm.remove_irqfd(&route.evt, id.0);
+            self.vm.remove_irqfd(&route.evt, id.0)?;
+            route.masked = true;
+            return Ok(());
         }
-        self.publish(&routes)?;
-        self.vm.add_irqfd(&find(&mut routes, id)?.evt, id.0)
+        route.masked = false;
+        let unmasked =
+            self.publish(&routes).and_then(|()| self.vm.add_irqfd(&find(&mut routes, id)?.evt, id.0));
+        if unmasked.is_err() {
+            find(&mut routes, id)?.masked = true;
+        }
+        unmasked
     }
 }
 
 /// Doorbells are registered by the VM's main thread: that waits for the kernel for milliseconds, and a vCPU has better
 /// things to do. Until then the guest's notification arrives as an exit.
+///
+/// What is kept is the state that is wanted of each doorbell, not the requests: a guest that starts and resets its devices in a
+/// loop makes neither the list nor the work grow.
 pub(super) struct DoorbellQueue {
-    requests: Mutex<Vec<DoorbellRequest>>,
+    bells: Mutex<Vec<Bell>>,
     evt: EventFd,
 }
 
-struct DoorbellRequest {
-    add: bool,
+struct Bell {
     gpa: u64,
     value: u32,
     evt: Arc<EventFd>,
+    wanted: bool,
+    registered: bool,
 }
 
 impl DoorbellQueue {
     /// `evt` is signalled when there is something to [`apply`](Self::apply).
     pub(super) fn new(evt: EventFd) -> Self {
-        Self { requests: Mutex::default(), evt }
+        Self { bells: Mutex::default(), evt }
     }
 
-    /// Does what was asked for since the last call, in that order. Called on the VM's main thread.
+    /// Registers or removes one doorbell, and signals again if there is more to do: between two of them the main thread looks at
+    /// everything else. Called on the VM's main thread.
     pub(super) fn apply(&self, vm: &Vm) {
-        let requests = std::mem::take(&mut *self.requests.lock().unwrap_or_else(PoisonError::into_inner));
-        for request in requests {
-            let (evt, gpa, value) = (request.evt.as_ref(), request.gpa, request.value);
-            let result = if request.add {
-                vm.add_ioeventfd(evt, gpa, value)
-            } else {
-                vm.remove_ioeventfd(evt, gpa, value)
-            };
-            if let Err(error) = result {
-                // Without a doorbell every notification is an exit: slower, and right.
-                log::debug!("doorbell at {gpa:#x}: {error}");
-            }
+        let mut bells = self.lock();
+        let mut changed = bells.iter_mut().filter(|bell| bell.wanted != bell.registered);
+        let Some(bell) = changed.next() else { return };
+        bell.registered = bell.wanted;
+        let more = changed.next().is_some();
+        let (add, evt, gpa, value) = (bell.wanted, bell.evt.clone(), bell.gpa, bell.value);
+        // vCPUs that want something of a doorbell don't wait for the kernel.
+        drop(bells);
+        let result =
+            if add { vm.add_ioeventfd(&evt, gpa, value) } else { vm.remove_ioeventfd(&evt, gpa, value) };
+        if let Err(error) = result {
+            // Without a doorbell every notification is an exit: slower, and right.
+            log::debug!("doorbell at {gpa:#x}: {error}");
+        }
+        if more {
+            self.signal();
         }
     }
 
-    fn push(&self, request: DoorbellRequest) {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+    fn want(&self, wanted: bool, gpa: u64, value: u32, evt: &Arc<EventFd>) {
+        let mut bells = self.lock();
+        match bells.iter_mut().find(|bell| (bell.gpa, bell.value) == (gpa, value)) {
+            Some(bell) => bell.wanted = wanted,
+            None => bells.push(Bell { gpa, value, evt: evt.clone(), wanted, registered: false }),
+        }
+        drop(bells);
+        self.signal();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Bell>> {
+        self.bells.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn signal(&self) {
         if let Err(error) = self.evt.write(1) {
             log::debug!("doorbell queue: {error}");
         }
@@ -124,10 +153,10 @@ impl DoorbellQueue {
 
 impl Doorbells for DoorbellQueue {
     fn add(&self, gpa: u64, value: u32, evt: &Arc<EventFd>) {
-        self.push(DoorbellRequest { add: true, gpa, value, evt: evt.clone() });
+        self.want(true, gpa, value, evt);
     }
 
     fn remove(&self, gpa: u64, value: u32, evt: &Arc<EventFd>) {
-        self.push(DoorbellRequest { add: false, gpa, value, evt: evt.clone() });
+        self.want(false, gpa, value, evt);
     }
 }

@@ -65,16 +65,16 @@ fn pvh_enters_protected_mode_with_ebx_at_the_start_info() {
     assert_ne!(selectors[0], 0, "CS");
     assert!(selectors[1] == selectors[2] && selectors[2] == selectors[3], "DS, ES, SS: {selectors:x?}");
     let (gdt_limit, gdt_base) = (state[18] & 0xffff, state[18] >> 16 | state[19] << 16);
-    assert!(gdt_base == 0x500 && gdt_limit == 31, "GDT at {gdt_base:#x}, limit {gdt_limit:#x}");
+    assert!(gdt_base == 0x500 && gdt_limit == 39, "GDT at {gdt_base:#x}, limit {gdt_limit:#x}");
 }
 
 #[test]
 fn the_descriptors_that_segments_were_loaded_from_are_in_memory() {
-    let gdt = Guest::new(&Script::new().put(0x500, 32)).run(&[]);
+    let gdt = Guest::new(&Script::new().put(0x500, 40)).run(&[]);
     // Accessed bits may or may not be set by then.
-    let entries: Vec<u64> = (0..4).map(|n| u64_at(&gdt, n * 8) & !(1 << 40)).collect();
-    assert_eq!(entries[..3], [0, 0x00cf_9a00_0000_ffff, 0x00cf_9200_0000_ffff]);
-    assert_eq!(u64_at(&gdt, 24), 0x0000_8b00_0000_0067, "a busy TSS");
+    let entries: Vec<u64> = (0..5).map(|n| u64_at(&gdt, n * 8) & !(1 << 40)).collect();
+    assert_eq!(entries[..4], [0, 0, 0x00cf_9a00_0000_ffff, 0x00cf_9200_0000_ffff]);
+    assert_eq!(u64_at(&gdt, 32), 0x0000_8b00_0000_0067, "a busy TSS");
 }
 
 #[test]
@@ -99,7 +99,11 @@ fn linux64_enters_long_mode_with_rsi_at_the_zero_page() {
     assert_eq!(at(10), 0x9000, "CR3");
     assert_eq!(at(11) & 0x20, 0x20, "CR4: PAE: {:#x}", at(11));
     assert_eq!(at(12) & 0x500, 0x500, "EFER: long mode: {:#x}", at(12));
-    assert_eq!((at(13), at(14), at(15), at(16)), (0x8, 0x10, 0x10, 0x10), "CS, DS, SS, ES");
+    assert_eq!(
+        (at(13), at(14), at(15), at(16)),
+        (0x10, 0x18, 0x18, 0x18),
+        "CS, DS, SS, ES: __BOOT_CS and __BOOT_DS"
+    );
 }
 
 #[test]
