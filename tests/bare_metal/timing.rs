@@ -88,7 +88,8 @@ fn exits_are_counted_by_kvm_and_by_what_reached_user_space() {
         counters.iter().find(|counter| counter[0] == "exits").map(|counter| counter[1].as_u64().unwrap())
     };
     if let (Some(few), Some(many)) = (kvm(&few), kvm(&many)) {
-        assert!(many >= few + 400, "{few} {many}");
+        // An interrupt of the host can add a few to either.
+        assert!(many >= 400 && few < 400, "{few} {many}");
     }
 }
 
