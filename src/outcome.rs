@@ -16,8 +16,8 @@ pub enum Outcome {
     Quit,
     /// The guest's kernel panicked, and said so by pvpanic.
     Panic,
-    /// A vCPU met an exception that it couldn't deliver.
-    TripleFault,
+    /// A vCPU met an exception that it couldn't deliver; where, as far as it is known.
+    TripleFault(String),
     /// KVM gave up: an instruction that it can't emulate, a failed entry, an internal error.
     KvmError(String),
     /// The guest didn't answer the power button in time, or was told to go at once.
@@ -30,7 +30,7 @@ impl Outcome {
         match self {
             Outcome::PowerOff | Outcome::Reset | Outcome::Quit => 0,
             Outcome::Panic => 3,
-            Outcome::TripleFault => 4,
+            Outcome::TripleFault(_) => 4,
             Outcome::KvmError(_) => 5,
             Outcome::Killed => 6,
         }
@@ -41,7 +41,7 @@ impl Outcome {
         match self {
             Outcome::PowerOff | Outcome::Reset | Outcome::Quit => None,
             Outcome::Panic => Some("the guest's kernel panicked".into()),
-            Outcome::TripleFault => Some("the guest ended with a triple fault".into()),
+            Outcome::TripleFault(at) => Some(format!("the guest ended with a triple fault, {at}")),
             Outcome::KvmError(reason) => Some(reason.clone()),
             Outcome::Killed => Some("the guest was killed before it powered off".into()),
         }
@@ -83,14 +83,19 @@ mod tests {
         let end = End::new(evt.try_clone().unwrap());
         assert_eq!(end.outcome(), None);
         end.report(Outcome::Panic);
-        end.report(Outcome::TripleFault);
+        end.report(Outcome::TripleFault(String::new()));
         assert_eq!(end.outcome(), Some(&Outcome::Panic));
         assert_eq!(evt.read().unwrap(), 1);
     }
 
     #[test]
     fn each_end_that_is_not_the_guests_wish_has_a_code_and_a_line() {
-        let ends = [Outcome::Panic, Outcome::TripleFault, Outcome::KvmError("x".into()), Outcome::Killed];
+        let ends = [
+            Outcome::Panic,
+            Outcome::TripleFault("x".into()),
+            Outcome::KvmError("x".into()),
+            Outcome::Killed,
+        ];
         for (end, code) in ends.iter().zip([3, 4, 5, 6]) {
             assert_eq!(end.exit_code(), code);
             assert!(end.message().is_some());

@@ -40,6 +40,9 @@ pub(crate) fn terminal() -> Option<File> {
     let name = active.split_whitespace().last()?;
     let path = ["/dev/", name].concat();
     let terminal = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(path).ok()?;
+    if let Err(error) = sys::control_terminal(terminal.as_fd()) {
+        say!("no job control: {error}");
+    }
     // A terminal that doesn't take a size works without.
     let _ = sys::set_window_size(terminal.as_fd(), size_of("COLUMNS", 80), size_of("LINES", 24));
     Some(terminal)
@@ -64,7 +67,7 @@ pub(crate) fn start_shell(args: &[&str], terminal: Option<&File>) -> io::Result<
         command.stdout(Stdio::from(terminal.try_clone()?));
         command.stderr(Stdio::from(terminal.try_clone()?));
     }
-    sys::in_own_session(&mut command);
+    sys::in_foreground(&mut command);
     let child = command.spawn().map_err(|error| io::Error::new(error.kind(), format!("/bin/sh: {error}")))?;
     i32::try_from(child.id()).map_err(io::Error::other)
 }

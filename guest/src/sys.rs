@@ -185,16 +185,32 @@ pub(crate) fn set_window_size(terminal: BorrowedFd<'_>, columns: u16, rows: u16)
     check(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }).map(drop)
 }
 
-/// Makes `command` start in a session of its own, with its standard input as the controlling terminal if it is
-/// one, and with no signal blocked.
+/// Makes `terminal` the controlling terminal of init's own session.
+///
+/// Init keeps it: were a shell the session's leader, its end would hang the terminal up, and what the terminal hasn't sent by then
+/// would be lost.
+#[expect(unsafe_code, reason = "sessions have no safe wrapper in std")]
+pub(crate) fn control_terminal(terminal: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: neither call takes memory. Where init leads a session already, setsid fails and changes nothing.
+    check(unsafe {
+        libc::setsid();
+        libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0)
+    })
+    .map(drop)
+}
+
+/// Makes `command` start in a process group of its own, in the foreground of its standard input if that is a terminal, and with no
+/// signal blocked.
 #[expect(unsafe_code, reason = "pre_exec runs between fork and exec")]
-pub(crate) fn in_own_session(command: &mut Command) {
+pub(crate) fn in_foreground(command: &mut Command) {
     let between_fork_and_exec = || {
-        // SAFETY: setsid and ioctl are async-signal-safe and take no memory. setsid can't fail in a fresh child, and
-        // where standard input is no terminal TIOCSCTTY fails and changes nothing.
+        // SAFETY: the calls are async-signal-safe and take no memory. SIGTTOU, which tcsetpgrp raises in the background, is
+        // ignored meanwhile; where standard input is no terminal it fails and changes nothing.
         unsafe {
-            libc::setsid();
-            libc::ioctl(0, libc::TIOCSCTTY, 0);
+            libc::setpgid(0, 0);
+            libc::signal(libc::SIGTTOU, libc::SIG_IGN);
+            libc::tcsetpgrp(0, libc::getpid());
+            libc::signal(libc::SIGTTOU, libc::SIG_DFL);
         }
         unblock_signals()
     };

@@ -223,7 +223,10 @@ impl Vcpu {
                 count(&self.exits.interrupted);
                 None
             }
-            VcpuExit::Shutdown => self.ended(Outcome::TripleFault),
+            VcpuExit::Shutdown => {
+                let at = format!("vCPU {} at RIP {}", self.id, self.rip());
+                self.ended(Outcome::TripleFault(at))
+            }
             VcpuExit::InternalError => {
                 let reason = self.internal_error();
                 self.ended(Outcome::KvmError(reason))
@@ -255,12 +258,17 @@ impl Vcpu {
         usize::from(size).max(1)
     }
 
+    /// Where the vCPU stands.
+    fn rip(&self) -> String {
+        self.fd.get_regs().map_or_else(|_| "unknown".to_owned(), |regs| format!("{:#x}", regs.rip))
+    }
+
     fn internal_error(&mut self) -> String {
         let run = self.fd.get_kvm_run();
         #[expect(unsafe_code, reason = "kvm-ioctls doesn't pass the details on")]
         // SAFETY: the last exit was KVM_EXIT_INTERNAL_ERROR, so `internal` is the union's active member.
         let internal = unsafe { run.__bindgen_anon_1.internal };
-        let at = self.fd.get_regs().map_or_else(|_| "unknown".to_owned(), |regs| format!("{:#x}", regs.rip));
+        let at = self.rip();
         if internal.suberror != INTERNAL_ERROR_EMULATION {
             let data =
                 &internal.data[..usize::try_from(internal.ndata).map_or(0, |n| n.min(internal.data.len()))];

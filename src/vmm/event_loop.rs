@@ -45,6 +45,7 @@ pub(super) fn run(vmm: &mut Vmm, control: &mut UnixStream) -> io::Result<Outcome
             }
             return Ok(outcome);
         }
+        let stuck = console.as_mut().filter(|_| asked).and_then(Console::stuck_until);
         let [end, ordered, doorbell, serial, socket] = poll::wait(
             [
                 Source::readable(&vmm.wakeups.end_evt),
@@ -53,8 +54,12 @@ pub(super) fn run(vmm: &mut Vmm, control: &mut UnixStream) -> io::Result<Outcome
                 Source::readable(&vmm.wakeups.serial_evt),
                 console.as_ref().map_or(Source::none(), Console::source),
             ],
-            None,
+            stuck,
         )?;
+        if let Some(console) = console.as_mut().filter(|_| stuck.is_some_and(|until| Instant::now() >= until))
+        {
+            console.give_up_on_reader();
+        }
         if end.readable {
             continue;
         }
@@ -108,6 +113,10 @@ struct Console {
     incoming: Vec<u8>,
     /// The command closed its sending side: end of input.
     ended: bool,
+    /// When `outgoing` last became shorter, or empty.
+    moved: Instant,
+    /// The reader is given up: what the guest sends is dropped.
+    unread: bool,
 }
 
 /// How long the guest's last words may take when the VM was told to end.
@@ -118,7 +127,15 @@ const INCOMING: usize = 4096;
 impl Console {
     fn new(serial: std::sync::Arc<Serial>, socket: UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Ok(Self { serial, socket, outgoing: Vec::new(), incoming: Vec::new(), ended: false })
+        Ok(Self {
+            serial,
+            socket,
+            outgoing: Vec::new(),
+            incoming: Vec::new(),
+            ended: false,
+            moved: Instant::now(),
+            unread: false,
+        })
     }
 
     fn source(&self) -> Source<'_> {
@@ -127,11 +144,23 @@ impl Console {
         if read || write { Source::of(&self.socket, read, write) } else { Source::none() }
     }
 
+    /// When a reader that takes nothing is to be given up; `None` while nothing waits for it.
+    fn stuck_until(&mut self) -> Option<Instant> {
+        (!self.outgoing.is_empty()).then(|| self.moved + LAST_WORDS_GRACE)
+    }
+
+    /// Somebody wants the VM to end, and nobody reads what it says: a guest that waits to be read would never power off.
+    fn give_up_on_reader(&mut self) {
+        self.unread = true;
+        self.carry();
+    }
+
     /// Moves what can be moved, in both directions.
     fn carry(&mut self) {
         self.send();
         if self.outgoing.is_empty() {
             self.outgoing = self.serial.take();
+            self.moved = Instant::now();
             self.send();
         }
         if self.incoming.is_empty() && !self.ended {
@@ -142,10 +171,14 @@ impl Console {
     }
 
     fn send(&mut self) {
+        if self.unread {
+            self.outgoing.clear();
+        }
         while !self.outgoing.is_empty() {
             match self.socket.write(&self.outgoing) {
                 Ok(sent) => {
                     self.outgoing.drain(..sent);
+                    self.moved = Instant::now();
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,

@@ -1,0 +1,109 @@
+//! Disks: what is written is there, in the file and in the next boot.
+
+use std::fs;
+
+use crate::guest::{Guest, blank, needs_linux, noise};
+use crate::support;
+
+#[test]
+fn what_one_boot_writes_the_next_one_reads_back() {
+    needs_linux!();
+    let dir = support::scratch();
+    let content = noise(4 << 20, 1);
+    let source = support::file(dir.path(), "source", &content);
+    let (raw, ext4) = (blank(dir.path(), "raw", 4), blank(dir.path(), "ext4", 16));
+    let script = "
+        echo sizes=$(cat /sys/block/vd?/size)
+        echo serials=$(for disk in a b c; do echo $(cat /sys/block/vd$disk/serial); done)
+        dd if=/dev/vda of=/dev/vdb bs=64k 2>/dev/null
+        mke2fs /dev/vdc >/dev/null 2>&1
+        mount -t ext4 /dev/vdc /mnt
+        cp /dev/vda /mnt/file
+        sha256sum </mnt/file >/mnt/sum
+        echo sum=$(cut -c 1-64 /mnt/sum)";
+    let first = Guest::new()
+        .disk(&source, ",ro,id=the-source")
+        .disk(&raw, ",id=a-20-byte-id-is-ok.x")
+        .disk(&ext4, "");
+    let first = first.script(script).run();
+    first.says("sizes", "8192 8192 32768");
+    first.says("serials", "the-source a-20-byte-id-is-ok.x blk2");
+    assert!(fs::read(&raw).unwrap() == content, "the file has not what the guest wrote to its raw disk");
+    assert!(fs::read(&source).unwrap() == content, "the disk that was only read has changed");
+
+    let script = "
+        echo raw=$(sha256sum </dev/vda | cut -c 1-64)
+        mount -t ext4 -o ro /dev/vdb /mnt
+        echo file=$(sha256sum </mnt/file | cut -c 1-64)
+        echo kept=$(cut -c 1-64 /mnt/sum)";
+    let second = Guest::new().disk(&raw, "").disk(&ext4, "").script(script).run();
+    for key in ["raw", "file", "kept"] {
+        second.says(key, first.value("sum"));
+    }
+}
+
+#[test]
+fn a_read_only_disk_refuses_writes_and_is_unchanged() {
+    needs_linux!();
+    let dir = support::scratch();
+    let content = noise(1 << 20, 2);
+    let disk = support::file(dir.path(), "disk", &content);
+    let script = "
+        echo ro=$(cat /sys/block/vda/ro)
+        dd if=/dev/zero of=/dev/vda bs=4k count=4 conv=fsync && echo wrote=yes
+        # Whoever makes the kernel believe that it may write meets the device's own answer.
+        blockdev --setrw /dev/vda || true
+        dd if=/dev/zero of=/dev/vda bs=4k count=4 oflag=direct conv=fsync && echo wrote=yes
+        echo read=$(dd if=/dev/vda bs=64k 2>/dev/null | wc -c)";
+    let console = Guest::new().disk(&disk, ",ro").script(script).run();
+    console.says("ro", "1");
+    console.insist(console.values("wrote").is_empty(), "the guest could write");
+    console.says("read", "1048576");
+    assert!(fs::read(&disk).unwrap() == content, "the file has changed");
+}
+
+#[test]
+fn sixteen_disks_come_in_their_order_and_stay_apart() {
+    needs_linux!();
+    let dir = support::scratch();
+    let disks: Vec<_> =
+        (0..16).map(|n| support::file(dir.path(), &format!("d{n}"), &noise(64 << 10, 100 + n))).collect();
+    let script = "
+        for letter in a b c d e f g h i j k l m n o p; do
+            echo disk=$letter $(cat /sys/block/vd$letter/serial) $(head -c 16 /dev/vd$letter | xxd -p)
+            echo written-by-$letter | dd of=/dev/vd$letter bs=512 seek=2 conv=sync 2>/dev/null &
+        done
+        wait";
+    let mut guest = Guest::new().args(["--cpus", "2"]);
+    for (n, disk) in disks.iter().enumerate() {
+        guest = guest.disk(disk, &format!(",id=number-{n}"));
+    }
+    let console = guest.script(script).run();
+    let said = console.values("disk");
+    console.insist(said.len() == 16, "there are not 16 disks");
+    for (n, (letter, disk)) in ('a'..='p').zip(&disks).enumerate() {
+        let mut expected = noise(64 << 10, 100 + u64::try_from(n).unwrap());
+        let start: String = expected[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+        let line = format!("{letter} number-{n} {start}");
+        console.insist(said[n] == line, &format!("{:?} instead of {line:?}", said[n]));
+        expected[1024..1536].fill(0);
+        let mark = format!("written-by-{letter}\n");
+        expected[1024..1024 + mark.len()].copy_from_slice(mark.as_bytes());
+        assert!(fs::read(disk).unwrap() == expected, "disk {letter} is not as it was written");
+    }
+}
+
+#[test]
+fn the_entropy_device_is_the_kernels_source_and_gives_bytes() {
+    needs_linux!();
+    let script = "
+        echo rng=$(cat /sys/class/misc/hw_random/rng_current)
+        for n in 1 2; do head -c 65536 /dev/hwrng >/tmp/$n; echo len=$(wc -c </tmp/$n); done
+        cmp -s /tmp/1 /tmp/2 && echo same=yes
+        echo packed=$(gzip -c /tmp/1 | wc -c)";
+    let console = Guest::new().script(script).run();
+    console.says("rng", "virtio_rng.0");
+    console.insist(console.values("len") == ["65536", "65536"], "too few bytes");
+    console.insist(console.values("same").is_empty(), "the bytes repeat");
+    console.insist(console.number("packed") > 65000, "the bytes have a pattern");
+}
