@@ -71,21 +71,16 @@ fn a_reader_that_blocks_does_not_block_sigterm() {
     let full = eventually(Duration::from_secs(90), || {
         thread::sleep(Duration::from_secs(2));
         let before = std::mem::replace(&mut len, vm.running.unread_len());
-        before >= 4096 && before == len
+        before >= 1024 && before == len
     });
     assert!(full, "{len} bytes were written");
     let before = std::time::Instant::now();
     vm.running.signal(libc::SIGTERM);
     assert!(eventually(Duration::from_secs(15), || vm.running.has_ended()), "SIGTERM was not obeyed");
     let took = before.elapsed();
-    // The kernel's own last words wait for the reader, a second for each byte: that guest is killed, after its init's work.
+    // The guest's last words wait for nobody then, so it powers off in order.
     let finished = vm.running.wait();
-    assert!(
-        [0, 6].contains(&finished.code),
-        "exit code {} after {took:?}: {}",
-        finished.code,
-        finished.stderr
-    );
+    assert_eq!(finished.code, 0, "after {took:?}: {}", finished.stderr);
     let content = std::fs::read(&disk).unwrap();
     assert!(support::contains(&content, b"kept-by-unmounting"), "the file system was not unmounted");
 }
