@@ -68,6 +68,11 @@ pub fn wait<const N: usize>(sources: [Source<'_>; N], deadline: Option<Instant>)
     }
 }
 
+/// Whether a transfer failed only for now: it would block, or was interrupted.
+pub fn is_passing(error: &io::Error) -> bool {
+    [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted].contains(&error.kind())
+}
+
 /// Blocks until at least one of the sources is readable, closed or broken, and says which are. `None` stands for a source
 /// that is not of interest now; with nothing but `None` this would block for ever.
 pub fn readable<const N: usize>(sources: [Option<&dyn AsRawFd>; N]) -> [bool; N] {

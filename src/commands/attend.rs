@@ -252,7 +252,7 @@ impl Input {
                     None => self.pending.extend_from_slice(&bytes[..len]),
                 },
                 // Somebody who shares the terminal may have made it non-blocking.
-                Err(error) if is_passing(&error) => {}
+                Err(error) if poll::is_passing(&error) => {}
                 Err(error) => {
                     log::debug!("standard input: {error}");
                     self.ended = true;
@@ -271,15 +271,11 @@ impl Input {
             Ok(sent) => {
                 self.pending.drain(..sent);
             }
-            Err(error) if is_passing(&error) => {}
+            Err(error) if poll::is_passing(&error) => {}
             // The VM takes nothing any more: it is ending.
             Err(_) => (self.ended, self.pending) = (true, Vec::new()),
         }
     }
-}
-
-fn is_passing(error: &io::Error) -> bool {
-    [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted].contains(&error.kind())
 }
 
 /// Sends without blocking; the socket itself stays blocking for the thread that reads from it.

@@ -3,6 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -45,7 +46,7 @@ pub(super) fn run(vmm: &mut Vmm, control: &mut UnixStream) -> io::Result<Outcome
             }
             return Ok(outcome);
         }
-        let stuck = console.as_mut().filter(|_| asked).and_then(Console::stuck_until);
+        let stuck = console.as_ref().filter(|_| asked).and_then(Console::stuck_until);
         let [end, ordered, doorbell, serial, socket] = poll::wait(
             [
                 Source::readable(&vmm.wakeups.end_evt),
@@ -105,7 +106,7 @@ fn obey(vmm: &Vmm, control: &mut UnixStream) {
 
 /// The VM's end of the console: a socket to the command on one side, the serial port on the other.
 struct Console {
-    serial: std::sync::Arc<Serial>,
+    serial: Arc<Serial>,
     socket: UnixStream,
     /// Bytes that the guest sent and the socket hasn't taken.
     outgoing: Vec<u8>,
@@ -125,7 +126,7 @@ const LAST_WORDS_GRACE: Duration = Duration::from_millis(500);
 const INCOMING: usize = 4096;
 
 impl Console {
-    fn new(serial: std::sync::Arc<Serial>, socket: UnixStream) -> io::Result<Self> {
+    fn new(serial: Arc<Serial>, socket: UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         Ok(Self {
             serial,
@@ -145,7 +146,7 @@ impl Console {
     }
 
     /// When a reader that takes nothing is to be given up; `None` while nothing waits for it.
-    fn stuck_until(&mut self) -> Option<Instant> {
+    fn stuck_until(&self) -> Option<Instant> {
         (!self.outgoing.is_empty()).then(|| self.moved + LAST_WORDS_GRACE)
     }
 
@@ -193,8 +194,7 @@ impl Console {
         match self.socket.read(&mut bytes) {
             Ok(0) => self.ended = true,
             Ok(len) => self.incoming.extend_from_slice(&bytes[..len]),
-            Err(error) if [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted].contains(&error.kind()) => {
-            }
+            Err(error) if poll::is_passing(&error) => {}
             Err(_) => self.ended = true,
         }
     }
