@@ -12,6 +12,7 @@
 //!
 //! With neither demo nor exec a console terminal gets a shell, and the machine powers off when it ends.
 
+pub mod addr;
 pub mod cmdline;
 pub mod net;
 

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
 
-use bothy_guest::net::IpNet;
+use bothy_guest::addr::IpPrefix;
 
 use crate::sys;
 
@@ -53,13 +53,13 @@ impl Netlink {
     }
 
     /// Gives the interface an address; the kernel adds the route to its network.
-    pub(crate) fn add_address(&mut self, interface: u32, ip: IpNet) -> io::Result<()> {
-        let flags = if ip.address.is_ipv6() { IFA_F_NODAD } else { 0 };
+    pub(crate) fn add_address(&mut self, interface: u32, ip: IpPrefix) -> io::Result<()> {
+        let flags = if ip.addr.is_ipv6() { IFA_F_NODAD } else { 0 };
         // struct ifaddrmsg: family, prefix length, flags, scope, index.
-        let mut body = vec![family(ip.address), ip.prefix, flags, RT_SCOPE_UNIVERSE];
+        let mut body = vec![family(ip.addr), ip.prefix_len, flags, RT_SCOPE_UNIVERSE];
         body.extend(interface.to_ne_bytes());
-        put_attribute(&mut body, IFA_LOCAL, &octets(ip.address));
-        put_attribute(&mut body, IFA_ADDRESS, &octets(ip.address));
+        put_attribute(&mut body, IFA_LOCAL, &octets(ip.addr));
+        put_attribute(&mut body, IFA_ADDRESS, &octets(ip.addr));
         self.request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &body)
     }
 

@@ -9,8 +9,9 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bothy_guest::addr::{IpPrefix, MacAddr};
 use bothy_guest::cmdline::Word;
-use bothy_guest::net::{IpNet, Mac, NetConfig};
+use bothy_guest::net::NetConfig;
 use bothy_guest::{KEY_NET, net};
 
 use crate::netlink::Netlink;
@@ -23,9 +24,9 @@ const INTERFACE_POLL: Duration = Duration::from_millis(2);
 /// A network interface of the machine.
 pub(crate) struct Interface {
     pub(crate) name: String,
-    pub(crate) mac: Mac,
+    pub(crate) mac: MacAddr,
     /// The addresses that we gave it.
-    pub(crate) addresses: Vec<IpNet>,
+    pub(crate) addresses: Vec<IpPrefix>,
 }
 
 /// Brings `lo` and the interfaces of all `bothy.net` words up, and writes `/etc/resolv.conf` if there is a DNS server.
@@ -97,7 +98,7 @@ pub(crate) fn interfaces() -> Vec<Interface> {
     interfaces
 }
 
-fn wait_for(mac: Mac) -> io::Result<String> {
+fn wait_for(mac: MacAddr) -> io::Result<String> {
     let start = Instant::now();
     loop {
         if let Some(interface) = interfaces().into_iter().find(|interface| interface.mac == mac) {

@@ -19,7 +19,7 @@ use super::terminal::{Escape, HELP, Key, RawTerminal};
 use crate::outcome::Outcome;
 use crate::poll::{self, Source};
 use crate::timeline::Times;
-use crate::vmm::control::{Exits, Order, Report};
+use crate::vmm::control::{Exits, News, Order, Report};
 use crate::vmm::process::VmProcess;
 
 /// How long a guest may take to power off after SIGTERM.
@@ -56,6 +56,7 @@ enum Push {
 
 struct Attendant<'a> {
     vm: &'a mut VmProcess,
+    news: &'a mut News,
     signals: EndSignals,
     input: Option<Input>,
     output: Option<Output>,
@@ -72,6 +73,7 @@ pub(super) fn attend(
     terminal: Option<&RawTerminal>,
     signals: EndSignals,
 ) -> anyhow::Result<Ended> {
+    let mut news = vm.news.take().context("the VM has been attended to already")?;
     let (input, output) = match vm.console.take() {
         Some(socket) => {
             let output = Output::start(socket.try_clone().context("can't copy a socket")?)?;
@@ -79,12 +81,20 @@ pub(super) fn attend(
         }
         None => (None, None),
     };
-    let mut attendant =
-        Attendant { vm: &mut vm, signals, input, output, push: Push::None, deadline: None, press_at: None };
+    let mut attendant = Attendant {
+        vm: &mut vm,
+        news: &mut news,
+        signals,
+        input,
+        output,
+        push: Push::None,
+        deadline: None,
+        press_at: None,
+    };
     attendant.run()?;
     attendant.finish_output();
     let killed = attendant.push == Push::Killed;
-    match Report::receive(&mut vm.control).context("the VM's report is unreadable")? {
+    match news.report().context("the VM's report is unreadable")? {
         Some(Report::Ended { outcome, times, exits }) => Ok(Ended { outcome, times, exits }),
         Some(Report::Failed(chain)) => bail!(chain.join(": ")),
         None if killed => Ok(Ended { outcome: Outcome::Killed, times: Times::default(), exits: None }),
@@ -97,7 +107,7 @@ impl Attendant<'_> {
     fn run(&mut self) -> anyhow::Result<()> {
         loop {
             let sources = [
-                Source::readable(&self.vm.control),
+                Source::readable(self.news),
                 Source::readable(&self.signals),
                 self.input.as_ref().map_or(Source::none(), Input::stdin_source),
                 self.input.as_ref().map_or(Source::none(), Input::socket_source),
@@ -106,7 +116,12 @@ impl Attendant<'_> {
             let [report, signal, stdin, socket, output] =
                 poll::wait(sources, self.next_wakeup()).context("can't wait for events")?;
             if report.readable {
-                return Ok(());
+                if !self.news.guest_has_ended().context("can't hear the VM")? {
+                    return Ok(());
+                }
+                // It did what it was asked to. Its disks take as long as they take, unless the user loses patience.
+                (self.deadline, self.press_at) = (None, None);
+                continue;
             }
             let now = Instant::now();
             if self.deadline.is_some_and(|deadline| now >= deadline) {

@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
-use bothy_guest::net::{IpNet, Mac, NetConfig};
+use bothy_guest::net::NetConfig;
 
 use super::attend::{self, Ended};
 use super::signals::EndSignals;
@@ -135,8 +135,8 @@ fn command_line(config: &VmConfig, own_guest: bool) -> String {
 /// What the guest's init is told of a network device.
 fn net_word(net: &net::Config) -> String {
     let config = NetConfig {
-        mac: Mac(net.mac().0),
-        addresses: net.ip.map(|ip| IpNet { address: ip.addr, prefix: ip.prefix_len }).into_iter().collect(),
+        mac: net.mac(),
+        addresses: net.ip.into_iter().collect(),
         gateways: net.gw.into_iter().collect(),
         dns: net.dns.into_iter().collect(),
     };

@@ -1,9 +1,11 @@
 //! What the command's process and the VM's process say to each other.
 //!
-//! From the command: single bytes ([`Order`]). From the VM: one [`Report`] as JSON when it has ended or failed to start,
-//! and then the end of the stream. A VM that dies without a report is told by the stream's end alone.
+//! From the command: single bytes ([`Order`]). From the VM: the byte [`GUEST_ENDED`] when the guest has ended by itself and its disks may take a while, one
+//! [`Report`] as JSON when the VM has let go of everything or failed to start, and then the end of the stream. A VM that dies
+//! without a report is told by the stream's end alone.
 
 use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +28,59 @@ pub enum Order {
 impl Order {
     pub(super) fn from_byte(byte: u8) -> Option<Self> {
         [Self::PressPowerButton, Self::Quit, Self::Kill].into_iter().find(|order| *order as u8 == byte)
+    }
+}
+
+/// Says that the guest has ended, by itself and not by an order: what is left to wait for are its disks. No JSON starts so.
+const GUEST_ENDED: u8 = b'E';
+
+/// Tells the command that the guest has ended by itself.
+pub(super) fn send_guest_ended(socket: &mut UnixStream) {
+    if let Err(error) = socket.write_all(&[GUEST_ENDED]) {
+        log::debug!("nobody hears that the guest has ended: {error}");
+    }
+}
+
+/// What the VM says, as the command hears it.
+pub struct News {
+    socket: UnixStream,
+    /// The report's first byte, if it has been read already.
+    first: Option<u8>,
+}
+
+impl News {
+    pub fn new(socket: UnixStream) -> Self {
+        Self { socket, first: None }
+    }
+
+    /// Called when there is something to read: `true` if the guest has ended and the report is still to come, `false` if the
+    /// report, or the end of the stream, is what there is.
+    pub fn guest_has_ended(&mut self) -> io::Result<bool> {
+        let mut byte = [0];
+        match self.socket.read(&mut byte) {
+            Ok(1) if byte[0] == GUEST_ENDED => return Ok(true),
+            Ok(1) => self.first = Some(byte[0]),
+            Err(error) if error.kind() != io::ErrorKind::ConnectionReset => return Err(error),
+            Ok(_) | Err(_) => {}
+        }
+        Ok(false)
+    }
+
+    /// Reads the report; `None` if the VM's process died without one.
+    pub fn report(mut self) -> io::Result<Option<Report>> {
+        let mut bytes = Vec::from_iter(self.first);
+        match self.socket.read_to_end(&mut bytes) {
+            // It ended without having read our last order; what it said before that has arrived.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+            done => drop(done?),
+        }
+        if bytes.is_empty() { Ok(None) } else { Ok(Some(serde_json::from_slice(&bytes)?)) }
+    }
+}
+
+impl AsRawFd for News {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 }
 
@@ -71,37 +126,45 @@ impl Report {
     pub(super) fn send(&self, socket: &mut UnixStream) -> io::Result<()> {
         socket.write_all(&serde_json::to_vec(self)?)
     }
-
-    /// Reads the report; `None` if the VM's process died without one.
-    pub fn receive(socket: &mut UnixStream) -> io::Result<Option<Self>> {
-        let mut bytes = Vec::new();
-        match socket.read_to_end(&mut bytes) {
-            // It ended without having read our last order; what it said before that has arrived.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
-            done => drop(done?),
-        }
-        if bytes.is_empty() { Ok(None) } else { Ok(Some(serde_json::from_slice(&bytes)?)) }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The report, as somebody hears it who waits for it and expects no other news.
+    fn heard(socket: UnixStream) -> io::Result<Option<Report>> {
+        let mut news = News::new(socket);
+        assert!(!news.guest_has_ended()?);
+        news.report()
+    }
+
+    #[test]
+    fn the_guests_end_is_told_before_the_report() {
+        let (mut vm, command) = UnixStream::pair().unwrap();
+        send_guest_ended(&mut vm);
+        let mut news = News::new(command);
+        assert!(news.guest_has_ended().unwrap());
+        Report::Failed(vec!["a".into()]).send(&mut vm).unwrap();
+        drop(vm);
+        assert!(!news.guest_has_ended().unwrap());
+        assert!(news.report().unwrap().is_some());
+    }
+
     #[test]
     fn a_report_arrives_as_it_was_sent() {
-        let (mut vm, mut command) = UnixStream::pair().unwrap();
+        let (mut vm, command) = UnixStream::pair().unwrap();
         Report::Failed(vec!["a".into(), "b".into()]).send(&mut vm).unwrap();
         drop(vm);
-        let Some(Report::Failed(chain)) = Report::receive(&mut command).unwrap() else { panic!() };
+        let Some(Report::Failed(chain)) = heard(command).unwrap() else { panic!() };
         assert_eq!(chain, ["a", "b"]);
     }
 
     #[test]
     fn a_vm_that_dies_silently_is_no_report() {
-        let (vm, mut command) = UnixStream::pair().unwrap();
+        let (vm, command) = UnixStream::pair().unwrap();
         drop(vm);
-        assert!(Report::receive(&mut command).unwrap().is_none());
+        assert!(heard(command).unwrap().is_none());
     }
 
     #[test]
@@ -113,7 +176,7 @@ mod tests {
                 Report::Failed(vec!["a".into()]).send(&mut vm).unwrap();
             }
             drop(vm);
-            assert_eq!(Report::receive(&mut command).unwrap().is_some(), report);
+            assert_eq!(heard(command).unwrap().is_some(), report);
         }
     }
 

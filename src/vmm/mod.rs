@@ -105,6 +105,9 @@ impl Vmm {
         let outcome = event_loop::run(&mut self, control).unwrap_or_else(|error| {
             Outcome::KvmError(format!("the VM's main thread can't wait for events: {error}"))
         });
+        if !self.transports.is_empty() && !matches!(outcome, Outcome::Quit | Outcome::Killed) {
+            control::send_guest_ended(control);
+        }
         // Whatever ended the VM, its vCPUs must see it.
         self.machine.end.report(outcome.clone());
         self.machine.timeline.record(Mark::Ended);

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use super::control::{Order, Report};
+use super::control::{News, Order, Report};
 use super::{Resources, build};
 use crate::config::{Console, VmConfig};
 use crate::timeline::{Mark, Timeline};
@@ -19,8 +19,10 @@ use crate::timeline::{Mark, Timeline};
 /// The command's side of a VM that runs in a process of its own.
 pub struct VmProcess {
     pid: libc::pid_t,
-    /// Orders go out here, and the report comes in.
-    pub control: UnixStream,
+    /// Orders go out here.
+    control: UnixStream,
+    /// What the VM says, once.
+    pub news: Option<News>,
     /// The console's bytes, if there is one.
     pub console: Option<UnixStream>,
 }
@@ -32,6 +34,7 @@ impl VmProcess {
     /// Forks. Must be called while the process has a single thread.
     pub fn spawn(config: &VmConfig, resources: Resources, timeline: Timeline) -> io::Result<Self> {
         let (control, mut vm_control) = UnixStream::pair()?;
+        let news = Some(News::new(control.try_clone()?));
         let (console, vm_console) = match config.console() {
             Console::Serial => {
                 let (ours, theirs) = UnixStream::pair()?;
@@ -47,7 +50,7 @@ impl VmProcess {
             -1 => Err(io::Error::last_os_error()),
             0 => {
                 timeline.record(Mark::Forked);
-                drop((control, console));
+                drop((control, news, console));
                 let mut keep = resources.descriptors();
                 keep.extend([vm_control.as_raw_fd(), null.as_raw_fd()]);
                 keep.extend(vm_console.as_ref().map(AsRawFd::as_raw_fd));
@@ -57,7 +60,7 @@ impl VmProcess {
                 let status = catch_unwind(body).map_or(PANICKED, |()| 0);
                 exit_now(status)
             }
-            _ => Ok(Self { pid, control, console }),
+            _ => Ok(Self { pid, control, news, console }),
         }
     }
 

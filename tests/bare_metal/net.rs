@@ -124,3 +124,30 @@ fn a_packet_goes_out_by_the_tap_and_one_comes_in() {
     assert_eq!(u16_at(received, HEADER + 12), u16::from_be(0x0806), "a question by ARP");
     assert_eq!(counted, b"60 1\n", "bytes and packets that the host got from the guest");
 }
+
+#[test]
+fn each_network_device_has_its_own_tap() {
+    if !can_make_networks("net::each_network_device_has_its_own_tap") {
+        return;
+    }
+    let dir = scratch();
+    let mut packet = vec![0; HEADER];
+    packet.extend([0xff; 6]);
+    packet.extend([2, 0, 0, 0, 0, 7, 0x88, 0xb5]);
+    packet.resize(HEADER + 60, 0x5a);
+    let out = ring(&[(SENT.into(), 72, 0, 0)], &[0]);
+    // The second of the two sends.
+    let script = Script::new()
+        .negotiate(1, 0)
+        .set_queue(1, 0, place(RING))
+        .set_queue(1, 1, place(OTHER_RING))
+        .write32(register(1, 0x70), 0xf)
+        .notify_queue(1, 1)
+        .wait_used(OTHER_RING, 1);
+    Guest::new(&script).data(RING, ring(&[], &[])).data(OTHER_RING, out).data(SENT, packet).write(dir.path());
+    let words = ["--kernel", "guest.elf", "--memory", "32M", "--net", "tap=t0", "--net", "tap=t1"];
+    let before = "for t in t0 t1; do ip tuntap add dev $t mode tap; ip link set $t addrgenmode none; ip link set $t up; done";
+    let after = "awk \"/t[01]:/ { print \\$1, \\$2, \\$3 }\" /proc/net/dev | sort";
+    let output = in_network(before, after, &words).current_dir(dir.path()).run().output();
+    assert_eq!(output, b"t0: 0 0\nt1: 60 1\n", "bytes and packets that the host got from the guest");
+}

@@ -59,21 +59,25 @@ fn files_that_this_user_has_no_right_to() {
 }
 
 #[test]
-fn a_tap_of_another_user_and_tun_without_the_right_to_it() {
-    let test = "rights::a_tap_of_another_user_and_tun_without_the_right_to_it";
+fn a_tap_of_ones_own_or_ones_group_and_no_other() {
+    let test = "rights::a_tap_of_ones_own_or_ones_group_and_no_other";
     if !can_drop_rights(test) || !can_make_networks(test) {
         return;
     }
     let dir = with_kernel();
     let run = |mode: &str, owner: &str| {
         let dev = format!(
-            "{KVM}; mkdir /dev/net; mknod -m {mode} /dev/net/tun c 10 200; ip tuntap add dev t0 mode tap user {owner}"
+            "{KVM}; mkdir /dev/net; mknod -m {mode} /dev/net/tun c 10 200; ip tuntap add dev t0 mode tap {owner}"
         );
         as_nobody(dir.path(), &dev, &["boot", "--memory", "32M", "--kernel", "guest.elf", "--net", "tap=t0"])
     };
-    run("666", "65534").run().output();
-    refuses(run("666", "12345"), dir.path(), SETUP, &["--net", "t0", "not yours"]);
-    refuses(run("600", "65534"), dir.path(), SETUP, &["--net", "/dev/net/tun"]);
+    for ours in ["user 65534", "group 65534"] {
+        run("666", ours).run().output();
+    }
+    for not_ours in ["user 12345", "group 12345"] {
+        refuses(run("666", not_ours), dir.path(), SETUP, &["--net", "t0", "not yours"]);
+    }
+    refuses(run("600", "user 65534"), dir.path(), SETUP, &["--net", "/dev/net/tun"]);
 }
 
 #[test]

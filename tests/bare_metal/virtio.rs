@@ -1,6 +1,7 @@
 //! The virtio devices behind their registers, driven by hand: whole requests, and everything that a driver can do wrong.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::boot_state::noise;
 use super::guest::{Guest, u32_at, words};
@@ -285,6 +286,25 @@ fn what_is_written_to_a_disk_is_in_its_file_and_nothing_else_of_it_changes() {
     assert_eq!(output, [OK, OK]);
     let expected = [&before[..1024], &data, &before[2048..]].concat();
     assert!(std::fs::read(&disk).unwrap() == expected);
+}
+
+/// SIGTERM gives a guest 10 seconds. A flush that is under way then may take longer than that and the second before SIGKILL together.
+#[test]
+fn a_guest_that_powered_off_in_time_is_not_killed_while_its_disk_flushes() {
+    let dir = scratch();
+    let disk = disk(dir.path(), &[0; 512]);
+    let start = Script::new().enable_lapic().route(9, 0x39, false).start_device(0, RING, BLK_F_FLUSH);
+    let script = start.notify(0).say(b'r').wait_for_vector(0x39).say(b'p').power_off();
+    let (bothy, _dir) = Requests::default().add(BLK_FLUSH, 0, None).guest(&script).boot();
+    let slowly = "exec strace -D -f -qq -o /dev/null -e trace=fdatasync -e inject=fdatasync:delay_enter=14000000 \"$@\"";
+    let mut running = bothy.args(["--disk", &disk]).in_shell(slowly).start();
+    running.wait_for(b"r");
+    // Until the disk's thread has come to the flush.
+    std::thread::sleep(Duration::from_secs(1));
+    let asked = Instant::now();
+    running.signal(libc::SIGTERM);
+    assert_eq!(running.wait().output(), b"rp");
+    assert!(asked.elapsed() > Duration::from_secs(12), "the flush was not slow");
 }
 
 #[test]

@@ -178,6 +178,8 @@ impl Bothy {
             Input::Terminal(fd) => fd.try_clone().expect("a descriptor can be copied").into(),
         };
         self.command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Before it: the new program may run for a while until `spawn` returns.
+        let started = Instant::now();
         let mut child =
             self.command.spawn().unwrap_or_else(|error| panic!("can't run {:?}: {error}", self.command));
         let stdin = child.stdin.take();
@@ -202,17 +204,7 @@ impl Bothy {
             (Collector::default(), Some(stdout))
         };
         let what = format!("{:?}", self.command);
-        Running {
-            child,
-            token: self.token,
-            stdin,
-            stdout,
-            stderr,
-            unread,
-            started: Instant::now(),
-            limit: self.limit,
-            what,
-        }
+        Running { child, token: self.token, stdin, stdout, stderr, unread, started, limit: self.limit, what }
     }
 
     /// Runs it to its end, and makes sure that no process of it is left.

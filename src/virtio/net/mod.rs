@@ -1,6 +1,5 @@
 //! virtio-net (virtio 1.2 §5.1): a [`Tap`] for the guest. One queue pair, one worker thread.
 //!
-//! - [`addr`] has the addresses that a guest is given;
 //! - [`tap`] is the host's side;
 //! - `pump` moves packets between the tap and the queues.
 //!
@@ -8,7 +7,6 @@
 //! file descriptor. What the guest uses as its IP address is in [`Config`] for the guest's init to take; the device itself
 //! doesn't look at it.
 
-pub mod addr;
 mod pump;
 pub mod tap;
 #[cfg(test)]
@@ -17,10 +15,10 @@ mod testing;
 use std::io;
 use std::net::IpAddr;
 
+use bothy_guest::addr::{IpPrefix, MacAddr};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-pub use self::addr::{AddrError, IpPrefix, MacAddr};
 use self::pump::{Pump, Queues};
 pub use self::tap::{OpenError, Tap};
 use super::core::device::{Activation, VirtioDevice, read_config_bytes};
@@ -90,8 +88,18 @@ impl Config {
 
     /// The guest's Ethernet address.
     pub fn mac(&self) -> MacAddr {
-        self.mac.unwrap_or_else(|| MacAddr::for_tap(&self.tap))
+        self.mac.unwrap_or_else(|| default_mac(&self.tap))
     }
+}
+
+/// The address of a guest that was given none: the same for the same tap each time, locally administered, and its own.
+fn default_mac(tap: &str) -> MacAddr {
+    // FNV-1a: fixed for all time, which the standard library's hash is not.
+    let hash = tap.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let [a, b, c, d, e, ..] = hash.to_le_bytes();
+    MacAddr([0x02, a, b, c, d, e])
 }
 
 /// The device.

@@ -260,7 +260,7 @@ fn the_configuration_space_has_the_address() {
     in_network_namespace("the_configuration_space_has_the_address", || {
         let (device, _wire) = device();
         let driver = FakeDriver::new(device);
-        assert_eq!(driver.config(0), MacAddr::for_tap("t0").0);
+        assert_eq!(driver.config(0), default_mac("t0").0);
         assert_ne!(driver.offered() & net::F_MAC, 0);
     });
     assert_eq!(config(Some("52:54:00:12:34:56")).mac().to_string(), "52:54:00:12:34:56");
@@ -289,4 +289,13 @@ fn a_configuration_is_checked_before_anything_is_opened() {
     );
     assert!(toml::from_str::<Config>("tap = 'tap0'\nmca = '02:00:00:00:00:01'").is_err());
     assert!(toml::from_str::<Config>("tap = 'tap0'\nmac = '02:00:00:00:00'").is_err());
+}
+
+#[test]
+fn a_default_address_depends_on_the_tap_alone() {
+    let mac = default_mac("tap0");
+    // Written out: a guest's address must not change with a new version of bothy.
+    assert_eq!(mac.to_string(), "02:16:d0:ac:07:ef");
+    assert!(mac.is_unicast());
+    assert_ne!(mac, default_mac("tap1"));
 }

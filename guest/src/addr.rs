@@ -1,40 +1,44 @@
-//! The addresses that a network device is configured with, as they are written on a command line.
+//! Ethernet and IP addresses as they are written: on the host's command line, in its configuration files, and in
+//! [`crate::net::NetConfig`].
 
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-use thiserror::Error;
-
 /// An Ethernet address, written `52:54:00:12:34:56`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(try_from = "String", into = "String")
+)]
 pub struct MacAddr(pub [u8; 6]);
 
 /// Text that is no address.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AddrError {
     /// Not six bytes in hexadecimal.
-    #[error("\"{}\" is not a MAC address such as 02:00:00:12:34:56", .0.escape_debug())]
     Mac(String),
     /// Not an address with a prefix length that fits it.
-    #[error("\"{}\" is not an address with a prefix length such as 10.0.0.2/24", .0.escape_debug())]
     IpPrefix(String),
 }
 
-impl MacAddr {
-    /// The address of a guest that was given none: the same for the same tap each time, locally administered, and its own.
-    pub fn for_tap(name: &str) -> Self {
-        // FNV-1a: fixed for all time, which the standard library's hash is not.
-        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        let [a, b, c, d, e, ..] = hash.to_le_bytes();
-        Self([0x02, a, b, c, d, e])
+impl fmt::Display for AddrError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mac(text) => write!(f, "{text:?} is not a MAC address such as 02:00:00:12:34:56"),
+            Self::IpPrefix(text) => {
+                write!(f, "{text:?} is not an address with a prefix length such as 10.0.0.2/24")
+            }
+        }
     }
+}
 
+impl std::error::Error for AddrError {}
+
+impl MacAddr {
     /// Whether it can belong to one station: neither a group's nor all zeros.
+    #[must_use]
     pub fn is_unicast(&self) -> bool {
         self.0[0] & 1 == 0 && self.0 != [0; 6]
     }
@@ -84,8 +88,12 @@ impl From<MacAddr> for String {
 }
 
 /// An address and the length of its network's prefix, written `10.0.0.2/24`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(try_from = "String", into = "String")
+)]
 pub struct IpPrefix {
     /// The station's address.
     pub addr: IpAddr,
@@ -95,6 +103,7 @@ pub struct IpPrefix {
 
 impl IpPrefix {
     /// Whether `other` is in the same network.
+    #[must_use]
     pub fn contains(&self, other: IpAddr) -> bool {
         fn same(a: u128, b: u128, bits: u32, prefix_len: u8) -> bool {
             (a ^ b).checked_shr(bits - u32::from(prefix_len)).unwrap_or(0) == 0
@@ -158,15 +167,6 @@ mod tests {
         {
             assert_eq!(bad.parse::<MacAddr>(), Err(AddrError::Mac(bad.to_owned())), "{bad}");
         }
-    }
-
-    #[test]
-    fn a_default_address_depends_on_the_tap_alone() {
-        let mac = MacAddr::for_tap("tap0");
-        // Written out: a guest's address must not change with a new version of bothy.
-        assert_eq!(mac.to_string(), "02:16:d0:ac:07:ef");
-        assert!(mac.is_unicast());
-        assert_ne!(mac, MacAddr::for_tap("tap1"));
     }
 
     #[test]
