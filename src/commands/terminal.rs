@@ -199,4 +199,45 @@ mod tests {
         assert_eq!(escape.filter(b"x"), (vec![], vec![Key::Quit]));
         assert_eq!(escape.filter(b"\x01qx"), (b"qx".to_vec(), vec![]));
     }
+
+    /// Runs itself once more, as the program that panics, on a terminal of its own.
+    #[test]
+    fn a_panic_restores_the_terminal() {
+        const PANIC: &str = "BOTHY_TEST_PANIC_ON_A_RAW_TERMINAL";
+        if std::env::var_os(PANIC).is_some() {
+            let raw = RawTerminal::enter().unwrap().expect("standard input is a terminal");
+            let now = mode(raw.fd).unwrap();
+            panic!(
+                "on purpose, and the terminal is {}",
+                if same_mode(&now, &raw.saved) { "as before" } else { "raw" }
+            );
+        }
+        let (_keyboard, line) = pty();
+        let before = mode(line.as_raw_fd()).unwrap();
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "commands::terminal::tests::a_panic_restores_the_terminal"])
+            .args(["--test-threads=1", "--nocapture"])
+            .env(PANIC, "")
+            .stdin(line.try_clone().unwrap())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("on purpose, and the terminal is raw"), "{said}");
+        assert!(same_mode(&mode(line.as_raw_fd()).unwrap(), &before), "the terminal is still raw");
+    }
+
+    /// A pseudo-terminal: the end that a person has, and the end that a program has.
+    fn pty() -> (File, File) {
+        #[expect(unsafe_code, reason = "std knows nothing of terminals")]
+        // SAFETY: the first call gives a descriptor that nobody else has, or -1, which is refused before anything owns it; the
+        // next ones take it and touch no memory; the last one gives another such descriptor.
+        unsafe {
+            let keyboard = libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC);
+            assert!(keyboard >= 0 && libc::grantpt(keyboard) == 0 && libc::unlockpt(keyboard) == 0);
+            let line =
+                libc::ioctl(keyboard, libc::TIOCGPTPEER, libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC);
+            assert!(line >= 0, "{}", io::Error::last_os_error());
+            (File::from_raw_fd(keyboard), File::from_raw_fd(line))
+        }
+    }
 }
