@@ -1,6 +1,7 @@
 //! How a VM ends: the reasons, their exit codes, and the one place where whoever sees an end reports it.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
@@ -51,18 +52,39 @@ impl Outcome {
 /// Where devices and vCPUs report the VM's end. The first report counts.
 pub struct End {
     outcome: OnceLock<Outcome>,
+    panicked: AtomicBool,
     evt: EventFd,
 }
 
 impl End {
-    /// `evt` becomes readable when the VM has ended.
+    /// `evt` becomes readable when the VM has ended, and when its guest has panicked.
     pub fn new(evt: EventFd) -> Self {
-        Self { outcome: OnceLock::new(), evt }
+        Self { outcome: OnceLock::new(), panicked: AtomicBool::new(false), evt }
     }
 
-    /// Reports an end. Callable from any thread; never blocks. Later reports change nothing.
+    /// Reports an end. Callable from any thread; never blocks. Later reports change nothing. Whatever ends a guest that has
+    /// panicked, the panic is why.
     pub fn report(&self, outcome: Outcome) {
-        if self.outcome.set(outcome).is_ok() && self.evt.write(1).is_err() {
+        let outcome = if self.has_panicked() { Outcome::Panic } else { outcome };
+        if self.outcome.set(outcome).is_ok() {
+            self.signal();
+        }
+    }
+
+    /// Reports that the guest's kernel has panicked. It may go on for a while: a kernel says so before its last words are out.
+    /// Callable from any thread; never blocks.
+    pub fn report_panic(&self) {
+        self.panicked.store(true, Ordering::SeqCst);
+        self.signal();
+    }
+
+    /// Whether the guest's kernel has panicked.
+    pub fn has_panicked(&self) -> bool {
+        self.panicked.load(Ordering::SeqCst)
+    }
+
+    fn signal(&self) {
+        if self.evt.write(1).is_err() {
             log::error!("can't signal the end of the VM");
         }
     }
@@ -86,6 +108,15 @@ mod tests {
         end.report(Outcome::TripleFault(String::new()));
         assert_eq!(end.outcome(), Some(&Outcome::Panic));
         assert_eq!(evt.read().unwrap(), 1);
+    }
+
+    #[test]
+    fn a_guest_that_has_panicked_ends_by_that_however_it_ends() {
+        let end = End::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        end.report_panic();
+        assert_eq!(end.outcome(), None);
+        end.report(Outcome::Reset);
+        assert_eq!(end.outcome(), Some(&Outcome::Panic));
     }
 
     #[test]

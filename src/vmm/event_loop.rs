@@ -16,7 +16,7 @@ use crate::poll::{self, Source};
 
 /// What wakes the main thread, besides its two sockets.
 pub(super) struct Wakeups {
-    /// The VM has ended.
+    /// The VM has ended, or its guest has panicked.
     pub(super) end_evt: EventFd,
     /// The serial port has bytes, or room for some.
     pub(super) serial_evt: EventFd,
@@ -31,6 +31,10 @@ impl Wakeups {
     }
 }
 
+/// What a kernel that has panicked gets to write its last words: its report comes before them if another CPU has the console. bothy's
+/// own guest resets as soon as they are out; Debian's kernels never do.
+const PANIC_GRACE: Duration = Duration::from_secs(1);
+
 /// Serves the VM until it has ended, and says how.
 pub(super) fn run(vmm: &mut Vmm, control: &mut UnixStream) -> io::Result<Outcome> {
     let mut console = match (vmm.serial.clone(), vmm.console.take()) {
@@ -39,12 +43,17 @@ pub(super) fn run(vmm: &mut Vmm, control: &mut UnixStream) -> io::Result<Outcome
     };
     // Whether somebody wants the VM to end: then nobody waits for long.
     let mut asked = false;
+    // When a guest that has panicked has had the time for its last words.
+    let mut silenced: Option<Instant> = None;
     loop {
         if let Some(outcome) = vmm.machine.end.outcome().cloned() {
             if let Some(console) = &mut console {
                 console.finish(control, asked);
             }
             return Ok(outcome);
+        }
+        if vmm.machine.end.has_panicked() {
+            silenced = silenced.or_else(|| Some(Instant::now() + PANIC_GRACE));
         }
         let stuck = console.as_ref().filter(|_| asked).and_then(Console::stuck_until);
         let [end, ordered, doorbell, serial, socket] = poll::wait(
@@ -55,13 +64,18 @@ pub(super) fn run(vmm: &mut Vmm, control: &mut UnixStream) -> io::Result<Outcome
                 Source::readable(&vmm.wakeups.serial_evt),
                 console.as_ref().map_or(Source::none(), Console::source),
             ],
-            stuck,
+            stuck.into_iter().chain(silenced).min(),
         )?;
+        if silenced.is_some_and(|at| Instant::now() >= at) {
+            vmm.machine.end.report(Outcome::Panic);
+            continue;
+        }
         if let Some(console) = console.as_mut().filter(|_| stuck.is_some_and(|until| Instant::now() >= until))
         {
             console.give_up_on_reader();
         }
         if end.readable {
+            drain(&vmm.wakeups.end_evt);
             continue;
         }
         if ordered.readable {

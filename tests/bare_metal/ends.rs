@@ -51,6 +51,17 @@ fn a_guest_panic_ends_with_3_and_says_so() {
 }
 
 #[test]
+fn a_guest_that_goes_on_after_its_panic_may_say_last_words_and_no_more() {
+    let (bothy, _dir) = ready(Script::new().out8(0x505, 1).say(b'w').spin()).boot();
+    let finished = bothy.run().code(3).says("panicked");
+    assert_eq!(finished.stdout, b"rw");
+    assert!(finished.took < support::patient(Duration::from_secs(5)), "{:?}", finished.took);
+    let (bothy, _dir) = ready(Script::new().out8(0x505, 1).power_off()).boot();
+    let finished = bothy.run().code(3).says("panicked");
+    assert!(finished.took < Duration::from_secs(1), "nothing is waited for: {:?}", finished.took);
+}
+
+#[test]
 fn a_triple_fault_ends_with_4_and_says_so() {
     let (bothy, _dir) = ready(Script::new().triple_fault()).boot();
     let finished = bothy.run().code(4).says("triple fault");
