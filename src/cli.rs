@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Console, MemorySize, VmConfig};
-use crate::virtio::{blk, net};
+use crate::virtio::{blk, net, vsock};
 
 /// Boots Linux in a KVM virtual machine as quickly as a container starts.
 #[derive(Debug, Parser)]
@@ -66,6 +66,10 @@ pub struct BootArgs {
     /// A network device on a tap that exists; the guest's init sets the address, gateway and name server
     #[arg(long, value_name = "tap=NAME[,mac=M][,ip=A/P][,gw=G][,dns=D]", value_parser = parse_net)]
     pub net: Vec<net::Config>,
+    /// Byte streams to and from the guest: whoever connects to the Unix socket PATH and says `CONNECT P` reaches the guest's
+    /// vsock port P; a guest that connects to port P of context 2 reaches whoever listens at PATH_P
+    #[arg(long, value_name = "PATH[,cid=N]", value_parser = parse_vsock)]
+    pub vsock: Option<vsock::Config>,
     /// Where the guest's console is [default: serial]
     #[arg(long, value_name = "KIND")]
     pub console: Option<Console>,
@@ -141,6 +145,19 @@ fn parse_net(text: &str) -> Result<net::Config, String> {
     Ok(net)
 }
 
+/// `PATH[,cid=N]`.
+fn parse_vsock(text: &str) -> Result<vsock::Config, String> {
+    let (path, rest) = text.split_once(',').map_or((text, None), |(path, rest)| (path, Some(rest)));
+    if path.is_empty() {
+        return Err("the path is missing".into());
+    }
+    let cid = rest.map(|part| {
+        let cid = part.strip_prefix("cid=").ok_or_else(|| format!("`{part}` is not `cid=N`"))?;
+        cid.parse().map_err(|_| format!("`{cid}` is not a context id"))
+    });
+    Ok(vsock::Config { path: path.into(), cid: cid.transpose()? })
+}
+
 impl BootArgs {
     /// The flags as a configuration, to be put over that of `--config`.
     pub fn to_config(&self) -> VmConfig {
@@ -153,6 +170,7 @@ impl BootArgs {
             console: self.console,
             disk: self.disk.clone(),
             net: self.net.clone(),
+            vsock: self.vsock.clone(),
         }
     }
 }
@@ -223,6 +241,11 @@ mod tests {
             ["", "mac=02:00:00:00:00:01", "tap=t0,x=1", "tap=t0,ip=10.0.0.2", "tap=t0,gw=x", "tap=t0,mac=1"]
         {
             assert!(parse_net(text).is_err(), "{text}");
+        }
+        let vsock = parse_vsock("a.sock,cid=7").unwrap();
+        assert_eq!((vsock.path.as_path(), vsock.cid), (std::path::Path::new("a.sock"), Some(7)));
+        for text in ["", ",cid=3", "a,b", "a,cid=x", "a,cid=4294967296"] {
+            assert!(parse_vsock(text).is_err(), "{text}");
         }
         assert!(parse_disk("a.img,ro,id=x").unwrap().read_only);
         for text in ["", ",ro", "a.img,rw", "a.img,size=1"] {

@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use crate::memory::{self, layout};
 use crate::vcpu::MAX_VCPUS;
-use crate::virtio::{blk, net};
+use crate::virtio::{blk, net, vsock};
 
 /// A VM, with everything that was said about it. `None` stands for the default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,8 @@ pub struct VmConfig {
     pub disk: Vec<blk::Config>,
     /// Network devices, in the guest's order.
     pub net: Vec<net::Config>,
+    /// A vsock device, if there is to be one.
+    pub vsock: Option<vsock::Config>,
 }
 
 /// Where the guest's console is.
@@ -82,10 +84,13 @@ pub enum ConfigError {
     /// A network device is wrong.
     #[error("--net: {0}")]
     Net(String),
+    /// The vsock device is wrong.
+    #[error("--vsock: {0}")]
+    Vsock(#[from] vsock::ConfigError),
 }
 
-/// Disks and network devices together; one more interrupt belongs to the entropy device.
-pub const MAX_DEVICES: usize = layout::VIRTIO_GSIS.len() - 1;
+/// Disks and network devices together; two more interrupts belong to the entropy device and the vsock device.
+pub const MAX_DEVICES: usize = layout::VIRTIO_GSIS.len() - 2;
 
 const DEFAULT_MEMORY: MemorySize = MemorySize { mib: 512 };
 
@@ -145,6 +150,7 @@ impl VmConfig {
             console: flags.console.or(self.console),
             disk: if !flags.disk.is_empty() { flags.disk } else { self.disk },
             net: if !flags.net.is_empty() { flags.net } else { self.net },
+            vsock: flags.vsock.or(self.vsock),
         }
     }
 
@@ -185,6 +191,9 @@ impl VmConfig {
         }
         for net in &self.net {
             net.validate().map_err(|error| ConfigError::Net(error.to_string()))?;
+        }
+        if let Some(vsock) = &self.vsock {
+            vsock.validate()?;
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use crate::config::{Console, VmConfig};
 use crate::guest_files::GuestFiles;
 use crate::report::timing::Timing;
 use crate::timeline::{self, Mark, Timeline};
-use crate::virtio::{blk, net};
+use crate::virtio::{blk, net, vsock};
 use crate::vmm::Resources;
 use crate::vmm::process::VmProcess;
 use crate::{boot, kvm};
@@ -36,6 +36,10 @@ pub(super) fn boot(args: &BootArgs, exec_ns: u64, log: Option<RawFd>) -> Result<
     };
     let ended = attend::attend(vm, raw.as_ref(), signals);
     drop(raw);
+    if let Some(vsock) = &config.vsock {
+        // The VM's process has done it already, unless it came to a bad end.
+        vsock.clean_up();
+    }
     Ok(conclude(&ended?, args.timing))
 }
 
@@ -93,7 +97,13 @@ fn open(config: &VmConfig, args: &BootArgs, log: Option<RawFd>) -> Result<Resour
         config.disk.iter().map(|disk| blk::Disk::open(disk).context("--disk")).collect::<Result<_, _>>()?;
     let nets = config.net.iter().map(|net| net::Tap::open(net).context("--net")).collect::<Result<_, _>>()?;
     let kvm = kvm::open(Path::new("/dev/kvm")).context("can't use KVM")?;
-    Ok(Resources { kvm, kernel, initrd, cmdline, disks, nets, count_exits: args.timing.is_some(), log })
+    // Last, so that no failure leaves its socket behind.
+    let listen = |vsock: &vsock::Config| {
+        vsock.listen().with_context(|| format!("--vsock: can't listen at {}", vsock.path.display()))
+    };
+    let vsock = config.vsock.as_ref().map(listen).transpose()?;
+    let count_exits = args.timing.is_some();
+    Ok(Resources { kvm, kernel, initrd, cmdline, disks, nets, vsock, count_exits, log })
 }
 
 fn kernel_and_initrd(config: &VmConfig) -> anyhow::Result<(KernelImage, Option<Blob>)> {

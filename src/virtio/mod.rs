@@ -7,3 +7,4 @@ pub mod blk;
 pub mod core;
 pub mod net;
 pub mod rng;
+pub mod vsock;

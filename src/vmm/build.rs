@@ -29,7 +29,7 @@ use crate::timeline::{Mark, Timeline};
 use crate::vcpu::{self, Entry, Machine, VcpuError};
 use crate::virtio::core::device::VirtioDevice;
 use crate::virtio::core::mmio::MmioTransport;
-use crate::virtio::{blk, net, rng};
+use crate::virtio::{blk, net, rng, vsock};
 
 /// Why a VM can't be assembled.
 #[derive(Debug, Error)]
@@ -102,7 +102,8 @@ pub(super) fn build(
     };
 
     let doorbells = Arc::new(DoorbellQueue::new(wakeups.doorbell_evt.try_clone().map_err(io("an eventfd"))?));
-    let devices = virtio_devices(config, resources.disks, resources.nets, &spawner)?;
+    let backends = Backends { disks: resources.disks, nets: resources.nets, vsock: resources.vsock };
+    let devices = virtio_devices(config, backends, &spawner)?;
     let mut slots = VirtioSlots { buses: &mut buses, ioapic: &ioapic, mem: &mem, doorbells: &doorbells };
     let (virtio, transports) = slots.plug_all(devices)?;
 
@@ -176,25 +177,36 @@ fn plug_serial(buses: &mut Buses, ioapic: &Ioapic, wakeups: &Wakeups) -> Result<
     Ok(serial)
 }
 
-/// Devices in the order in which the guest finds them: disks, network, entropy.
-fn virtio_devices(
-    config: &VmConfig,
+/// What the devices are made on, in the order of their configurations.
+struct Backends {
     disks: Vec<blk::Disk>,
     nets: Vec<net::Tap>,
+    vsock: Option<vsock::Listener>,
+}
+
+/// Devices in the order in which the guest finds them: disks, network, entropy, vsock.
+fn virtio_devices(
+    config: &VmConfig,
+    backends: Backends,
     spawner: &Spawner,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-    for (index, (config, disk)) in config.disk.iter().zip(disks).enumerate() {
+    for (index, (config, disk)) in config.disk.iter().zip(backends.disks).enumerate() {
         let device =
             blk::Block::new(config, disk, &format!("blk{index}"), spawner).map_err(io("a disk's thread"))?;
         devices.push(Box::new(device));
     }
-    for (index, (config, tap)) in config.net.iter().zip(nets).enumerate() {
+    for (index, (config, tap)) in config.net.iter().zip(backends.nets).enumerate() {
         let device =
             net::Net::new(config, tap, &format!("net{index}"), spawner).map_err(io("a network thread"))?;
         devices.push(Box::new(device));
     }
     devices.push(Box::new(rng::Rng::new("rng0", spawner).map_err(io("the entropy thread"))?));
+    if let (Some(config), Some(listener)) = (&config.vsock, backends.vsock) {
+        let device =
+            vsock::Vsock::new(config, listener, "vsock0", spawner).map_err(io("the vsock thread"))?;
+        devices.push(Box::new(device));
+    }
     Ok(devices)
 }
 

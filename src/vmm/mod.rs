@@ -29,7 +29,7 @@ use crate::thread::Spawner;
 use crate::timeline::Mark;
 use crate::vcpu::{self, Machine, StatsFd, Vcpu, VcpuError};
 use crate::virtio::core::mmio::MmioTransport;
-use crate::virtio::{blk, net};
+use crate::virtio::{blk, net, vsock};
 use control::{Exits, UserExits};
 use event_loop::Wakeups;
 use wiring::DoorbellQueue;
@@ -48,6 +48,8 @@ pub struct Resources {
     pub disks: Vec<blk::Disk>,
     /// Network devices.
     pub nets: Vec<net::Tap>,
+    /// The vsock device's socket.
+    pub vsock: Option<vsock::Listener>,
     /// Whether exits are counted for a report.
     pub count_exits: bool,
     /// Where the log goes, if not to standard error.
@@ -61,6 +63,7 @@ impl Resources {
         fds.extend(self.initrd.iter().map(|blob| blob.file.as_raw_fd()));
         fds.extend(self.disks.iter().map(AsRawFd::as_raw_fd));
         fds.extend(self.nets.iter().map(AsRawFd::as_raw_fd));
+        fds.extend(self.vsock.iter().map(AsRawFd::as_raw_fd));
         fds.extend(self.log);
         fds
     }

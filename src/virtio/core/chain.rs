@@ -10,6 +10,8 @@
 //! chain and ours differ), a buffer outside guest memory (an access to nothing or to a device), a total that 32 bits don't
 //! hold (a used length that wraps). Buffers of no bytes are harmless and left out.
 
+use std::collections::VecDeque;
+
 use thiserror::Error;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
@@ -295,6 +297,21 @@ impl<'a> Reader<'a> {
             at = end;
         }
         Some(bytes)
+    }
+
+    /// Appends what is left to `bytes`: up to 4 GiB, so the caller has looked at [`Reader::len`].
+    pub fn append_to(&self, bytes: &mut VecDeque<u8>) {
+        let mut piece = [0; 4096];
+        for segment in self.span.iter() {
+            let mut at = 0;
+            while at < segment.len {
+                let len = (segment.len - at).min(4096);
+                let piece = &mut piece[..len as usize];
+                in_memory(self.mem.read_slice(piece, GuestAddress(segment.gpa.0 + u64::from(at))));
+                bytes.extend(&*piece);
+                at += len;
+            }
+        }
     }
 
     /// Cuts the next `len` bytes (or what is left) off into a reader of their own.

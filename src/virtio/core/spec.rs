@@ -13,7 +13,7 @@ pub mod status {
 /// Device types (§5).
 pub mod id {
     pub use virtio_bindings::virtio_ids::{
-        VIRTIO_ID_BLOCK as BLOCK, VIRTIO_ID_NET as NET, VIRTIO_ID_RNG as RNG,
+        VIRTIO_ID_BLOCK as BLOCK, VIRTIO_ID_NET as NET, VIRTIO_ID_RNG as RNG, VIRTIO_ID_VSOCK as VSOCK,
     };
 }
 

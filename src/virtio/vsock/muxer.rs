@@ -1,0 +1,396 @@
+//! The device's thread: all connections of a guest, the socket on which the host asks for new ones, and the two queues.
+//!
+//! Sockets are watched by edges: an edge marks a connection, a transfer that finds nothing unmarks it. Connections that have something for
+//! the guest stand in a list and take turns, one packet each, as long as the guest offers buffers. A guest that offers none, or a
+//! host that reads nothing, holds up nobody but itself: nothing here blocks.
+//!
+//! What a guest can make the host keep: [`MAX_CONNECTIONS`] connections, each with its backlog, and [`MAX_RESETS`] answers to packets that
+//! belong to none. When those are full, its packets wait in its own queue.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::connection::{Connection, Fate, Outgoing};
+use super::greeting::{Greeting, Heard};
+use super::host;
+use super::packet::{HEADER_LEN, HOST_CID, Op, Ports, Received, Sent, TYPE_STREAM};
+use crate::memory::GuestMemory;
+use crate::virtio::core::active::ActiveQueue;
+use crate::virtio::core::chain::Chain;
+use crate::virtio::core::guest_log::GuestLog;
+use crate::virtio::core::iovec::IoVecs;
+use crate::virtio::core::worker::Stop;
+
+/// Connections of one guest, those that the host is still asking for included.
+pub(super) const MAX_CONNECTIONS: usize = 512;
+/// RSTs that wait for a buffer of the guest's.
+const MAX_RESETS: usize = 256;
+/// Ports that connections from the host come from; those below are for services.
+const FIRST_HOST_PORT: u32 = 1 << 30;
+
+const STOP: u64 = 0;
+const RX: u64 = 1;
+const TX: u64 = 2;
+const LISTENER: u64 = 3;
+const FIRST_TOKEN: u64 = 4;
+
+/// What the worker gets at `start` and gives back at `stop`.
+pub(super) struct Queues {
+    pub(super) rx: Option<ActiveQueue>,
+    pub(super) tx: Option<ActiveQueue>,
+    /// For events of the transport, of which there are none yet.
+    pub(super) event: Option<ActiveQueue>,
+}
+
+/// What stays with the worker from one start to the next.
+pub(super) struct Muxer {
+    guest_cid: u64,
+    /// Services of the host are at this path, an underscore and their port.
+    path: PathBuf,
+    listener: UnixListener,
+    epoll: Epoll,
+    connections: HashMap<u64, Connection>,
+    by_ports: HashMap<Ports, u64>,
+    greetings: HashMap<u64, Greeting>,
+    /// Tokens of connections that may have something for the guest.
+    ready: VecDeque<u64>,
+    resets: VecDeque<Ports>,
+    next_token: u64,
+    next_port: u32,
+    log: GuestLog,
+}
+
+impl Muxer {
+    pub(super) fn new(
+        guest_cid: u64,
+        path: PathBuf,
+        listener: UnixListener,
+        log: GuestLog,
+    ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let epoll = Epoll::new()?;
+        watch(&epoll, &listener, EventSet::IN, LISTENER)?;
+        Ok(Self {
+            guest_cid,
+            path,
+            listener,
+            epoll,
+            connections: HashMap::new(),
+            by_ports: HashMap::new(),
+            greetings: HashMap::new(),
+            ready: VecDeque::new(),
+            resets: VecDeque::new(),
+            next_token: FIRST_TOKEN,
+            next_port: FIRST_HOST_PORT,
+            log,
+        })
+    }
+
+    /// Serves the queues until `stop` is set.
+    pub(super) fn run(&mut self, queues: &mut Queues, stop: &Stop) {
+        // A driver that starts knows of no connection.
+        self.forget_all();
+        let kicks = [(STOP, Some(stop.as_raw_fd())), (RX, fd(&queues.rx)), (TX, fd(&queues.tx))];
+        for (token, fd) in kicks.iter().filter_map(|(token, fd)| Some((*token, (*fd)?))) {
+            let event = EpollEvent::new(EventSet::IN, token);
+            if let Err(error) = self.epoll.ctl(ControlOperation::Add, fd, event) {
+                log::error!("{}: can't wait for the guest: {error}", self.log.who());
+            }
+        }
+        self.serve(queues, stop);
+        for fd in kicks.iter().filter_map(|(_, fd)| *fd) {
+            // It was added above, or that failed and was said.
+            let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+        }
+    }
+
+    fn serve(&mut self, queues: &mut Queues, stop: &Stop) {
+        let mut iovs = IoVecs::default();
+        let mut held = None;
+        let mut events = vec![EpollEvent::default(); 64];
+        // What was available before the start may have no kick to come.
+        let mut tx_waits = self.take_packets(queues, stop, &mut iovs);
+        self.give_packets(queues, &mut held, &mut iovs);
+        while !stop.is_set() {
+            let timeout = if tx_waits && self.resets.len() < MAX_RESETS { 0 } else { -1 };
+            let count = match self.epoll.wait(timeout, &mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                Err(error) => unreachable!("epoll_wait on descriptors of our own: {error}"),
+            };
+            let mut take = tx_waits && self.resets.len() < MAX_RESETS;
+            for event in &events[..count] {
+                match event.data() {
+                    STOP | RX => {}
+                    TX => take = true,
+                    LISTENER => self.accept(),
+                    token => self.wake(token, event.event_set()),
+                }
+            }
+            if take {
+                tx_waits = self.take_packets(queues, stop, &mut iovs);
+            }
+            self.give_packets(queues, &mut held, &mut iovs);
+        }
+        if let (Some(rx), Some(chain)) = (&mut queues.rx, held) {
+            rx.put_back(chain);
+        }
+    }
+
+    /// Takes what the guest has sent, one queue's worth at most. Whether something had to be left.
+    fn take_packets(&mut self, queues: &mut Queues, stop: &Stop, iovs: &mut IoVecs) -> bool {
+        let Some(queue) = &mut queues.tx else { return false };
+        queue.drain_kick();
+        let mut left = 256;
+        while left > 0 && !stop.is_set() && self.resets.len() < MAX_RESETS {
+            let Some(chain) = queue.pop() else {
+                queue.interrupt_if_needed();
+                if !queue.enable_notification() {
+                    return false;
+                }
+                queue.disable_notification();
+                left -= 1;
+                continue;
+            };
+            let mem = queue.mem().clone();
+            self.take(&chain, &mem, iovs);
+            queue.complete(chain, 0);
+            left -= 1;
+        }
+        queue.interrupt_if_needed();
+        true
+    }
+
+    fn take(&mut self, chain: &Chain, mem: &GuestMemory, iovs: &mut IoVecs) {
+        let mut reader = chain.reader(mem);
+        let Some(packet) = reader.read_array::<HEADER_LEN>().map(|bytes| Received::parse(&bytes)) else {
+            self.log.warn("the driver sent something that is no packet");
+            return;
+        };
+        let payload = reader.split_off_front(packet.len);
+        let sound = packet.src_cid == self.guest_cid
+            && packet.dst_cid == HOST_CID
+            && packet.kind == TYPE_STREAM
+            && payload.len() == packet.len;
+        if !sound {
+            self.log.warn("the driver sent a packet that is cut, from or to somebody else, or of no stream");
+        }
+        let known = self.by_ports.get(&packet.ports).copied();
+        let Some((token, connection)) =
+            known.and_then(|token| Some((token, self.connections.get_mut(&token)?)))
+        else {
+            return match packet.op {
+                Some(Op::Request) if sound => self.connect(&packet),
+                // §5.10.6.4.2: an RST for what is unknown, but none for an RST.
+                Some(Op::Rst) => {}
+                _ => self.resets.push_back(packet.ports),
+            };
+        };
+        let fate = if sound { connection.receive(&packet, payload, mem, iovs) } else { Fate::Reset };
+        self.settle(token, fate);
+    }
+
+    /// The guest wants a connection to a service of the host's.
+    fn connect(&mut self, request: &Received) {
+        if !self.has_room() {
+            self.log.warn(format_args!("more than {MAX_CONNECTIONS} connections: one was refused"));
+            return self.resets.push_back(request.ports);
+        }
+        match host::connect(&self.path, request.ports.host) {
+            Ok(stream) => {
+                let connection = Connection::from_guest(stream, request);
+                if self.add(connection).is_err() {
+                    self.resets.push_back(request.ports);
+                }
+            }
+            Err(error) => {
+                // Nobody listens there, mostly.
+                log::debug!("{}: port {}: {error}", self.log.who(), request.ports.host);
+                self.resets.push_back(request.ports);
+            }
+        }
+    }
+
+    /// Somebody on the host wants a connection; to which port it says first.
+    fn accept(&mut self) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            if !self.has_room() {
+                log::warn!("{}: more than {MAX_CONNECTIONS} connections: one was refused", self.log.who());
+                continue;
+            }
+            let token = self.new_token();
+            let watched = stream.set_nonblocking(true).and_then(|()| {
+                watch(
+                    &self.epoll,
+                    &stream,
+                    EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED,
+                    token,
+                )
+            });
+            match watched {
+                Ok(()) => {
+                    self.greetings.insert(token, Greeting::new(stream));
+                    self.greet(token);
+                }
+                Err(error) => log::warn!("{}: a connection is lost: {error}", self.log.who()),
+            }
+        }
+    }
+
+    /// Hears what port somebody wants.
+    fn greet(&mut self, token: u64) {
+        let Some(mut greeting) = self.greetings.remove(&token) else { return };
+        match greeting.hear() {
+            Heard::Nothing => {
+                self.greetings.insert(token, greeting);
+            }
+            // Its socket closes, which tells it.
+            Heard::Nonsense => {}
+            Heard::Port(guest) => {
+                let stream = greeting.into_stream();
+                // Under a new token, and watched for writing too.
+                let _ = self.epoll.ctl(ControlOperation::Delete, stream.as_raw_fd(), EpollEvent::default());
+                if let Some(ports) = self.free_ports(guest)
+                    && let Err(error) = self.add(Connection::from_host(stream, ports))
+                {
+                    log::warn!("{}: a connection is lost: {error}", self.log.who());
+                }
+            }
+        }
+    }
+
+    fn free_ports(&mut self, guest: u32) -> Option<Ports> {
+        // One more try than there can be connections finds a free one.
+        (0..=MAX_CONNECTIONS).find_map(|_| {
+            let ports = Ports { guest, host: self.next_port };
+            // Never u32::MAX, which stands for "any".
+            self.next_port =
+                if self.next_port >= u32::MAX - 1 { FIRST_HOST_PORT } else { self.next_port + 1 };
+            (!self.by_ports.contains_key(&ports)).then_some(ports)
+        })
+    }
+
+    fn add(&mut self, connection: Connection) -> io::Result<()> {
+        let token = self.new_token();
+        let edges = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        watch(&self.epoll, &connection, edges, token)?;
+        self.by_ports.insert(connection.ports(), token);
+        self.connections.insert(token, connection);
+        self.settle(token, Fate::Keep);
+        Ok(())
+    }
+
+    /// Room for one more connection; one that is as good as over makes it.
+    fn has_room(&mut self) -> bool {
+        if self.connections.len() + self.greetings.len() < MAX_CONNECTIONS {
+            return true;
+        }
+        let closing = self.connections.iter().find(|(_, connection)| connection.is_closing());
+        let Some((&token, _)) = closing else { return false };
+        self.settle(token, Fate::Reset);
+        true
+    }
+
+    fn new_token(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token
+    }
+
+    fn wake(&mut self, token: u64, events: EventSet) {
+        if let Some(connection) = self.connections.get_mut(&token) {
+            let has = |event| events.intersects(event);
+            let fate = connection.wake(
+                has(EventSet::IN | EventSet::READ_HANG_UP),
+                has(EventSet::OUT),
+                has(EventSet::HANG_UP | EventSet::ERROR),
+            );
+            self.settle(token, fate);
+        } else {
+            self.greet(token);
+        }
+    }
+
+    /// Ends a connection, or queues it if it has something for the guest.
+    fn settle(&mut self, token: u64, fate: Fate) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        if fate == Fate::Keep {
+            if connection.has_something() && !std::mem::replace(&mut connection.queued, true) {
+                self.ready.push_back(token);
+            }
+            return;
+        }
+        let ports = connection.ports();
+        // Its socket closes, and with that leaves the epoll set; its place in `ready` finds nothing.
+        self.connections.remove(&token);
+        self.by_ports.remove(&ports);
+        if fate == Fate::Reset {
+            self.resets.push_back(ports);
+        }
+    }
+
+    fn forget_all(&mut self) {
+        self.connections.clear();
+        self.by_ports.clear();
+        self.ready.clear();
+        self.resets.clear();
+    }
+
+    /// Gives the guest what there is, as long as it offers buffers. One that nothing came for stays in `held`.
+    fn give_packets(&mut self, queues: &mut Queues, held: &mut Option<Chain>, iovs: &mut IoVecs) {
+        let Some(queue) = &mut queues.rx else { return };
+        queue.drain_kick();
+        queue.disable_notification();
+        while !(self.resets.is_empty() && self.ready.is_empty()) {
+            let Some(chain) = held.take().or_else(|| queue.pop()) else {
+                if queue.enable_notification() {
+                    queue.disable_notification();
+                    continue;
+                }
+                break;
+            };
+            if chain.writable_len() as usize <= HEADER_LEN {
+                self.log.warn("the driver gave a buffer with no room for a packet");
+                queue.complete(chain, 0);
+                continue;
+            }
+            let mem = queue.mem().clone();
+            match self.give(&chain, &mem, iovs) {
+                Outgoing::Packet(len) => queue.complete(chain, len),
+                Outgoing::Nothing => *held = Some(chain),
+            }
+        }
+        queue.interrupt_if_needed();
+    }
+
+    fn give(&mut self, chain: &Chain, mem: &GuestMemory, iovs: &mut IoVecs) -> Outgoing {
+        if let Some(ports) = self.resets.pop_front() {
+            let len = chain.writer(mem).write(&Sent::bare(ports, Op::Rst).bytes(self.guest_cid));
+            return Outgoing::Packet(len);
+        }
+        let Some(token) = self.ready.pop_front() else { return Outgoing::Nothing };
+        let Some(connection) = self.connections.get_mut(&token) else { return Outgoing::Nothing };
+        connection.queued = false;
+        let outgoing = connection.next(chain.writer(mem), self.guest_cid, iovs);
+        self.settle(token, Fate::Keep);
+        outgoing
+    }
+}
+
+fn fd(queue: &Option<ActiveQueue>) -> Option<RawFd> {
+    queue.as_ref().map(AsRawFd::as_raw_fd)
+}
+
+fn watch(epoll: &Epoll, fd: &impl AsRawFd, events: EventSet, token: u64) -> io::Result<()> {
+    epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(events, token))
+}
+
+impl Drop for Muxer {
+    fn drop(&mut self) {
+        host::remove(&self.path);
+    }
+}

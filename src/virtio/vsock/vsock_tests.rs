@@ -1,0 +1,637 @@
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+
+use super::connection::BUF_ALLOC;
+use super::muxer::MAX_CONNECTIONS;
+use super::packet::{
+    HEADER_LEN, HOST_CID, Op, Ports, Received, SHUTDOWN_BOTH, SHUTDOWN_RCV, SHUTDOWN_SEND, TYPE_STREAM,
+};
+use super::*;
+use crate::virtio::core::testing::*;
+use vm_memory::{Bytes, GuestAddress};
+
+const CID: u64 = 3;
+const RX: usize = 0;
+const TX: usize = 1;
+const BUFFER: u32 = 4096;
+/// What the guest says of its buffer, unless a test wants to know.
+const PLENTY: u32 = 1 << 20;
+
+/// A guest's driver, as far as these tests need one.
+struct Guest {
+    driver: FakeDriver,
+    dir: tempfile::TempDir,
+    buffers: HashMap<u16, u64>,
+    tx_buffer: u64,
+    credit: u32,
+    consumed: u32,
+}
+
+impl Guest {
+    fn new() -> Self {
+        let mut guest = Self::starved();
+        for _ in 0..8 {
+            guest.add_buffer();
+        }
+        guest
+    }
+
+    /// One that offers no buffers to receive into.
+    fn starved() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { path: dir.path().join("vsock"), cid: None };
+        let device = Vsock::new(&config, config.listen().unwrap(), "vsock0", &Spawner::default()).unwrap();
+        let mut driver = FakeDriver::started(device);
+        let tx_buffer = driver.alloc(64 << 10);
+        Self { driver, dir, buffers: HashMap::new(), tx_buffer, credit: PLENTY, consumed: 0 }
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.dir.path().join("vsock")
+    }
+
+    fn add_buffer(&mut self) {
+        let gpa = self.driver.alloc(BUFFER);
+        self.offer(gpa);
+    }
+
+    fn offer(&mut self, gpa: u64) {
+        let head = self.driver.queues[RX].add(&[Part::Write(gpa, BUFFER)]);
+        self.buffers.insert(head, gpa);
+        self.driver.notify(RX as u32);
+    }
+
+    /// A service of the host's.
+    fn service(&self, port: u32) -> UnixListener {
+        UnixListener::bind(host::service(&self.path(), port)).unwrap()
+    }
+
+    fn send(&mut self, op: Op, ports: Ports, flags: u32, payload: &[u8]) {
+        let len = u32::try_from(payload.len()).unwrap();
+        let mut bytes = header(ports, op as u16, len);
+        bytes[32..36].copy_from_slice(&flags.to_le_bytes());
+        bytes[36..40].copy_from_slice(&self.credit.to_le_bytes());
+        bytes[40..44].copy_from_slice(&self.consumed.to_le_bytes());
+        bytes.extend(payload);
+        self.send_raw(&bytes);
+    }
+
+    fn send_raw(&mut self, bytes: &[u8]) {
+        self.driver.mem.write_slice(bytes, GuestAddress(self.tx_buffer)).unwrap();
+        let len = u32::try_from(bytes.len()).unwrap();
+        self.driver.queues[TX].add(&[Part::Read(self.tx_buffer, len)]);
+        self.driver.notify(TX as u32);
+        assert_eq!(self.driver.wait_used(TX).1, 0);
+    }
+
+    /// The next packet from the device, its buffer offered again.
+    fn receive(&mut self) -> (Received, Vec<u8>) {
+        let (head, len) = self.driver.wait_used(RX);
+        self.take(head, len)
+    }
+
+    fn take(&mut self, head: u16, len: u32) -> (Received, Vec<u8>) {
+        let gpa = self.buffers.remove(&head).unwrap();
+        let bytes = self.driver.bytes(gpa, len);
+        self.offer(gpa);
+        let packet = Received::parse(bytes[..HEADER_LEN].try_into().unwrap());
+        assert_eq!((packet.src_cid, packet.dst_cid, packet.kind), (HOST_CID, CID, TYPE_STREAM));
+        assert_eq!(packet.len as usize, bytes.len() - HEADER_LEN);
+        // Its ports are named from the sender's side.
+        let ports = Ports { guest: packet.ports.host, host: packet.ports.guest };
+        (Received { ports, ..packet }, bytes[HEADER_LEN..].to_vec())
+    }
+
+    /// The next packet, which must be this one.
+    #[track_caller]
+    fn expect(&mut self, op: Op, ports: Ports) -> (Received, Vec<u8>) {
+        let (packet, payload) = self.receive();
+        assert_eq!((packet.op, packet.ports), (Some(op), ports));
+        (packet, payload)
+    }
+
+    #[track_caller]
+    fn expect_silence(&mut self) {
+        std::thread::sleep(Duration::from_millis(50));
+        if let Some((head, len)) = self.driver.queues[RX].used() {
+            panic!("{:?}", self.take(head, len));
+        }
+    }
+
+    /// A connection from the guest to a service: its ports, and the host's end.
+    fn connect(&mut self, service: &UnixListener, port: u32) -> (Ports, UnixStream) {
+        let ports = Ports { guest: 1000, host: port };
+        self.connect_from(service, ports)
+    }
+
+    fn connect_from(&mut self, service: &UnixListener, ports: Ports) -> (Ports, UnixStream) {
+        self.send(Op::Request, ports, 0, b"");
+        let (response, _) = self.expect(Op::Response, ports);
+        assert_eq!((response.buf_alloc, response.fwd_cnt), (BUF_ALLOC, 0));
+        (ports, accept(service))
+    }
+
+    /// Receives so many bytes of one connection, and gives credit for them.
+    fn receive_bytes(&mut self, ports: Ports, len: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while bytes.len() < len {
+            let (packet, payload) = self.receive();
+            assert_eq!(packet.ports, ports);
+            match packet.op {
+                Some(Op::Rw) => bytes.extend(payload),
+                Some(Op::CreditRequest | Op::CreditUpdate) => {}
+                other => panic!("{other:?}"),
+            }
+            self.consumed = u32::try_from(bytes.len()).unwrap();
+            self.send(Op::CreditUpdate, ports, 0, b"");
+        }
+        bytes
+    }
+
+    /// Shows that the device works: one connection from start to end.
+    fn works(&mut self, port: u32) {
+        let service = self.service(port);
+        let ports = Ports { guest: 77, host: port };
+        let (ports, mut host) = self.connect_from(&service, ports);
+        self.send(Op::Rw, ports, 0, b"question");
+        assert_eq!(read(&mut host, 8), b"question");
+        host.write_all(b"answer").unwrap();
+        assert_eq!(self.expect(Op::Rw, ports).1, b"answer");
+        self.send(Op::Shutdown, ports, SHUTDOWN_BOTH, b"");
+        self.expect(Op::Rst, ports);
+    }
+}
+
+fn header(ports: Ports, op: u16, len: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.extend(CID.to_le_bytes());
+    bytes.extend(HOST_CID.to_le_bytes());
+    bytes.extend(ports.guest.to_le_bytes());
+    bytes.extend(ports.host.to_le_bytes());
+    bytes.extend(len.to_le_bytes());
+    bytes.extend(TYPE_STREAM.to_le_bytes());
+    bytes.extend(op.to_le_bytes());
+    bytes.resize(HEADER_LEN, 0);
+    bytes[36..40].copy_from_slice(&PLENTY.to_le_bytes());
+    bytes
+}
+
+fn accept(service: &UnixListener) -> UnixStream {
+    patient(service.accept().unwrap().0)
+}
+
+fn patient(stream: UnixStream) -> UnixStream {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+fn read(stream: &mut UnixStream, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    stream.read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 7 + i / 251) as u8).collect()
+}
+
+#[test]
+fn the_configuration_space_has_the_context_id() {
+    let guest = Guest::new();
+    assert_eq!(u64::from_le_bytes(guest.driver.config(0)), CID);
+}
+
+#[test]
+fn a_guest_reaches_a_service_of_the_host() {
+    let mut guest = Guest::new();
+    let service = guest.service(7);
+    let (ports, mut host) = guest.connect(&service, 7);
+    guest.send(Op::Rw, ports, 0, b"from the guest");
+    assert_eq!(read(&mut host, 14), b"from the guest");
+    host.write_all(b"from the host").unwrap();
+    assert_eq!(guest.expect(Op::Rw, ports).1, b"from the host");
+}
+
+#[test]
+fn the_host_reaches_a_port_of_the_guest() {
+    let mut guest = Guest::new();
+    let mut host = patient(UnixStream::connect(guest.path()).unwrap());
+    // What comes behind the line is the guest's already, before it has answered.
+    host.write_all(b"CONNECT 52\nearly").unwrap();
+    let (request, _) = guest.receive();
+    assert_eq!((request.op, request.ports.guest), (Some(Op::Request), 52));
+    assert!(request.ports.host >= 1 << 30);
+    guest.expect_silence();
+    guest.send(Op::Response, request.ports, 0, b"");
+    let answer = format!("OK {}\n", request.ports.host);
+    assert_eq!(read(&mut host, answer.len()), answer.as_bytes());
+    assert_eq!(guest.expect(Op::Rw, request.ports).1, b"early");
+    guest.send(Op::Rw, request.ports, 0, b"hello");
+    assert_eq!(read(&mut host, 5), b"hello");
+}
+
+#[test]
+fn a_port_that_the_guest_refuses_closes_the_hosts_socket() {
+    let mut guest = Guest::new();
+    let mut host = patient(UnixStream::connect(guest.path()).unwrap());
+    host.write_all(b"CONNECT 52\n").unwrap();
+    let (request, _) = guest.receive();
+    guest.send(Op::Rst, request.ports, 0, b"");
+    assert_eq!(host.read(&mut [0]).unwrap(), 0);
+    guest.expect_silence();
+}
+
+#[test]
+fn nonsense_from_the_host_closes_its_socket_and_the_guest_hears_nothing() {
+    let mut guest = Guest::new();
+    let mut host = patient(UnixStream::connect(guest.path()).unwrap());
+    host.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    assert!(matches!(host.read(&mut [0]), Ok(0) | Err(_)));
+    guest.expect_silence();
+    guest.works(7);
+}
+
+#[test]
+fn somebody_who_gives_up_before_the_guest_answers_is_told_to_it() {
+    let mut guest = Guest::new();
+    let mut host = patient(UnixStream::connect(guest.path()).unwrap());
+    host.write_all(b"CONNECT 52\n").unwrap();
+    let (request, _) = guest.receive();
+    drop(host);
+    guest.expect(Op::Rst, request.ports);
+}
+
+#[test]
+fn each_direction_ends_by_itself() {
+    let mut guest = Guest::new();
+    let service = guest.service(7);
+    let (ports, mut host) = guest.connect(&service, 7);
+    // The host first.
+    host.write_all(b"last words").unwrap();
+    host.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(guest.expect(Op::Rw, ports).1, b"last words");
+    assert_eq!(guest.expect(Op::Shutdown, ports).0.flags, SHUTDOWN_SEND);
+    // The guest goes on, and then ends as well.
+    guest.send(Op::Rw, ports, 0, b"still here");
+    assert_eq!(read(&mut host, 10), b"still here");
+    guest.send(Op::Shutdown, ports, SHUTDOWN_SEND, b"");
+    assert_eq!(host.read(&mut [0]).unwrap(), 0);
+    // Nothing is left of the connection once the host has closed and the guest has heard of it.
+    drop(host);
+    assert_eq!(guest.expect(Op::Shutdown, ports).0.flags, SHUTDOWN_RCV);
+    guest.send(Op::Rst, ports, 0, b"");
+    guest.send(Op::Rw, ports, 0, b"to nobody");
+    guest.expect(Op::Rst, ports);
+}
+
+#[test]
+fn a_guest_that_ends_both_directions_gets_a_reset_when_everything_is_delivered() {
+    let mut guest = Guest::new();
+    let service = guest.service(7);
+    let (ports, mut host) = guest.connect(&service, 7);
+    // More than the socket takes at once.
+    let sent = fill(&mut guest, ports);
+    guest.send(Op::Shutdown, ports, SHUTDOWN_BOTH, b"");
+    guest.expect_silence();
+    let mut bytes = Vec::new();
+    host.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes, sent);
+    loop {
+        let (packet, _) = guest.receive();
+        match packet.op {
+            Some(Op::CreditUpdate) => {}
+            op => break assert_eq!(op, Some(Op::Rst)),
+        }
+    }
+}
+
+/// Sends as the credit allows, to a host that doesn't read, until there is none left.
+fn fill(guest: &mut Guest, ports: Ports) -> Vec<u8> {
+    let mut sent = Vec::new();
+    let (mut told, mut quiet_since) = (0, Instant::now());
+    while quiet_since.elapsed() < Duration::from_millis(200) {
+        while let Some((head, len)) = guest.driver.queues[RX].used() {
+            let (packet, _) = guest.take(head, len);
+            assert_eq!(packet.op, Some(Op::CreditUpdate));
+            (told, quiet_since) = (packet.fwd_cnt, Instant::now());
+        }
+        let room = BUF_ALLOC - (u32::try_from(sent.len()).unwrap() - told);
+        let piece = pattern(sent.len() + room.min(4096) as usize)[sent.len()..].to_vec();
+        if !piece.is_empty() {
+            guest.send(Op::Rw, ports, 0, &piece);
+            sent.extend(piece);
+            quiet_since = Instant::now();
+        }
+    }
+    sent
+}
+
+#[test]
+fn the_host_sends_only_what_the_guest_has_room_for() {
+    let mut guest = Guest::new();
+    guest.credit = 10;
+    let service = guest.service(7);
+    let (ports, mut host) = guest.connect(&service, 7);
+    host.write_all(&pattern(25)).unwrap();
+    assert_eq!(guest.expect(Op::Rw, ports).1, pattern(25)[..10]);
+    guest.expect(Op::CreditRequest, ports);
+    guest.expect_silence();
+    guest.consumed = 10;
+    guest.send(Op::CreditUpdate, ports, 0, b"");
+    assert_eq!(guest.expect(Op::Rw, ports).1, pattern(25)[10..20]);
+    guest.expect(Op::CreditRequest, ports);
+    // An update that gives nothing may be asked again, once.
+    guest.send(Op::CreditUpdate, ports, 0, b"");
+    guest.expect(Op::CreditRequest, ports);
+    guest.expect_silence();
+    guest.consumed = 20;
+    guest.send(Op::CreditUpdate, ports, 0, b"");
+    assert_eq!(guest.expect(Op::Rw, ports).1, pattern(25)[20..]);
+}
+
+#[test]
+fn a_guest_that_claims_to_have_received_what_was_never_sent_gets_nothing_more() {
+    let mut guest = Guest::new();
+    guest.credit = 100;
+    let service = guest.service(7);
+    let (ports, mut host) = guest.connect(&service, 7);
+    guest.consumed = 50;
+    guest.send(Op::CreditUpdate, ports, 0, b"");
+    host.write_all(b"x").unwrap();
+    guest.expect(Op::CreditRequest, ports);
+    guest.expect_silence();
+}
+
+#[test]
+fn a_guest_that_asks_for_credit_is_told() {
+    let mut guest = Guest::new();
+    let service = guest.service(7);
+    let (ports, mut host) = guest.connect(&service, 7);
+    guest.send(Op::Rw, ports, 0, b"12345");
+    read(&mut host, 5);
+    guest.send(Op::CreditRequest, ports, 0, b"");
+    let (update, _) = guest.expect(Op::CreditUpdate, ports);
+    assert_eq!((update.buf_alloc, update.fwd_cnt), (BUF_ALLOC, 5));
+}
+
+#[test]
+fn a_guest_that_sends_more_than_its_credit_loses_the_connection_and_no_other() {
+    let mut guest = Guest::new();
+    let service = guest.service(7);
+    let (ports, _host) = guest.connect(&service, 7);
+    let sent = fill(&mut guest, ports);
+    assert!(sent.len() > BUF_ALLOC as usize, "the socket takes some as well");
+    // What has left for the socket without its being told may still be sent; a whole buffer more may not.
+    let mut too_much = 0;
+    let reset = loop {
+        if let Some((head, len)) = guest.driver.queues[RX].used() {
+            break guest.take(head, len).0;
+        }
+        assert!(too_much <= BUF_ALLOC, "the buffer grows");
+        guest.send(Op::Rw, ports, 0, &[0; 4096]);
+        too_much += 4096;
+    };
+    assert_eq!((reset.op, reset.ports), (Some(Op::Rst), ports));
+    guest.works(8);
+}
+
+#[test]
+fn a_reader_that_stalls_holds_up_nobody_else() {
+    let mut guest = Guest::new();
+    let service = guest.service(7);
+    let (stalled, mut slow) = guest.connect(&service, 7);
+    let sent = fill(&mut guest, stalled);
+    guest.works(8);
+    // And nothing is lost when it reads again.
+    let mut bytes = vec![0; sent.len()];
+    slow.read_exact(&mut bytes).unwrap();
+    assert!(bytes == sent);
+}
+
+#[test]
+fn a_mebibyte_passes_both_ways_exactly() {
+    let mut guest = Guest::new();
+    guest.credit = 64 << 10;
+    let service = guest.service(7);
+    let (ports, host) = guest.connect(&service, 7);
+    let content = pattern(1 << 20);
+    let mut writer = host.try_clone().unwrap();
+    let to_guest = content.clone();
+    let thread = std::thread::spawn(move || writer.write_all(&to_guest).unwrap());
+    assert!(guest.receive_bytes(ports, content.len()) == content);
+    thread.join().unwrap();
+
+    let mut reader = host;
+    let len = content.len();
+    let thread = std::thread::spawn(move || read(&mut reader, len));
+    let mut told = 0;
+    for (at, piece) in (0..).step_by(4096).zip(content.chunks(4096)) {
+        while at + 4096 - told > BUF_ALLOC {
+            let (packet, _) = guest.receive();
+            told = packet.fwd_cnt;
+        }
+        guest.send(Op::Rw, ports, 0, piece);
+    }
+    assert!(thread.join().unwrap() == content);
+}
+
+#[test]
+fn what_belongs_to_no_connection_gets_a_reset_unless_it_is_one() {
+    let mut guest = Guest::new();
+    let ports = Ports { guest: 5, host: 6 };
+    for op in [Op::Request, Op::Response, Op::Rw, Op::Shutdown, Op::CreditUpdate, Op::CreditRequest] {
+        guest.send(op, ports, 0, b"");
+        guest.expect(Op::Rst, ports);
+    }
+    guest.send(Op::Rst, ports, 0, b"");
+    guest.expect_silence();
+}
+
+#[test]
+fn a_malformed_packet_resets_its_connection_and_no_other() {
+    let ports = Ports { guest: 5, host: 7 };
+    let spoil: [(&str, fn(&mut Vec<u8>)); 6] = [
+        ("another sender", |bytes| bytes[0] = 9),
+        ("another receiver", |bytes| bytes[8] = 9),
+        ("no stream", |bytes| bytes[28] = 2),
+        ("no operation", |bytes| bytes[30] = 99),
+        ("longer than it is", |bytes| bytes[24] = 1),
+        ("a second request", |bytes| bytes[30] = 1),
+    ];
+    for (what, spoil) in spoil {
+        let mut guest = Guest::new();
+        let service = guest.service(7);
+        let (_, mut host) = guest.connect_from(&service, ports);
+        let mut bytes = header(ports, Op::Rw as u16, 0);
+        spoil(&mut bytes);
+        guest.send_raw(&bytes);
+        guest.expect(Op::Rst, ports);
+        assert_eq!(host.read(&mut [0]).unwrap(), 0, "{what}");
+        guest.works(8);
+    }
+}
+
+#[test]
+fn something_too_short_for_a_header_is_used_up() {
+    let mut guest = Guest::new();
+    guest.send_raw(&[0; HEADER_LEN - 1]);
+    guest.expect_silence();
+    guest.works(8);
+}
+
+#[test]
+fn a_host_that_goes_away_is_told_and_what_the_guest_sends_is_dropped() {
+    let mut guest = Guest::new();
+    let service = guest.service(7);
+    let (ports, host) = guest.connect(&service, 7);
+    drop(host);
+    let mut told = 0;
+    while told != SHUTDOWN_BOTH {
+        told |= guest.expect(Op::Shutdown, ports).0.flags;
+    }
+    guest.send(Op::Rw, ports, 0, b"to nobody");
+    guest.send(Op::Shutdown, ports, SHUTDOWN_BOTH, b"");
+    guest.expect(Op::Rst, ports);
+}
+
+#[test]
+fn a_driver_that_starts_again_has_no_connections() {
+    let mut guest = Guest::new();
+    let service = guest.service(7);
+    let (ports, mut host) = guest.connect(&service, 7);
+    guest.driver.start(u64::MAX);
+    assert_eq!(host.read(&mut [0]).unwrap(), 0);
+    guest.buffers.clear();
+    for _ in 0..4 {
+        guest.add_buffer();
+    }
+    guest.send(Op::Rw, ports, 0, b"x");
+    guest.expect(Op::Rst, ports);
+    guest.works(8);
+}
+
+#[test]
+fn there_is_a_limit_to_connections_and_room_again_when_they_end() {
+    let mut guest = Guest::new();
+    let service = guest.service(7);
+    let thread = std::thread::spawn(move || {
+        (0..MAX_CONNECTIONS).map(|_| service.accept().unwrap().0).collect::<Vec<_>>()
+    });
+    let limit = u32::try_from(MAX_CONNECTIONS).unwrap();
+    for port in 0..limit {
+        // The service's own queue may be full for a moment.
+        let ports = Ports { guest: port, host: 7 };
+        let start = Instant::now();
+        loop {
+            guest.send(Op::Request, ports, 0, b"");
+            if guest.receive().0.op == Some(Op::Response) {
+                break;
+            }
+            assert!(start.elapsed() < PATIENCE);
+        }
+    }
+    let _streams = thread.join().unwrap();
+    let one_more = Ports { guest: limit, host: 7 };
+    guest.send(Op::Request, one_more, 0, b"");
+    guest.expect(Op::Rst, one_more);
+    let mut host = patient(UnixStream::connect(guest.path()).unwrap());
+    assert_eq!(host.read(&mut [0]).unwrap(), 0, "nor can the host have one");
+    guest.send(Op::Rst, Ports { guest: 0, host: 7 }, 0, b"");
+    guest.works(8);
+}
+
+#[test]
+fn a_guest_that_takes_no_answers_waits_for_itself_alone() {
+    let mut guest = Guest::starved();
+    // Answers pile up to their limit, and then its packets stay where they are.
+    let mut taken = 0;
+    for port in 0..1000 {
+        let bytes = header(Ports { guest: port, host: 6 }, Op::Rw as u16, 0);
+        guest.driver.mem.write_slice(&bytes, GuestAddress(guest.tx_buffer)).unwrap();
+        guest.driver.queues[TX].add(&[Part::Read(guest.tx_buffer, 44)]);
+        guest.driver.notify(TX as u32);
+        let start = Instant::now();
+        while guest.driver.queues[TX].used().is_none() {
+            if start.elapsed() > Duration::from_millis(300) {
+                assert!((200..600).contains(&taken), "{taken} packets were taken");
+                // It is served again as soon as it gives buffers.
+                for _ in 0..8 {
+                    guest.add_buffer();
+                }
+                for port in 0..=port {
+                    guest.expect(Op::Rst, Ports { guest: port, host: 6 });
+                }
+                guest.driver.wait_used(TX);
+                return guest.works(8);
+            }
+        }
+        taken += 1;
+    }
+    panic!("there was no limit");
+}
+
+#[test]
+fn random_packets_do_no_harm() {
+    let mut guest = Guest::new();
+    let service = guest.service(7);
+    let (keep, mut host) = guest.connect_from(&service, Ports { guest: 1, host: 7 });
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    service.set_nonblocking(true).unwrap();
+    let mut accepted = Vec::new();
+    for _ in 0..5000 {
+        let ports = Ports { guest: 100 + (random() % 20) as u32, host: 5 + (random() % 4) as u32 };
+        let mut bytes = header(ports, (random() % 10) as u16, 0);
+        for _ in 0..random() % 3 {
+            let at = 24 + (random() % 20) as usize;
+            bytes[at] = random() as u8;
+        }
+        bytes.extend(pattern((random() % 64) as usize));
+        guest.send_raw(&bytes);
+        accepted.extend(service.accept().ok());
+        while let Some((head, len)) = guest.driver.queues[RX].used() {
+            guest.take(head, len);
+        }
+    }
+    guest.send(Op::Rw, keep, 0, b"still there");
+    assert_eq!(read(&mut host, 11), b"still there");
+}
+
+#[test]
+fn a_socket_that_was_left_behind_is_replaced_and_one_in_use_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { path: dir.path().join("vsock"), cid: None };
+    drop(UnixListener::bind(&config.path).unwrap());
+    let first = config.listen().unwrap();
+    let Err(error) = config.listen() else { panic!("two listen at one path") };
+    assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    drop(first);
+    config.clean_up();
+    assert!(!config.path.exists());
+    // A file is nothing that was left behind.
+    std::fs::write(&config.path, "precious").unwrap();
+    assert!(config.listen().is_err());
+    config.clean_up();
+    assert_eq!(std::fs::read(&config.path).unwrap(), b"precious");
+}
+
+#[test]
+fn a_configuration_is_checked_before_anything_is_opened() {
+    let config = |path: &str, cid| Config { path: path.into(), cid };
+    assert_eq!(config("a", None).validate(), Ok(()));
+    for cid in [0, 2, u32::MAX] {
+        assert_eq!(config("a", Some(cid)).validate(), Err(ConfigError::Cid(cid)));
+    }
+    for path in ["", &"a".repeat(97)] {
+        assert_eq!(config(path, None).validate(), Err(ConfigError::Path(path.into())));
+    }
+}
