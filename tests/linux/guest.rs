@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -55,26 +55,10 @@ fn can_run(test: &str) -> bool {
     } else if !guest_dir().join("manifest.json").exists() {
         "bothy's own guest is not there: make guest"
     } else {
-        hold_a_vm();
         return true;
     };
     support::could_not_run(test.trim_end_matches("::name"), reason);
     false
-}
-
-/// Holds a VM that does nothing for as long as the tests run.
-///
-/// The host's kernel patches its scheduler when the first VM comes and when the last one goes (preempt notifiers). The emulated host was
-/// seen to hang with both of its CPUs at that place; it looks as if QEMU's TCG went on executing the breakpoint that stands there
-/// meanwhile. With a VM held it hasn't been seen again. So the suite doesn't test those transitions; the bare-metal suite does.
-fn hold_a_vm() {
-    static HELD: OnceLock<Option<(kvm_ioctls::Kvm, kvm_ioctls::VmFd)>> = OnceLock::new();
-    // Whoever can't have one will learn why from bothy.
-    HELD.get_or_init(|| {
-        let kvm = kvm_ioctls::Kvm::new().ok()?;
-        let vm = kvm.create_vm().ok()?;
-        Some((kvm, vm))
-    });
 }
 
 /// What a test begins with: returns from it, with a loud line, where Linux guests can't run.
@@ -99,13 +83,21 @@ pub(crate) struct Guest {
     append: Vec<String>,
     script: Option<String>,
     modules: Option<PathBuf>,
+    files: Archive,
 }
 
 impl Guest {
     /// bothy's own guest, with a shell.
     pub(crate) fn new() -> Self {
         let bothy = Bothy::new(["boot"]).env(GUEST_DIR_VARIABLE, guest_dir()).limit(LIMIT);
-        Self { bothy, dir: support::scratch(), append: Vec::new(), script: None, modules: None }
+        Self {
+            bothy,
+            dir: support::scratch(),
+            append: Vec::new(),
+            script: None,
+            modules: None,
+            files: Archive::default(),
+        }
     }
 
     /// Another kernel with our initramfs; it is told to be as quiet as our own.
@@ -134,6 +126,12 @@ impl Guest {
         self
     }
 
+    /// A program beside the script.
+    pub(crate) fn file(mut self, dir: &str, name: &str, content: &[u8]) -> Self {
+        self.files = self.files.file(dir, name, content);
+        self
+    }
+
     /// An archive with modules, for a kernel that needs some.
     pub(crate) fn modules(mut self, archive: PathBuf) -> Self {
         self.modules = Some(archive);
@@ -155,7 +153,7 @@ impl Guest {
                 initrd.extend(fs::read(modules).expect("the kernel's modules can be read"));
             }
             initrd.resize(initrd.len().next_multiple_of(4), 0);
-            initrd.extend(Archive::default().file("etc/bothy", "script", script.as_bytes()).finish());
+            initrd.extend(self.files.file("etc/bothy", "script", script.as_bytes()).finish());
             let path = support::file(self.dir.path(), "initrd", &initrd);
             bothy = bothy.args([OsStr::new("--initrd"), path.as_os_str()]);
             self.append.push(r#"bothy.exec="sh -e /etc/bothy/script""#.to_owned());

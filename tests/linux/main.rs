@@ -27,3 +27,4 @@ mod processors;
 mod rights;
 mod terminal;
 mod timing;
+mod vsock;
