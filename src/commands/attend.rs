@@ -65,6 +65,8 @@ struct Attendant<'a> {
     deadline: Option<Instant>,
     /// When to press the power button again.
     press_at: Option<Instant>,
+    /// The guest has ended; its VM has not.
+    guest_ended: bool,
 }
 
 /// Attends to a VM until it has ended. `terminal` is standard input, if it is a raw terminal.
@@ -90,6 +92,7 @@ pub(super) fn attend(
         push: Push::None,
         deadline: None,
         press_at: None,
+        guest_ended: false,
     };
     attendant.run()?;
     attendant.finish_output();
@@ -119,8 +122,11 @@ impl Attendant<'_> {
                 if !self.news.guest_has_ended().context("can't hear the VM")? {
                     return Ok(());
                 }
-                // It did what it was asked to. Its disks take as long as they take, unless the user loses patience.
-                (self.deadline, self.press_at) = (None, None);
+                // It did what it was asked to. Its disks take as long as they take, unless the user has lost patience, or does.
+                self.guest_ended = true;
+                if matches!(self.push, Push::None | Push::Asked) {
+                    (self.push, self.deadline, self.press_at) = (Push::None, None, None);
+                }
                 continue;
             }
             let now = Instant::now();
@@ -139,6 +145,7 @@ impl Attendant<'_> {
             if output.readable
                 && self.output.take().is_some_and(Output::reader_is_gone)
                 && self.push == Push::None
+                && !self.guest_ended
             {
                 // Like any program whose reader has gone, but with an orderly power-off.
                 self.push_harder();
@@ -149,17 +156,19 @@ impl Attendant<'_> {
     fn push_harder(&mut self) {
         let (push, grace) = match self.push {
             Push::None => (Push::Asked, GRACE),
+            // Without a guest there is nobody to be told.
+            Push::Asked if self.guest_ended => (Push::Killed, KILL_GRACE),
             Push::Asked => (Push::Told, KILL_GRACE),
             Push::Told | Push::Killed => (Push::Killed, KILL_GRACE),
         };
         match push {
-            Push::Asked => self.press_power_button(),
+            Push::Asked if !self.guest_ended => self.press_power_button(),
             Push::Told => {
                 self.press_at = None;
                 self.vm.order(Order::Kill);
             }
             Push::Killed => self.vm.kill(),
-            Push::None => {}
+            Push::None | Push::Asked => {}
         }
         self.push = push;
         self.deadline = Some(Instant::now() + grace);

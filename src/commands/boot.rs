@@ -28,6 +28,7 @@ pub(super) fn boot(args: &BootArgs, exec_ns: u64, log: Option<RawFd>) -> Result<
     timeline.record_at(Mark::Exec, exec_ns);
     let config = configuration(args)?;
     let resources = open(&config, args, log)?;
+    let vsock_socket = resources.vsock.as_ref().map(|listener| listener.place().clone());
     let signals = EndSignals::new().context("can't take signals")?;
     let vm = VmProcess::spawn(&config, resources, timeline).context("can't start the VM's process")?;
     let raw = match config.console() {
@@ -36,9 +37,9 @@ pub(super) fn boot(args: &BootArgs, exec_ns: u64, log: Option<RawFd>) -> Result<
     };
     let ended = attend::attend(vm, raw.as_ref(), signals);
     drop(raw);
-    if let Some(vsock) = &config.vsock {
+    if let Some(socket) = vsock_socket {
         // The VM's process has done it already, unless it came to a bad end.
-        vsock.clean_up();
+        socket.clean_up();
     }
     Ok(conclude(&ended?, args.timing))
 }

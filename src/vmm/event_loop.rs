@@ -53,7 +53,9 @@ pub(super) fn run(vmm: &mut Vmm, control: &mut UnixStream) -> io::Result<Outcome
             return Ok(outcome);
         }
         if vmm.machine.end.has_panicked() {
-            silenced = silenced.or_else(|| Some(Instant::now() + PANIC_GRACE));
+            // Not while what it said still waits for its reader.
+            let unread = !asked && console.as_ref().is_some_and(Console::is_unread);
+            silenced = if unread { None } else { silenced.or_else(|| Some(Instant::now() + PANIC_GRACE)) };
         }
         let stuck = console.as_ref().filter(|_| asked).and_then(Console::stuck_until);
         let [end, ordered, doorbell, serial, socket] = poll::wait(
@@ -162,6 +164,11 @@ impl Console {
     /// When a reader that takes nothing is to be given up; `None` while nothing waits for it.
     fn stuck_until(&self) -> Option<Instant> {
         (!self.outgoing.is_empty()).then(|| self.moved + LAST_WORDS_GRACE)
+    }
+
+    /// Whether something waits to be read.
+    fn is_unread(&self) -> bool {
+        !self.outgoing.is_empty()
     }
 
     /// Somebody wants the VM to end, and nobody reads what it says: a guest that waits to be read would never power off.

@@ -31,6 +31,8 @@ pub(super) enum Fate {
     Reset,
     /// It ends, and the guest knows.
     Over,
+    /// The guest has ended it, and no packet belongs to it any more; its socket still has something to get.
+    Drain,
 }
 
 /// What a connection has for the guest.
@@ -49,6 +51,8 @@ enum Phase {
     Open,
     /// The guest was told that neither direction is of use any more, and will end it.
     Closing,
+    /// The guest has ended it and forgotten it; what it sent before is still on its way to the socket.
+    Draining,
 }
 
 pub(super) struct Connection {
@@ -78,6 +82,8 @@ pub(super) struct Connection {
     guest_done: bool,
     /// The host receives no more.
     host_deaf: bool,
+    /// The guest's end of sending was passed on to the socket. Once: each time would wake us up for nothing.
+    end_passed_on: bool,
 
     /// A REQUEST or RESPONSE that is still to be sent.
     opening: Option<Op>,
@@ -126,6 +132,7 @@ impl Connection {
             writable: true,
             guest_done: false,
             host_deaf: false,
+            end_passed_on: false,
             opening: Some(opening),
             credit_due: false,
             shutdown_told: 0,
@@ -137,14 +144,20 @@ impl Connection {
         self.ports
     }
 
-    /// Whether only the guest's last word is missing, so that it may as well be reset.
-    pub(super) fn is_closing(&self) -> bool {
-        self.phase == Phase::Closing
+    /// Whether the guest has no use for it any more, so that it is the first to go when room is needed.
+    pub(super) fn is_ending(&self) -> bool {
+        matches!(self.phase, Phase::Closing | Phase::Draining)
+    }
+
+    /// Whether packets of the guest belong to it.
+    pub(super) fn is_known_to_guest(&self) -> bool {
+        self.phase != Phase::Draining
     }
 
     fn take_credit(&mut self, packet: &Received) {
         (self.guest_buf_alloc, self.guest_fwd_cnt) = (packet.buf_alloc, packet.fwd_cnt);
-        self.credit_asked = false;
+        // An answer that gives none would only be asked for again; the guest tells by itself when it has room.
+        self.credit_asked &= self.credit() == 0;
     }
 
     /// Bytes that the guest has room for.
@@ -162,6 +175,11 @@ impl Connection {
     ) -> Fate {
         self.take_credit(packet);
         match (packet.op, self.phase) {
+            // What the guest sent before it closed is the host's to have, however long it takes.
+            (Some(Op::Rst), Phase::Open | Phase::Closing) if self.guest_done && !self.backlog.is_empty() => {
+                self.phase = Phase::Draining;
+                Fate::Drain
+            }
             (Some(Op::Rst), _) => Fate::Over,
             (Some(Op::Response), Phase::Requested) => self.open(),
             (_, Phase::Requested) | (Some(Op::Request | Op::Response) | None, _) => Fate::Reset,
@@ -238,7 +256,12 @@ impl Connection {
         if !self.guest_done || !self.backlog.is_empty() {
             return Fate::Keep;
         }
-        self.shut_socket(Shutdown::Write);
+        if self.phase == Phase::Draining {
+            return Fate::Over;
+        }
+        if !std::mem::replace(&mut self.end_passed_on, true) {
+            self.shut_socket(Shutdown::Write);
+        }
         if self.guest_deaf { Fate::Reset } else { Fate::Keep }
     }
 
@@ -252,8 +275,10 @@ impl Connection {
     /// The socket has news.
     pub(super) fn wake(&mut self, readable: bool, writable: bool, hung_up: bool) -> Fate {
         if hung_up && self.phase == Phase::Requested {
-            return Fate::Reset;
+            return if self.opening.is_some() { Fate::Over } else { Fate::Reset };
         }
+        // Nothing that the host may still have sent is of use to a guest that receives no more.
+        self.host_done |= hung_up && self.guest_deaf;
         self.readable |= readable || hung_up;
         self.writable |= writable;
         self.host_deaf |= hung_up;

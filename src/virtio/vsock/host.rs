@@ -1,8 +1,12 @@
 //! The host's ends: Unix sockets at a path of the user's, and at that path with `_PORT` behind it for services.
+//!
+//! A socket that was left behind is replaced, and nothing else that is at the path; one that was made is removed, and nothing else that has
+//! come to its place. Two VMs that start at one abandoned path at the same moment may still take it from each other.
 
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -10,30 +14,79 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_to, socket_with,
 };
 
-/// Listens at `path`. A socket that somebody left there and nobody listens to is replaced.
-pub(super) fn listen(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            remove_abandoned(path);
-            UnixListener::bind(path)
-        }
-        done => done,
+/// The listening socket of a device that is still to be made.
+pub struct Listener {
+    socket: UnixListener,
+    pub(super) place: Place,
+}
+
+/// A socket that was made at a path.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub(super) path: PathBuf,
+    /// Device and inode.
+    id: (u64, u64),
+}
+
+impl Listener {
+    /// Listens at `path`, without blocking.
+    pub(super) fn new(path: &Path) -> io::Result<Self> {
+        let socket = match UnixListener::bind(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_abandoned(path) => {
+                std::fs::remove_file(path)?;
+                UnixListener::bind(path)
+            }
+            done => done,
+        }?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket, place: Place { path: path.to_owned(), id: id(path)? } })
+    }
+
+    /// Where it is, to be cleaned up.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    pub(super) fn accept(&self) -> io::Result<UnixStream> {
+        Ok(self.socket.accept()?.0)
     }
 }
 
-/// Removes a socket that nobody listens to, and nothing else: a file of another kind refuses connections as well.
-pub(super) fn remove_abandoned(path: &Path) {
-    let is_socket = path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
-    if is_socket
-        && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-    {
-        remove(path);
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
+}
+
+impl Place {
+    /// Removes the socket, if it is still there.
+    pub fn clean_up(&self) {
+        if id(&self.path).is_ok_and(|id| id == self.id)
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            log::debug!("{}: {error}", self.path.display());
+        }
+    }
+}
+
+fn id(path: &Path) -> io::Result<(u64, u64)> {
+    let found = path.symlink_metadata()?;
+    Ok((found.dev(), found.ino()))
+}
+
+/// Whether a socket is at `path` that nobody listens to. (A file of another kind refuses connections as well.)
+fn is_abandoned(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket())
+        && connect_now(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// Connects to the service behind a port, without waiting: one whose queue is full refuses.
 pub(super) fn connect(path: &Path, port: u32) -> io::Result<UnixStream> {
-    let address = SocketAddrUnix::new(service(path, port))?;
+    connect_now(&service(path, port))
+}
+
+fn connect_now(path: &Path) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(path)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     connect_to(&socket, &address)?;
@@ -45,11 +98,4 @@ pub(super) fn service(path: &Path, port: u32) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(format!("_{port}"));
     name.into()
-}
-
-/// Removes the socket.
-pub(super) fn remove(path: &Path) {
-    if let Err(error) = std::fs::remove_file(path) {
-        log::debug!("{}: {error}", path.display());
-    }
 }

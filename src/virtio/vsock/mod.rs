@@ -18,13 +18,12 @@ mod muxer;
 mod packet;
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::host::{Listener, Place};
 use self::muxer::{Muxer, Queues};
 use super::core::device::{Activation, VirtioDevice, read_config_bytes};
 use super::core::guest_log::GuestLog;
@@ -81,21 +80,7 @@ impl Config {
 
     /// Begins to listen at the path, which is removed again when the device goes.
     pub fn listen(&self) -> io::Result<Listener> {
-        Ok(Listener(host::listen(&self.path)?))
-    }
-
-    /// Removes a socket at the path that nobody listens to any more.
-    pub fn clean_up(&self) {
-        host::remove_abandoned(&self.path);
-    }
-}
-
-/// The listening socket of a device that is still to be made.
-pub struct Listener(UnixListener);
-
-impl AsRawFd for Listener {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        Listener::new(&self.path)
     }
 }
 
@@ -109,7 +94,7 @@ impl Vsock {
     /// `name` is the thread's name and stands in the log, e.g. `vsock0`.
     pub fn new(config: &Config, listener: Listener, name: &str, spawner: &Spawner) -> io::Result<Self> {
         let cid = u64::from(config.cid());
-        let mut muxer = Muxer::new(cid, config.path.clone(), listener.0, GuestLog::new(name))?;
+        let mut muxer = Muxer::new(cid, listener, GuestLog::new(name))?;
         let worker = Worker::spawn(name, spawner, move |mut queues: Queues, stop: &Stop| {
             muxer.run(&mut queues, stop);
             queues

@@ -10,14 +10,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::connection::{Connection, Fate, Outgoing};
 use super::greeting::{Greeting, Heard};
-use super::host;
+use super::host::{self, Listener};
 use super::packet::{HEADER_LEN, HOST_CID, Op, Ports, Received, Sent, TYPE_STREAM};
 use crate::memory::GuestMemory;
 use crate::virtio::core::active::ActiveQueue;
@@ -30,6 +28,8 @@ use crate::virtio::core::worker::Stop;
 pub(super) const MAX_CONNECTIONS: usize = 512;
 /// RSTs that wait for a buffer of the guest's.
 const MAX_RESETS: usize = 256;
+/// Packets that one direction moves before the other one, and the sockets, get their turn.
+const BURST: usize = 256;
 /// Ports that connections from the host come from; those below are for services.
 const FIRST_HOST_PORT: u32 = 1 << 30;
 
@@ -50,9 +50,9 @@ pub(super) struct Queues {
 /// What stays with the worker from one start to the next.
 pub(super) struct Muxer {
     guest_cid: u64,
-    /// Services of the host are at this path, an underscore and their port.
-    path: PathBuf,
-    listener: UnixListener,
+    listener: Listener,
+    /// Whether the listening socket is watched.
+    listening: bool,
     epoll: Epoll,
     connections: HashMap<u64, Connection>,
     by_ports: HashMap<Ports, u64>,
@@ -66,19 +66,13 @@ pub(super) struct Muxer {
 }
 
 impl Muxer {
-    pub(super) fn new(
-        guest_cid: u64,
-        path: PathBuf,
-        listener: UnixListener,
-        log: GuestLog,
-    ) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
+    pub(super) fn new(guest_cid: u64, listener: Listener, log: GuestLog) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         watch(&epoll, &listener, EventSet::IN, LISTENER)?;
         Ok(Self {
             guest_cid,
-            path,
             listener,
+            listening: true,
             epoll,
             connections: HashMap::new(),
             by_ports: HashMap::new(),
@@ -91,10 +85,8 @@ impl Muxer {
         })
     }
 
-    /// Serves the queues until `stop` is set.
+    /// Serves the queues until `stop` is set. Whatever stops it, a driver that starts again knows of no connection, so none is kept.
     pub(super) fn run(&mut self, queues: &mut Queues, stop: &Stop) {
-        // A driver that starts knows of no connection.
-        self.forget_all();
         let kicks = [(STOP, Some(stop.as_raw_fd())), (RX, fd(&queues.rx)), (TX, fd(&queues.tx))];
         for (token, fd) in kicks.iter().filter_map(|(token, fd)| Some((*token, (*fd)?))) {
             let event = EpollEvent::new(EventSet::IN, token);
@@ -107,6 +99,7 @@ impl Muxer {
             // It was added above, or that failed and was said.
             let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
         }
+        self.forget_all();
     }
 
     fn serve(&mut self, queues: &mut Queues, stop: &Stop) {
@@ -115,15 +108,16 @@ impl Muxer {
         let mut events = vec![EpollEvent::default(); 64];
         // What was available before the start may have no kick to come.
         let mut tx_waits = self.take_packets(queues, stop, &mut iovs);
-        self.give_packets(queues, &mut held, &mut iovs);
+        let mut rx_waits = self.give_packets(queues, stop, &mut held, &mut iovs);
         while !stop.is_set() {
-            let timeout = if tx_waits && self.resets.len() < MAX_RESETS { 0 } else { -1 };
+            let tx_may = tx_waits && self.resets.len() < MAX_RESETS;
+            let timeout = if tx_may || rx_waits { 0 } else { -1 };
             let count = match self.epoll.wait(timeout, &mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
                 Err(error) => unreachable!("epoll_wait on descriptors of our own: {error}"),
             };
-            let mut take = tx_waits && self.resets.len() < MAX_RESETS;
+            let mut take = tx_may;
             for event in &events[..count] {
                 match event.data() {
                     STOP | RX => {}
@@ -135,7 +129,7 @@ impl Muxer {
             if take {
                 tx_waits = self.take_packets(queues, stop, &mut iovs);
             }
-            self.give_packets(queues, &mut held, &mut iovs);
+            rx_waits = self.give_packets(queues, stop, &mut held, &mut iovs);
         }
         if let (Some(rx), Some(chain)) = (&mut queues.rx, held) {
             rx.put_back(chain);
@@ -146,7 +140,7 @@ impl Muxer {
     fn take_packets(&mut self, queues: &mut Queues, stop: &Stop, iovs: &mut IoVecs) -> bool {
         let Some(queue) = &mut queues.tx else { return false };
         queue.drain_kick();
-        let mut left = 256;
+        let mut left = BURST;
         while left > 0 && !stop.is_set() && self.resets.len() < MAX_RESETS {
             let Some(chain) = queue.pop() else {
                 queue.interrupt_if_needed();
@@ -201,7 +195,7 @@ impl Muxer {
             self.log.warn(format_args!("more than {MAX_CONNECTIONS} connections: one was refused"));
             return self.resets.push_back(request.ports);
         }
-        match host::connect(&self.path, request.ports.host) {
+        match host::connect(&self.listener.place.path, request.ports.host) {
             Ok(stream) => {
                 let connection = Connection::from_guest(stream, request);
                 if self.add(connection).is_err() {
@@ -218,7 +212,19 @@ impl Muxer {
 
     /// Somebody on the host wants a connection; to which port it says first.
     fn accept(&mut self) {
-        while let Ok((stream, _)) = self.listener.accept() {
+        loop {
+            let stream = match self.listener.accept() {
+                Ok(stream) => stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::ECONNABORTED)) => {
+                    continue;
+                }
+                Err(error) => {
+                    // Out of descriptors or memory: whoever waits there is heard when something has ended.
+                    log::warn!("{}: can't accept a connection: {error}", self.log.who());
+                    return self.listen(false);
+                }
+            };
             if !self.has_room() {
                 log::warn!("{}: more than {MAX_CONNECTIONS} connections: one was refused", self.log.who());
                 continue;
@@ -242,6 +248,16 @@ impl Muxer {
         }
     }
 
+    fn listen(&mut self, wanted: bool) {
+        if wanted != self.listening {
+            let event = EpollEvent::new(if wanted { EventSet::IN } else { EventSet::empty() }, LISTENER);
+            if let Err(error) = self.epoll.ctl(ControlOperation::Modify, self.listener.as_raw_fd(), event) {
+                log::warn!("{}: the socket of the host: {error}", self.log.who());
+            }
+            self.listening = wanted;
+        }
+    }
+
     /// Hears what port somebody wants.
     fn greet(&mut self, token: u64) {
         let Some(mut greeting) = self.greetings.remove(&token) else { return };
@@ -249,8 +265,11 @@ impl Muxer {
             Heard::Nothing => {
                 self.greetings.insert(token, greeting);
             }
-            // Its socket closes, which tells it.
-            Heard::Nonsense => {}
+            Heard::Nonsense => {
+                // Its socket closes, which tells it.
+                drop(greeting);
+                self.listen(true);
+            }
             Heard::Port(guest) => {
                 let stream = greeting.into_stream();
                 // Under a new token, and watched for writing too.
@@ -290,7 +309,7 @@ impl Muxer {
         if self.connections.len() + self.greetings.len() < MAX_CONNECTIONS {
             return true;
         }
-        let closing = self.connections.iter().find(|(_, connection)| connection.is_closing());
+        let closing = self.connections.iter().find(|(_, connection)| connection.is_ending());
         let Some((&token, _)) = closing else { return false };
         self.settle(token, Fate::Reset);
         true
@@ -324,12 +343,20 @@ impl Muxer {
             }
             return;
         }
-        let ports = connection.ports();
-        // Its socket closes, and with that leaves the epoll set; its place in `ready` finds nothing.
-        self.connections.remove(&token);
-        self.by_ports.remove(&ports);
-        if fate == Fate::Reset {
+        let (ports, known) = (connection.ports(), connection.is_known_to_guest());
+        if std::mem::take(&mut connection.queued) {
+            self.ready.retain(|queued| *queued != token);
+        }
+        if known || fate == Fate::Drain {
+            self.by_ports.remove(&ports);
+        }
+        if fate == Fate::Reset && known {
             self.resets.push_back(ports);
+        }
+        if fate != Fate::Drain {
+            // Its socket closes, and with that leaves the epoll set.
+            self.connections.remove(&token);
+            self.listen(true);
         }
     }
 
@@ -340,17 +367,29 @@ impl Muxer {
         self.resets.clear();
     }
 
-    /// Gives the guest what there is, as long as it offers buffers. One that nothing came for stays in `held`.
-    fn give_packets(&mut self, queues: &mut Queues, held: &mut Option<Chain>, iovs: &mut IoVecs) {
-        let Some(queue) = &mut queues.rx else { return };
+    /// Gives the guest what there is, as long as it offers buffers, but one burst at most. A buffer that nothing came for stays in
+    /// `held`. Whether there was more to give, and buffers for it.
+    fn give_packets(
+        &mut self,
+        queues: &mut Queues,
+        stop: &Stop,
+        held: &mut Option<Chain>,
+        iovs: &mut IoVecs,
+    ) -> bool {
+        let Some(queue) = &mut queues.rx else { return false };
         queue.drain_kick();
         queue.disable_notification();
-        while !(self.resets.is_empty() && self.ready.is_empty()) {
+        let mut starved = false;
+        for _ in 0..BURST {
+            if stop.is_set() || self.resets.is_empty() && self.ready.is_empty() {
+                break;
+            }
             let Some(chain) = held.take().or_else(|| queue.pop()) else {
                 if queue.enable_notification() {
                     queue.disable_notification();
                     continue;
                 }
+                starved = true;
                 break;
             };
             if chain.writable_len() as usize <= HEADER_LEN {
@@ -365,6 +404,7 @@ impl Muxer {
             }
         }
         queue.interrupt_if_needed();
+        !(starved || self.resets.is_empty() && self.ready.is_empty())
     }
 
     fn give(&mut self, chain: &Chain, mem: &GuestMemory, iovs: &mut IoVecs) -> Outgoing {
@@ -391,6 +431,6 @@ fn watch(epoll: &Epoll, fd: &impl AsRawFd, events: EventSet, token: u64) -> io::
 
 impl Drop for Muxer {
     fn drop(&mut self) {
-        host::remove(&self.path);
+        self.listener.place.clean_up();
     }
 }
