@@ -125,7 +125,7 @@ impl Attendant<'_> {
                 // It did what it was asked to. Its disks take as long as they take, unless the user has lost patience, or does.
                 self.guest_ended = true;
                 if matches!(self.push, Push::None | Push::Asked) {
-                    (self.push, self.deadline, self.press_at) = (Push::None, None, None);
+                    (self.deadline, self.press_at) = (None, None);
                 }
                 continue;
             }
