@@ -15,6 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "commands",
         &["cli", "config", "vmm", "guest_files", "report", "boot", "kvm", "virtio::blk", "virtio::net"],
     ),
+    ("image", &[]),
     ("guest_files", &["boot::image", "memory"]),
     ("report", &["vmm::control"]),
     ("vmm", &["config", "vcpu", "boot", "virtio", "devices", "bus", "kvm", "memory"]),
