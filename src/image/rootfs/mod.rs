@@ -2,7 +2,7 @@
 //!
 //! - [`tar`] reads a layer's stream and believes nothing in it;
 //! - `layer` applies its entries to the tree, whiteouts and all, and streams file data straight to its place;
-//! - `dir` does the same with a directory of the host, and fingerprints one;
+//! - `dir` does the same with a directory of the host, and fingerprints one; `walk` is its way through it;
 //! - [`tree`] is the merged tree in memory: metadata and names, never data;
 //! - [`erofs`] holds the data while it comes, and writes the metadata behind it.
 //!
@@ -22,6 +22,7 @@ mod flaw;
 mod layer;
 mod tar;
 mod tree;
+mod walk;
 
 use std::fs::File;
 use std::io;

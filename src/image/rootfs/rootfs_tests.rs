@@ -93,6 +93,10 @@ fn make_tree(root: &Path) {
             file.write_all_at(&vec![7; *len], *offset).unwrap();
         }
     }
+    let many = File::create(at("sparse-many")).unwrap();
+    for n in 0..60 {
+        many.write_all_at(&[8; 5000], n * 40_000 + 4096).unwrap();
+    }
     run("touch", &["-h", "-d", "@1700000000.123456789", utf8(&at("one")), utf8(&at("deep/broken"))]);
     run("touch", &["-d", "@-5.25", utf8(&at("block"))]);
     run("touch", &["-d", "@5000000000.000000001", utf8(&at("deep/er"))]);
@@ -197,7 +201,7 @@ fn fsck_extracts_what_was_archived_and_linux_mounts_it() {
         (node.links, wanted.links) = (0, 0);
         (node.first, wanted.first) = (String::new(), String::new());
         // Debian 12's leaves holes out, and with them moves what is behind them.
-        if ["/sparse", "/all-hole", "/begins-with-hole"].contains(&name.as_str()) {
+        if ["/sparse", "/sparse-many", "/all-hole", "/begins-with-hole"].contains(&name.as_str()) {
             (node.size, node.content) = (wanted.size, wanted.content.clone());
         }
         if node.mode >> 12 == 0o04 {
@@ -306,6 +310,75 @@ fn each_layer_is_opened_when_the_one_before_has_been_read_to_its_end() {
     });
     build(layers, &tempfile::tempfile().unwrap(), &LIMITS).unwrap();
     assert!(at_end.get());
+}
+
+#[test]
+fn the_checker_finds_what_is_wrong() {
+    let image = image(&[Tar::new().dir("d").file("d/f", &[1; 10_000]).symlink("l", "d")]);
+    let meta = image.bytes().len() - 4096;
+    // The type of an inode, and the order of names in a directory.
+    for at in [meta + 64 + 4, meta + 64 + 64 + 8] {
+        let broken = tempfile::NamedTempFile::new().unwrap();
+        let mut bytes = image.bytes();
+        bytes[at] ^= 0xff;
+        bytes[at + 1] ^= 0xff;
+        std::fs::write(broken.path(), bytes).unwrap();
+        let output = Command::new("fsck.erofs").arg(broken.path()).output().unwrap();
+        assert!(!output.status.success(), "{at}: it can't say that an image is right");
+    }
+}
+
+/// An image as umoci makes it: a layer, then a second one with what was removed, replaced and added since. Its own unpacking says what
+/// is right.
+#[test]
+fn layers_become_what_umoci_unpacks() {
+    if !is_root("layers_become_what_umoci_unpacks") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (image, bundle) = (format!("{}:tag", at("oci")), at("bundle"));
+    let files = dir.path().join("bundle/rootfs");
+    run("umoci", &["init", "--layout", &at("oci")]);
+    run("umoci", &["new", "--image", &image]);
+    run("umoci", &["unpack", "--image", &image, &bundle]);
+    make_tree(&files);
+    // It archives holes as zeros.
+    std::fs::remove_file(files.join("begins-with-hole")).unwrap();
+    run("umoci", &["repack", "--image", &image, &bundle]);
+    run("umoci", &["unpack", "--image", &image, &at("second")]);
+    let files = dir.path().join("second/rootfs");
+    std::fs::remove_dir_all(files.join("many")).unwrap();
+    std::fs::remove_dir_all(files.join("deep/er/still")).unwrap();
+    std::fs::remove_file(files.join("one")).unwrap();
+    std::fs::remove_dir(files.join("empty")).unwrap();
+    std::fs::write(files.join("empty"), b"a file now").unwrap();
+    std::fs::remove_file(files.join("block")).unwrap();
+    std::fs::create_dir_all(files.join("block/of/flats")).unwrap();
+    std::fs::write(files.join("deep/er/new"), vec![1; 5000]).unwrap();
+    std::fs::hard_link(files.join("tail"), files.join("deep/third-tail")).unwrap();
+    std::fs::set_permissions(files.join("bin"), PermissionsExt::from_mode(0o700)).unwrap();
+    run("umoci", &["repack", "--image", &image, &at("second")]);
+    run("umoci", &["unpack", "--image", &image, &at("last")]);
+
+    let blob = |digest: &serde_json::Value| {
+        let digest = digest["digest"].as_str().unwrap().replace(':', "/");
+        dir.path().join("oci/blobs").join(digest)
+    };
+    let json =
+        |path: &Path| serde_json::from_slice::<serde_json::Value>(&std::fs::read(path).unwrap()).unwrap();
+    let manifest = json(&blob(&json(&dir.path().join("oci/index.json"))["manifests"][0]));
+    let layers = manifest["layers"].as_array().unwrap().iter().map(|layer| {
+        let output =
+            Command::new("gzip").arg("-dc").stdin(File::open(blob(layer)).unwrap()).output().unwrap();
+        assert!(output.status.success());
+        output.stdout
+    });
+    let layers: Vec<_> = layers.collect();
+    assert_eq!(layers.len(), 2);
+    let image = build_with(&layers, &LIMITS).unwrap();
+    image.fsck();
+    assert_same(&image.nodes(), &host_nodes(&dir.path().join("last/rootfs")));
 }
 
 /// An archive of so many entries, made as it is read. Nothing of it stays in memory.

@@ -21,7 +21,10 @@ const MAX_IMAGE: u64 = 8 << 40;
 const BUFFER: usize = 1 << 20;
 /// Chunks of one file: their addresses are 256 KiB.
 const MAX_CHUNKS: u64 = 1 << 16;
-/// Largest end of a file that goes beside its inode. Longer ones leave more unused in the metadata's blocks than they save.
+/// Chunks for each part of a file that has data, so that a short entry that says it is a huge file costs little.
+const CHUNKS_PER_PART: u64 = 64;
+/// Largest end of a file that goes beside its inode. A gigabyte of Debian's /usr in 53,661 files becomes 11% smaller than with every end
+/// in a block of its own; up to 3200 bytes it would be 12%, for metadata that is a third longer.
 const MAX_TAIL: usize = 2048;
 
 /// Collects bytes and writes them in big pieces, one after the other.
@@ -251,14 +254,15 @@ impl<'a> Store<'a> {
         inode: &mut Inode,
         xattrs: &[u8],
         size: u64,
-        parts: impl Iterator<Item = (u64, u64)>,
+        parts: impl ExactSizeIterator<Item = (u64, u64)>,
         read: &mut ReadSome<'_>,
     ) -> Result<(), Trouble> {
         if size > self.max {
             return Err(Flaw::Size.into());
         }
         inode.size = size;
-        let bits = (0_u8..32).find(|bits| size.div_ceil(BLOCK << bits) <= MAX_CHUNKS).ok_or(Flaw::Size)?;
+        let most = (parts.len() as u64).saturating_mul(CHUNKS_PER_PART).clamp(CHUNKS_PER_PART, MAX_CHUNKS);
+        let bits = (0_u8..32).find(|bits| size.div_ceil(BLOCK << bits) <= most).ok_or(Flaw::Size)?;
         let chunk = BLOCK << bits;
         let count = usize::try_from(size.div_ceil(chunk)).map_err(|_| Flaw::Size)?;
         let mut addresses = vec![HOLE; count];

@@ -15,9 +15,8 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use self::header::{BLOCK, Header};
-use self::pax::{Pax, decimal};
-use self::sparse::MAX_PARTS;
-pub(super) use self::sparse::{Part, Sparse};
+use self::pax::Pax;
+pub(super) use self::sparse::Sparse;
 use super::flaw::{Flaw, Trouble};
 use super::tree::Meta;
 
@@ -68,6 +67,8 @@ impl<R: Read> Reader<R> {
     /// `allowed` is the number of bytes that the stream may have.
     pub(super) fn new(source: R, allowed: u64) -> Self {
         let buffer = vec![0; BUFFER].into_boxed_slice();
+        // Sums of two lengths don't wrap.
+        let allowed = allowed.min(1 << 62);
         Self { source, buffer, at: 0, filled: 0, allowed, data: 0, padding: 0, number: 0, name: Vec::new() }
     }
 
@@ -147,84 +148,6 @@ impl<R: Read> Reader<R> {
             b'6' => What::Fifo,
             other => return Err(Flaw::Type(other).into()),
         })
-    }
-
-    /// A file, sparse or not, by what its PAX records say. Its data has been announced with `stored`.
-    fn pax_file(&mut self, pax: &mut Pax) -> Result<What, Trouble> {
-        let parts = std::mem::take(&mut pax.sparse.parts);
-        let Some(size) = pax.sparse.real_size else {
-            return if parts.is_empty() { Ok(What::File(self.data)) } else { Err(Flaw::SparseMap.into()) };
-        };
-        // In version 1.0 the map stands before the data.
-        let parts = if pax.sparse.major == 0 { parts } else { self.map_before_data()? };
-        Ok(What::Sparse(Sparse::new(size, parts, self.data)?))
-    }
-
-    /// GNU's own map: four parts in the header, 21 in each block that follows while they say so.
-    fn gnu_map(&mut self, header: &Header) -> Result<Vec<Part>, Trouble> {
-        let mut parts = Vec::new();
-        let mut add = |fields: &[u8]| -> Result<(), Flaw> {
-            for field in fields.chunks_exact(24) {
-                let number = |n: &[u8]| u64::try_from(header::number(n)?).map_err(|_| Flaw::SparseMap);
-                // What isn't used is empty.
-                if field[0] == 0 {
-                    break;
-                }
-                if parts.len() == MAX_PARTS {
-                    return Err(Flaw::SparseParts);
-                }
-                parts.push(Part { offset: number(&field[..12])?, len: number(&field[12..])? });
-            }
-            Ok(())
-        };
-        let (fields, mut more) = header.sparse();
-        add(fields)?;
-        while more {
-            let block = self.block()?.ok_or(Flaw::Truncated)?;
-            // A block without a part would let the map go on for ever.
-            if block[0] == 0 {
-                return Err(Flaw::SparseMap.into());
-            }
-            add(&block[..504])?;
-            more = block[504] != 0;
-        }
-        Ok(parts)
-    }
-
-    /// The map of version 1.0: a count, then offset and length of each part, in decimal lines, padded to whole blocks.
-    fn map_before_data(&mut self) -> Result<Vec<Part>, Trouble> {
-        let mut block = [0; BLOCK];
-        let mut at = BLOCK;
-        let mut number = || -> Result<u64, Trouble> {
-            let mut digits = Vec::new();
-            loop {
-                if at == BLOCK {
-                    if self.data < BLOCK as u64 {
-                        return Err(Flaw::SparseMap.into());
-                    }
-                    self.read_exact(&mut block)?;
-                    self.data -= BLOCK as u64;
-                    at = 0;
-                }
-                let byte = block[at];
-                at += 1;
-                match byte {
-                    b'\n' => return Ok(decimal(&digits).ok_or(Flaw::SparseMap)?),
-                    // The longest number has 20 digits.
-                    _ if digits.len() == 20 => return Err(Flaw::SparseMap.into()),
-                    byte => digits.push(byte),
-                }
-            }
-        };
-        let count = number()?;
-        if count > MAX_PARTS as u64 {
-            return Err(Flaw::SparseParts.into());
-        }
-        let mut parts = Vec::new();
-        for _ in 0..count {
-            parts.push(Part { offset: number()?, len: number()? });
-        }
-        Ok(parts)
     }
 
     /// Announces the present entry's data.
