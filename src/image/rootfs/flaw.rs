@@ -83,7 +83,7 @@ pub enum Flaw {
 }
 
 impl From<Full> for Flaw {
-    fn from(Full: Full) -> Self {
+    fn from(_: Full) -> Self {
         Self::TooManyEntries
     }
 }

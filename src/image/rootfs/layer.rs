@@ -24,8 +24,10 @@ pub(super) const MAX_PATH: usize = 4095;
 pub(super) const MAX_NAME: usize = 255;
 /// As many as Linux follows.
 const MAX_LINKS: usize = 40;
-/// Parts of names on the way to one directory, so that links which lead through links take no time to speak of.
+/// Parts of names on the way to one directory, and those that symbolic links add to all ways of a layer: links that lead through links
+/// mustn't take minutes. An honest layer has a few of the latter for each entry at most.
 const MAX_STEPS: usize = 4096;
+const MAX_DETOURS: usize = 20_000_000;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -41,7 +43,7 @@ pub(super) fn apply(
 ) -> Result<u64, RootfsError> {
     let Layer { name, tar } = layer;
     let mut reader = Reader::new(tar, allowed);
-    let mut target = Target { tree, store, layer: number };
+    let mut target = Target { tree, store, layer: number, detours: MAX_DETOURS };
     let blame = |trouble, entry: String| match trouble {
         Trouble::Flaw(flaw) => RootfsError::Entry { layer: name.clone(), entry, flaw },
         Trouble::Read(source) => RootfsError::Read { layer: name.clone(), entry, source },
@@ -59,6 +61,8 @@ struct Target<'t, 'a> {
     tree: &'t mut Tree,
     store: &'t mut Store<'a>,
     layer: u32,
+    /// Parts of names that symbolic links may yet add.
+    detours: usize,
 }
 
 impl Target<'_, '_> {
@@ -244,6 +248,7 @@ impl Target<'_, '_> {
                         if part.len() > MAX_NAME {
                             return Err(Flaw::NameLength.into());
                         }
+                        self.detours = self.detours.checked_sub(1).ok_or(Flaw::Loop)?;
                         todo.push(Cow::Owned(part.to_vec()));
                     }
                 }

@@ -199,6 +199,20 @@ fn links_that_lead_in_circles_end() {
 }
 
 #[test]
+fn detours_over_symbolic_links_come_to_an_end() {
+    let file = tempfile::tempfile().unwrap();
+    let (mut tree, mut store) = (Tree::new(100), Store::new(&file, 1 << 30));
+    let mut target = Target { tree: &mut tree, store: &mut store, layer: 1, detours: 5 };
+    let tar = Tar::new().symlink("l", "d/e").file("l/1", b"").file("l/2", b"").file("l/3", b"").end();
+    let mut reader = Reader::new(&tar[..], 1 << 20);
+    let mut results = Vec::new();
+    while let Some(entry) = reader.next().unwrap() {
+        results.push(target.entry(&entry, &mut reader).is_ok());
+    }
+    assert_eq!(results, [true, true, true, false]);
+}
+
+#[test]
 fn what_leads_out_of_the_root_is_refused() {
     assert_eq!(flaw(Tar::new().file("../x", b"")), Flaw::DotDot);
     assert_eq!(flaw(Tar::new().file("a/../../x", b"")), Flaw::DotDot);

@@ -46,8 +46,8 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 5,000,000 entries, ten times what the largest images in common use have: 2 GB of memory in the worst case. 1 TiB: nothing
-    /// larger is shipped as an image, and every file system that a store lives on can hold a sparse file of twice that.
+    /// 5,000,000 entries, which take 2 GB of memory at most. 1 TiB: while it is built, the file is sparse and up to twice as long, and
+    /// ext4, XFS and Btrfs have room for that.
     fn default() -> Self {
         Self { max_entries: 5_000_000, max_bytes: 1 << 40 }
     }

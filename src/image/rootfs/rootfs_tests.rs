@@ -85,7 +85,7 @@ fn make_tree(root: &Path) {
     for (name, size, parts) in [
         ("sparse", 10_000_000, &[(0, 5), (1_000_000, 70_000), (9_999_999, 1)][..]),
         ("all-hole", 1 << 24, &[]),
-        ("begins-with-hole", 300 << 20, &[((300 << 20) - 4097, 4000), (4096 * 77, 3)]),
+        ("begins-with-hole", 40 << 20, &[((40 << 20) - 4097, 4000), (4096 * 77, 3)]),
     ] {
         let file = File::create(at(name)).unwrap();
         file.set_len(size).unwrap();
@@ -145,6 +145,7 @@ fn an_image_is_what_gnu_tar_extracts() {
     let (tree, tar) = (dir.path().join("tree"), dir.path().join("tar"));
     std::fs::create_dir(&tree).unwrap();
     make_tree(&tree);
+    let original = host_nodes(&tree);
     for options in [
         &["--xattrs", "--xattrs-include=*", "--sparse"][..],
         &["--xattrs", "--xattrs-include=*", "--sparse", "--sparse-version=0.0"],
@@ -170,7 +171,7 @@ fn an_image_is_what_gnu_tar_extracts() {
         let image = build_file(&tar);
         assert_same(&image.nodes(), &host_nodes(&extracted));
         let gnu = options[0].ends_with("gnu");
-        assert_same(&image.nodes(), &without(&host_nodes(&tree), gnu, gnu));
+        assert_same(&image.nodes(), &without(&original, gnu, gnu));
         assert!(image.built.bytes < 20 << 20, "holes are holes: {}", image.built.bytes);
         std::fs::remove_dir_all(&extracted).unwrap();
     }
@@ -343,8 +344,6 @@ fn layers_become_what_umoci_unpacks() {
     run("umoci", &["new", "--image", &image]);
     run("umoci", &["unpack", "--image", &image, &bundle]);
     make_tree(&files);
-    // It archives holes as zeros.
-    std::fs::remove_file(files.join("begins-with-hole")).unwrap();
     run("umoci", &["repack", "--image", &image, &bundle]);
     run("umoci", &["unpack", "--image", &image, &at("second")]);
     let files = dir.path().join("second/rootfs");
