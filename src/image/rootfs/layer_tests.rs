@@ -201,7 +201,7 @@ fn links_that_lead_in_circles_end() {
 #[test]
 fn detours_over_symbolic_links_come_to_an_end() {
     let file = tempfile::tempfile().unwrap();
-    let (mut tree, mut store) = (Tree::new(100), Store::new(&file, 1 << 30));
+    let (mut tree, mut store) = (Tree::new(100), Store::new(&file, 1 << 30).unwrap());
     let mut target = Target { tree: &mut tree, store: &mut store, layer: 1, detours: 5 };
     let tar = Tar::new().symlink("l", "d/e").file("l/1", b"").file("l/2", b"").file("l/3", b"").end();
     let mut reader = Reader::new(&tar[..], 1 << 20);
@@ -386,6 +386,18 @@ fn limits_hold() {
     assert_eq!(limited(Tar::new().header(b'0', b"a", 1 << 30, |_| {}), 9, 1 << 20), Some(Flaw::Size));
     let sparse: &[(&str, &[u8])] = &[("GNU.sparse.size", b"1099511627776"), ("GNU.sparse.map", b"0,0")];
     assert_eq!(limited(Tar::new().pax(sparse).file("a", b""), 9, 1 << 20), Some(Flaw::Size));
+}
+
+#[test]
+fn an_image_is_no_larger_than_it_may_be() {
+    // Each of these files has one byte, but takes 64 KiB of the image's length.
+    let sparse: &[(&str, &[u8])] = &[("GNU.sparse.size", b"4194304"), ("GNU.sparse.map", b"0,1")];
+    let file = |tar: Tar, n| tar.pax(sparse).file(&format!("{n}"), b"1");
+    let tar = |count| (0..count).fold(Tar::new(), file).end();
+    let limits = Limits { max_bytes: 5 << 20, ..LIMITS };
+    assert!(build_with(&[tar(70)], &limits).unwrap().built.bytes <= 5 << 20);
+    let error = build_with(&[tar(80)], &limits).err().unwrap();
+    assert_eq!(error.to_string(), "the file system image would be larger than 5242880 bytes");
 }
 
 #[test]

@@ -96,15 +96,15 @@ pub enum RootfsError {
     Write(#[source] io::Error),
 }
 
-/// Applies layers, lowest first, and writes the file system to `out` (an empty regular file, open for reading and writing, written by
-/// offset). Calls for each next layer only when the one before has been read to its end. The same input gives the same bytes.
+/// Applies layers, lowest first, and writes the file system to `out` (a regular file, open for reading and writing, written by offset; what it
+/// has is lost). Calls for each next layer only when the one before has been read to its end. The same input gives the same bytes.
 pub fn build<'a>(
     layers: impl IntoIterator<Item = io::Result<Layer<'a>>>,
     out: &File,
     limits: &Limits,
 ) -> Result<Built, RootfsError> {
     let mut tree = Tree::new(limits.max_entries);
-    let mut store = Store::new(out, limits.max_bytes);
+    let mut store = Store::new(out, limits.max_bytes)?;
     let mut left = limits.max_bytes;
     for (layer, number) in layers.into_iter().zip(1_u32..) {
         let layer = layer.map_err(RootfsError::Open)?;

@@ -121,10 +121,12 @@ pub(in crate::image::rootfs) struct Store<'a> {
 }
 
 impl<'a> Store<'a> {
-    pub(in crate::image::rootfs) fn new(out: &'a File, max_bytes: u64) -> Self {
+    /// What the file has is lost: holes have to be zeros.
+    pub(in crate::image::rootfs) fn new(out: &'a File, max_bytes: u64) -> Result<Self, RootfsError> {
+        out.set_len(0).map_err(RootfsError::Write)?;
         let max = max_bytes.min(MAX_IMAGE).next_multiple_of(BLOCK);
         let (data, spool) = (Writer::new(out, BLOCK), Writer::new(out, max));
-        Self { out, max, data, spool, punches: true }
+        Ok(Self { out, max, data, spool, punches: true })
     }
 
     fn too_large(&self) -> RootfsError {
