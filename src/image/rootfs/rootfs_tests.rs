@@ -34,6 +34,15 @@ fn make_tree(root: &Path) {
     for n in 0..600 {
         write(&format!("many/{n:0200}"), format!("{n}").as_bytes());
     }
+    // Directories of 4032, 4033 and 4096 bytes, and of two blocks: the last that fits beside its inode, and the last of one block.
+    for len in [143, 144, 207, 208] {
+        let dir = at(&format!("dir{len}"));
+        std::fs::create_dir(&dir).unwrap();
+        let long = (10..24).map(|n| format!("{n:0255}"));
+        for name in long.chain([format!("{:0100}", 1), format!("{:0len$}", 2)]) {
+            std::fs::write(dir.join(name), b"").unwrap();
+        }
+    }
     write("bin/su", b"#!");
     std::fs::set_permissions(at("bin/su"), PermissionsExt::from_mode(0o6755)).unwrap();
     std::fs::set_permissions(at("tmp"), PermissionsExt::from_mode(0o1777)).unwrap();
