@@ -4,6 +4,7 @@
 //! main -> cli -> commands -> { vmm, guest_files, report }
 //! vmm -> { config, vcpu, boot } -> { virtio devices, devices } -> virtio::core -> bus -> memory
 //! { vmm, vcpu } -> kvm -> memory         (nobody else names kvm, but for `bothy doctor`)
+//! image                                  (container images; names none of the above)
 //! outcome, timeline, poll, thread        (small, and used by all of the above)
 //! ```
 //!
@@ -17,6 +18,7 @@ pub mod commands;
 pub mod config;
 pub mod devices;
 pub mod guest_files;
+pub mod image;
 pub mod kvm;
 pub mod memory;
 pub mod outcome;

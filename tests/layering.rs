@@ -26,6 +26,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "virtio::vsock",
         ],
     ),
+    ("image", &[]),
     ("guest_files", &["boot::image", "memory"]),
     ("report", &["vmm::control"]),
     ("vmm", &["config", "vcpu", "boot", "virtio", "devices", "bus", "kvm", "memory"]),
