@@ -289,3 +289,7 @@ fn resolve(dir: &str, target: &str) -> Option<String> {
     }
     normal(&parts.join("/"))
 }
+
+#[cfg(test)]
+#[path = "archive_tests.rs"]
+mod tests;

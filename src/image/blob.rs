@@ -207,3 +207,7 @@ impl<R: Read> Read for LayerReader<R> {
         })
     }
 }
+
+#[cfg(test)]
+#[path = "blob_tests.rs"]
+mod tests;

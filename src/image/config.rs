@@ -106,3 +106,7 @@ fn as_set<S: serde::Serializer>(names: &[String], to: S) -> Result<S::Ok, S::Err
     struct Nothing {}
     to.collect_map(names.iter().map(|name| (name, Nothing {})))
 }
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

@@ -230,3 +230,7 @@ impl<R: Read> Read for Decoded<R> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "decode_tests.rs"]
+mod tests;

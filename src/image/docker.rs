@@ -111,3 +111,7 @@ fn digest_in_path(path: &str) -> Option<Digest> {
     let file_name = path.rsplit('/').next().unwrap_or_default();
     format!("sha256:{}", file_name.strip_suffix(".json").unwrap_or(file_name)).parse().ok()
 }
+
+#[cfg(test)]
+#[path = "docker_tests.rs"]
+mod tests;

@@ -224,3 +224,7 @@ impl Files for Directory {
         Ok(Some(Opened { reader: Box::new(file), len: metadata.len() }))
     }
 }
+
+#[cfg(test)]
+#[path = "files_tests.rs"]
+mod tests;

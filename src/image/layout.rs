@@ -210,3 +210,7 @@ impl<'a> Search<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "layout_tests.rs"]
+mod tests;

@@ -303,3 +303,7 @@ impl<R: Read> Read for Counted<'_, R> {
         Ok(n)
     }
 }
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

@@ -151,8 +151,9 @@ impl FromStr for Platform {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parts: Vec<&str> = text.split('/').collect();
-        let fits =
-            parts.iter().all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric()));
+        let fits = parts.iter().all(|part| {
+            !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        });
         let (os, architecture, variant) = match parts[..] {
             [os, architecture] if fits => (os, architecture, ""),
             [os, architecture, variant] if fits => (os, architecture, variant),
@@ -275,3 +276,7 @@ fn is_layer(media_type: &str) -> bool {
     let encrypted = media_type.ends_with("+encrypted");
     media_type.is_empty() || (!encrypted && oci.iter().chain(&docker).any(|kind| *kind == plain))
 }
+
+#[cfg(test)]
+#[path = "manifest_tests.rs"]
+mod tests;

@@ -30,6 +30,8 @@ mod reference;
 pub mod rootfs;
 mod source;
 mod store;
+#[cfg(test)]
+mod testing;
 
 pub use blob::BlobError;
 pub use config::RunConfig;

@@ -244,3 +244,7 @@ pub(super) fn local(path: &Path, tag: Option<&str>) -> Reference {
     let tag = tag.filter(|tag| check_tag(tag).is_ok()).unwrap_or("latest");
     Reference { registry: "localhost".into(), repository: name.into(), tag: Some(tag.into()), digest: None }
 }
+
+#[cfg(test)]
+#[path = "reference_tests.rs"]
+mod tests;

@@ -159,3 +159,7 @@ fn recognise(path: &Path) -> Result<Source, ReferenceError> {
     }
     Err(ReferenceError::File { path: path.into() })
 }
+
+#[cfg(test)]
+#[path = "source_tests.rs"]
+mod tests;

@@ -134,11 +134,22 @@ impl Store {
         if let Some(lease) = self.lease(part, name)? {
             return Ok((lease, false));
         }
-        let lock = self.path(Part::Locks, name);
-        let _making = Guard::wait(&lock)?;
-        if let Some(lease) = self.lease(part, name)? {
-            return Ok((lease, false));
-        }
+        let _making = Guard::wait(&self.path(Part::Locks, name))?;
+        let (lease, made) = match self.lease(part, name)? {
+            Some(lease) => (lease, false),
+            None => (self.make(part, name, make)?, true),
+        };
+        // Whoever holds a lock may remove its file; the others look whether it is still there.
+        self.remove(Part::Locks, name)?;
+        Ok((lease, made))
+    }
+
+    fn make<E: From<StoreError>>(
+        &self,
+        part: Part,
+        name: &str,
+        make: impl FnOnce(&File) -> Result<(), E>,
+    ) -> Result<Lease, E> {
         let temporary = self.temporary()?;
         make(temporary.file())?;
         temporary.sync()?;
@@ -146,12 +157,9 @@ impl Store {
         let _store = self.lock()?;
         temporary.persist(&self.path(part, name))?;
         let lease = self.lease(part, name)?;
-        let lease = lease.ok_or_else(|| {
+        Ok(lease.ok_or_else(|| {
             let path = self.path(part, name);
             StoreError::io("open", &path)(io::ErrorKind::NotFound.into())
-        })?;
-        // Its holder may remove a lock's file; the others look whether it is still there.
-        self.remove(Part::Locks, name)?;
-        Ok((lease, true))
+        })?)
     }
 }

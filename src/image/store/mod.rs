@@ -218,3 +218,7 @@ fn parse_size(text: &str) -> Option<u64> {
     };
     number.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;
