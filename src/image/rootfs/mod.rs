@@ -122,7 +122,8 @@ pub fn fingerprint(root: &Path, _limits: &Limits) -> Result<String, RootfsError>
         let (metadata, mut names) =
             read().map_err(|source| RootfsError::Dir { path: path.clone(), source })?;
         let times = (metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec());
-        hasher.update(format!("{path:?} {} {} {times:?}\n", metadata.mode(), metadata.size()).as_bytes());
+        let name = path.strip_prefix(root).unwrap_or(&path);
+        hasher.update(format!("{name:?} {} {} {times:?}\n", metadata.mode(), metadata.size()).as_bytes());
         names.sort();
         left.extend(names);
     }
