@@ -80,6 +80,9 @@ pub struct LoadArgs {
     /// The image for this platform, where there are several
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", default_value = "linux/amd64")]
     pub platform: Platform,
+    /// Most files and directories of an image [default: 5000000]
+    #[arg(long, value_name = "N")]
+    pub max_entries: Option<u64>,
 }
 
 /// Flags of `bothy boot`.

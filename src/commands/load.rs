@@ -7,6 +7,7 @@ use anyhow::{Context, anyhow};
 use super::progress::Bar;
 use super::{Failure, print};
 use crate::cli::LoadArgs;
+use crate::image::rootfs::Limits;
 use crate::image::{self, LoadOptions, Loaded, Source, Store};
 
 /// Loads every source, in order, and names what is now in the store. The first failure ends it.
@@ -16,8 +17,9 @@ pub(super) fn load(args: &LoadArgs) -> Result<u8, Failure> {
     }
     let sources = args.sources.iter().map(|text| parse(text)).collect::<Result<Vec<_>, _>>()?;
     let store = Store::open().context("can't open the store")?;
-    let options =
-        LoadOptions { name: args.name.clone(), platform: args.platform.clone(), limits: Default::default() };
+    let mut limits = Limits::default();
+    limits.max_entries = args.max_entries.unwrap_or(limits.max_entries);
+    let options = LoadOptions { name: args.name.clone(), platform: args.platform.clone(), limits };
     for (source, text) in sources.iter().zip(&args.sources) {
         let bar = Bar::new();
         let loaded =

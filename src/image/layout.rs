@@ -59,7 +59,18 @@ pub(super) fn oci_images(
         return Err(ContentError::Empty(files.name().into()));
     }
     let chosen = choose(files, &groups, which)?;
-    chosen.into_iter().map(|group| Search::new(files, platform).image(group)).collect()
+    let (mut found, mut foreign) = (Vec::new(), None);
+    for group in chosen {
+        match Search::new(files, platform).image(group) {
+            // Signatures have tags of their own, beside the images.
+            Err(error @ ContentError::Document(DocumentError::Foreign { .. })) => foreign = Some(error),
+            image => found.push(image?),
+        }
+    }
+    match foreign {
+        Some(error) if found.is_empty() => Err(error),
+        _ => Ok(found),
+    }
 }
 
 /// Manifests of one name belong together: they are one image for several platforms.

@@ -147,6 +147,13 @@ fn hostile_and_broken_layouts_are_refused() {
     let signature = json!({"schemaVersion": 2, "config": {"mediaType": "x", "digest": Digest::of(b""), "size": 0}, "layers": []});
     let signature = parts.document("", &signature);
     refused(parts.index(std::slice::from_ref(&signature)), "is not an image: its configuration");
-    parts.index(&[signature, image]);
+    parts.index(&[signature.clone(), image.clone()]);
     assert_eq!(find(&parts, &Which::All, "linux/amd64").unwrap().len(), 1, "an image beside a signature");
+    parts.index(&[named(signature, "x.sig"), named(image, "x")]);
+    assert_eq!(
+        find(&parts, &Which::All, "linux/amd64").unwrap().len(),
+        1,
+        "a signature with a name of its own"
+    );
+    assert!(find(&parts, &Which::Named("x.sig".into()), "linux/amd64").is_err());
 }

@@ -209,8 +209,8 @@ fn documents_that_are_wrong_or_hostile() {
     refuses_layout(
         |layout, _| {
             change_manifest(layout, |manifest| {
-                manifest["layers"][0]["mediaType"] = json!("application/vnd.in-toto+json")
-            })
+                manifest["layers"][0]["mediaType"] = json!("application/vnd.in-toto+json");
+            });
         },
         "is not an image: its layer has the media type application/vnd.in-toto+json",
     );
@@ -220,7 +220,7 @@ fn documents_that_are_wrong_or_hostile() {
     );
     refuses_layout(
         |layout, layer| {
-            layout.index(&[layout.image("\u{1b}[31mred", &[sha256(b"")], std::slice::from_ref(layer))])
+            layout.index(&[layout.image("\u{1b}[31mred", &[sha256(b"")], std::slice::from_ref(layer))]);
         },
         "there is only linux/\\u{1b}[31mred",
     );

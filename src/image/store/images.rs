@@ -47,6 +47,13 @@ fn image_file_name(digest: &Digest) -> String {
     format!("{}-{}", digest.algorithm().name(), digest.hex())
 }
 
+/// As it was written, if it was short: `sha256:HEX` looks like a name with a tag, and the first digits of it like a name.
+fn short(name: &Reference) -> String {
+    let name = name.to_string();
+    let name = name.strip_prefix("docker.io/library/").unwrap_or(&name);
+    name.strip_suffix(":latest").unwrap_or(name).to_owned()
+}
+
 /// A name, in the store.
 #[derive(Debug, Serialize, Deserialize)]
 struct Name {
@@ -84,14 +91,20 @@ impl Store {
     }
 
     /// The image of that name, and the lease of its file system, or `None`. A short name stands for docker.io's image, or else for
-    /// the one that was loaded from a file (`localhost/NAME`).
+    /// the one that was loaded from a file (`localhost/NAME`), or else for the one whose digest begins so.
     pub fn find(&self, name: &Reference) -> Result<Option<(Image, ImageLease)>, StoreError> {
         let image = match &name.digest {
             Some(digest) => self.read(Part::Images, &image_file_name(digest))?,
-            None => match self.digest_of(name)? {
-                Some((_, digest)) => self.read(Part::Images, &image_file_name(&digest))?,
-                None => None,
-            },
+            None => {
+                let digest = match self.digest_of(name)? {
+                    Some((_, digest)) => Some(digest),
+                    None => self.digest_by_digits(&short(name))?,
+                };
+                match digest {
+                    Some(digest) => self.read(Part::Images, &image_file_name(&digest))?,
+                    None => None,
+                }
+            }
         };
         let Some(image): Option<Image> = image else { return Ok(None) };
         let lease = self.lease_rootfs(&RootfsKey::from_text(&image.rootfs))?;

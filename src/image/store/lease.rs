@@ -135,13 +135,13 @@ impl Store {
             return Ok((lease, false));
         }
         let _making = Guard::wait(&self.path(Part::Locks, name))?;
-        let (lease, made) = match self.lease(part, name)? {
-            Some(lease) => (lease, false),
-            None => (self.make(part, name, make)?, true),
+        let result = match self.lease(part, name)? {
+            Some(lease) => Ok((lease, false)),
+            None => self.make(part, name, make).map(|lease| (lease, true)),
         };
         // Whoever holds a lock may remove its file; the others look whether it is still there.
         self.remove(Part::Locks, name)?;
-        Ok((lease, made))
+        result
     }
 
     fn make<E: From<StoreError>>(

@@ -71,12 +71,16 @@ fn sizes_have_units() {
 fn an_image_is_found_by_its_name_and_digest() {
     let (_dir, store) = store(None);
     let (image, _lease) = add(&store, "localhost/app", 10);
-    for name in ["localhost/app", "localhost/app:latest", "app", &format!("anything@{}", image.digest)] {
+    let digest = image.digest.to_string();
+    let whole = format!("anything@{digest}");
+    for name in
+        ["localhost/app", "localhost/app:latest", "app", &whole, &digest, &digest[..19], image.digest.short()]
+    {
         let (found, lease) = store.find(&reference(name)).unwrap().unwrap();
         assert_eq!(found, image, "{name}");
         assert_eq!(lease.file().metadata().unwrap().len(), 10);
     }
-    for name in ["other", "app:v2", "quay.io/app"] {
+    for name in ["other", "app:v2", "quay.io/app", "sha512:0000", "0000"] {
         assert!(store.find(&reference(name)).unwrap().is_none(), "{name}");
     }
     // docker.io's own comes before the local one.
@@ -196,7 +200,9 @@ fn after_a_failure_the_next_one_makes_it() {
     let (_dir, store) = store(None);
     let fail = |_: &File| Err(StoreError::NoPlace);
     assert!(store.once(Part::Rootfs, "x", fail).is_err());
-    assert_eq!((count(&store, Part::Rootfs), count(&store, Part::Tmp)), (0, 0));
+    for part in [Part::Rootfs, Part::Tmp, Part::Locks] {
+        assert_eq!(count(&store, part), 0, "{part:?}");
+    }
     assert!(store.once(Part::Rootfs, "x", |_| Ok::<(), StoreError>(())).unwrap().1);
     assert!(!store.once(Part::Rootfs, "x", fail).unwrap().1);
 }
