@@ -4,7 +4,7 @@
 //! one, and what comes through a pipe, is written to an unlinked file first (see `load`).
 //!
 //! Of a path that is there twice the last one counts, as for any reader of tars; but metadata that is there twice is refused: two readers
-//! could see two images. Paths with `..`, names that aren't UTF-8, sparse files and special files are passed over. The number of entries and
+//! could see two images. Paths with `..`, names that aren't UTF-8 or too long, sparse files and special files are passed over. The number of entries and
 //! the length of names are capped.
 
 use std::collections::HashMap;
@@ -19,7 +19,9 @@ use super::files::{ContentError, Files, Opened};
 use super::layout::OCI_INDEX;
 
 /// Most entries of an archive: two for each layer and some more are usual.
-const MAX_ENTRIES: usize = 100_000;
+const MAX_ENTRIES: usize = 50_000;
+/// Longest path that is kept, in bytes; with the number of entries it limits the memory for both to some 50 MiB.
+const MAX_PATH_LEN: usize = 512;
 /// Longest extended header, in bytes. Paths have 4096 at most.
 const MAX_EXTENSION_LEN: u64 = 64 << 10;
 /// Most links from one name to the next; podman and old docker save a layer that is there twice as a link.
@@ -123,6 +125,9 @@ impl Archive {
             _ => None,
         };
         let Some(entry) = entry else { return Ok(()) };
+        if path.len() > MAX_PATH_LEN || matches!(&entry, Entry::Link(target) if target.len() > MAX_PATH_LEN) {
+            return Ok(());
+        }
         if self.entries.len() >= MAX_ENTRIES {
             return Err(self.bad(format!("it has more than {MAX_ENTRIES} entries")));
         }

@@ -47,12 +47,15 @@ fn counts_that_differ_and_wrong_types_are_refused() {
         br#"{"rootfs":{},"config":{"Env":"A=B"}}"#,
         br#"{"rootfs":{},"config":{"Cmd":[1]}}"#,
         br#"{}"#,
+        format!(r#"{{"os":5,"{}":1}}"#, "x".repeat(10_000)).as_bytes(),
+        format!(r#"{{"rootfs":"{}"}}"#, "\\u001b".repeat(10_000)).as_bytes(),
         br#"[]"#,
         b"",
         b"\xff",
     ] {
         let message = chain(&parse::<ImageConfig>(text, "it").unwrap_err());
-        assert!(message.starts_with("it is malformed: ") && !message.contains('\n'), "{message}");
+        assert!(message.starts_with("it is malformed: ") && !message.contains(['\n', '\u{1b}']), "{message}");
+        assert!(message.len() < 300, "{message}");
     }
     let deep = "[".repeat(1 << 20);
     parse::<ImageConfig>(deep.as_bytes(), "it").unwrap_err();

@@ -19,12 +19,12 @@ pub(super) const MAX_LAYERS: usize = 1000;
 #[derive(Debug, Error)]
 pub enum DocumentError {
     /// Not the JSON that it should be.
-    #[error("{what} is malformed")]
+    #[error("{what} is malformed: {}", shown(why))]
     Json {
         /// Which document.
         what: String,
-        /// Where.
-        source: serde_json::Error,
+        /// How, and where. It may quote the document.
+        why: String,
     },
     /// Both index and manifest, or neither: readers would differ about what it is (CVE-2021-41190).
     #[error("{0} is neither a clear image manifest nor a clear index")]
@@ -61,7 +61,8 @@ pub enum DocumentError {
 
 /// Parses a document that errors call `what`.
 pub(super) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> Result<T, DocumentError> {
-    serde_json::from_slice(bytes).map_err(|source| DocumentError::Json { what: what.into(), source })
+    serde_json::from_slice(bytes)
+        .map_err(|error| DocumentError::Json { what: what.into(), why: error.to_string() })
 }
 
 /// A field that may be absent or null.
