@@ -148,7 +148,8 @@ pub(super) struct LayerReader<R: Read> {
     expected: Expected,
     /// `None` after the end.
     decoded: Option<Decoded<Checked<R>>>,
-    hasher: Hasher,
+    /// `None` if the blob's own digest says the same.
+    hasher: Option<Hasher>,
     failed: bool,
     verified: Rc<Cell<usize>>,
 }
@@ -158,14 +159,15 @@ impl<R: Read> LayerReader<R> {
     pub(super) fn new(inner: R, expected: Expected, verified: Rc<Cell<usize>>) -> io::Result<Self> {
         let checked = Checked::new(inner, expected.name.clone(), expected.digest.clone(), expected.len);
         let decoded = Decoded::new(checked, &expected.name)?;
-        let hasher = Hasher::new(expected.diff_id.algorithm());
+        let is_same = decoded.is_plain() && expected.digest.as_ref() == Some(&expected.diff_id);
+        let hasher = (!is_same).then(|| Hasher::new(expected.diff_id.algorithm()));
         Ok(Self { expected, decoded: Some(decoded), hasher, failed: false, verified })
     }
 
     fn finish(&mut self, decoded: Decoded<Checked<R>>) -> io::Result<()> {
         decoded.into_inner_at_end()?.verify()?;
-        let actual = self.hasher.clone().finish();
-        if actual != self.expected.diff_id {
+        let actual = self.hasher.take().map(Hasher::finish);
+        if let Some(actual) = actual.filter(|actual| *actual != self.expected.diff_id) {
             let (name, expected) = (self.expected.name.clone(), self.expected.diff_id.clone());
             return Err(BlobError::DiffId { name, expected, actual }.into());
         }
@@ -195,7 +197,9 @@ impl<R: Read> Read for LayerReader<R> {
                 None => Ok(0),
             },
             Ok(n) => {
-                self.hasher.update(&out[..n]);
+                if let Some(hasher) = &mut self.hasher {
+                    hasher.update(&out[..n]);
+                }
                 Ok(n)
             }
             result => result,

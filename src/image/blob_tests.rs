@@ -76,6 +76,22 @@ fn every_lie_is_told_at_the_end() {
 }
 
 #[test]
+fn a_plain_layer_that_lies_is_found_out_whichever_digest_is_wrong() {
+    let (plain, other) = (layer(), Digest::of(b"other"));
+    let base = || expected(&plain, &plain);
+    for (expected, part) in [
+        (Expected { diff_id: other.clone(), ..base() }, "doesn't fit"),
+        (Expected { digest: Some(other.clone()), ..base() }, "is damaged"),
+        (Expected { digest: Some(other.clone()), diff_id: other.clone(), ..base() }, "is damaged"),
+        (Expected { digest: None, len: None, diff_id: other.clone(), ..base() }, "doesn't fit"),
+    ] {
+        let (result, verified) = read(&plain, expected);
+        assert!(chain(&result.unwrap_err()).contains(part), "{part}");
+        assert_eq!(verified, 0);
+    }
+}
+
+#[test]
 fn after_a_failure_every_read_fails() {
     let plain = layer();
     let lie = Expected { diff_id: Digest::of(b"other"), ..expected(&plain, &plain) };

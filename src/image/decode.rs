@@ -169,6 +169,11 @@ impl<R: Read> Decoded<R> {
         Ok(Self { state })
     }
 
+    /// Whether what is read is what is stored, all of it.
+    pub(super) fn is_plain(&self) -> bool {
+        matches!(self.state, State::Plain(_))
+    }
+
     /// Reads what is left behind the compressed stream, and gives the reader under it.
     pub(super) fn into_inner_at_end(self) -> io::Result<R> {
         let mut input = match self.state {
