@@ -57,6 +57,14 @@ pub enum LoadError {
     /// For another kind of machine.
     #[error("images for {0} can't run here: bothy's guests are linux/amd64")]
     Foreign(Platform),
+    /// A tar that has to be copied, and can't be.
+    #[error("can't copy {name} into the store")]
+    Copy {
+        /// The archive.
+        name: String,
+        /// Why not.
+        source: io::Error,
+    },
     /// A tar that expands without end.
     #[error("{name} has more than {limit} bytes when it is uncompressed")]
     TooLong {
@@ -184,12 +192,27 @@ impl Loading<'_> {
         self.progress.begin(&format!("reading {name}"), len);
         let limit = self.options.limits.max_bytes;
         let copy = self.store.unlinked()?;
-        let decoded = Decoded::new(Counted { inner: file, progress: self.progress }, name).map_err(io)?;
-        let copied = io::copy(&mut decoded.take(limit), &mut &copy).map_err(io)?;
-        self.progress.end();
-        if copied >= limit {
-            return Err(LoadError::TooLong { name: name.into(), limit });
+        let unwritten = |source| LoadError::Copy { name: name.into(), source };
+        let mut decoded = Decoded::new(Counted { inner: file, progress: self.progress }, name).map_err(io)?;
+        let (mut piece, mut copied) = (vec![0; MAX_PIECE], 0);
+        loop {
+            let n = match decoded.read(&mut piece) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(io(error)),
+            };
+            // A bomb of zeros takes no room.
+            if piece[..n].iter().any(|byte| *byte != 0) {
+                copy.write_all_at(&piece[..n], copied).map_err(unwritten)?;
+            }
+            copied += n as u64;
+            if copied > limit {
+                return Err(LoadError::TooLong { name: name.into(), limit });
+            }
         }
+        copy.set_len(copied).map_err(unwritten)?;
+        self.progress.end();
         Ok(copy)
     }
 
