@@ -14,7 +14,7 @@ use std::rc::Rc;
 use thiserror::Error;
 
 use super::archive::Archive;
-use super::blob::{Expected, LayerReader};
+use super::blob::{BlobError, Checked, Expected, LayerReader};
 use super::config::RunConfig;
 use super::decode::{Compression, Decoded, MAGIC_LEN};
 use super::digest::{Digest, shown};
@@ -273,7 +273,13 @@ impl Loading<'_> {
             // Whoever reads header by header has the bytes decompressed and hashed in larger pieces all the same.
             Ok(Layer { name, tar: Box::new(BufReader::with_capacity(MAX_PIECE, reader)) })
         };
-        rootfs::build(layers.iter().map(open), out, &self.options.limits)?;
+        if let Err(error) = rootfs::build(layers.iter().map(open), out, &self.options.limits) {
+            // Nonsense in a layer is most likely damage: it was met before the end, where the digests are checked.
+            if let Some(layer) = layers.get(verified.get()) {
+                check_blob(files, layer)?;
+            }
+            return Err(error.into());
+        }
         if verified.get() != layers.len() {
             return Err(LoadError::Unread(files.name().into()));
         }
@@ -308,6 +314,22 @@ impl Loading<'_> {
         self.store.add(&image, &names)?;
         Ok(Loaded { image, names, built, lease })
     }
+}
+
+/// Reads a layer's blob, as it is stored, to see whether it is the one that its descriptor names.
+fn check_blob(files: &dyn Files, layer: &LayerSource) -> Result<(), LoadError> {
+    let Some(digest) = &layer.digest else { return Ok(()) };
+    let name = format!("layer {digest}");
+    let reader = files.need(&layer.path)?.reader;
+    let mut checked = Checked::new(reader, name.clone(), Some(digest.clone()), layer.len);
+    // An error of ours needs no words before it; the host's does.
+    let read = io::copy(&mut checked, &mut io::sink());
+    let read = read.map_err(|error| match error.downcast::<BlobError>() {
+        Ok(error) => ContentError::Blob(error),
+        Err(source) => ContentError::Io { name, source },
+    });
+    read?;
+    Ok(checked.verify().map_err(ContentError::Blob)?)
 }
 
 /// Of an uncompressed layer, in bytes.

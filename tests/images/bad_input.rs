@@ -100,6 +100,11 @@ fn blobs_that_are_not_what_was_announced() {
         |layout, layer| changed(layer, layout, &|content| content[515] ^= 1),
         "is damaged: its content has the digest",
     );
+    // In a tar header: nonsense on the way to the digest.
+    refuses_layout(
+        |layout, layer| changed(layer, layout, &|content| content[10] ^= 1),
+        "is damaged: its content has the digest",
+    );
     refuses_layout(
         |layout, layer| changed(layer, layout, &|content| content.push(0)),
         "is longer than the 10240 bytes",
