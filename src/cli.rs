@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Console, MemorySize, VmConfig};
+use crate::image::{Platform, Reference};
 use crate::virtio::{blk, net, vsock};
 
 /// Boots Linux in a KVM virtual machine as quickly as a container starts.
@@ -27,6 +28,31 @@ pub enum Command {
     /// Exit codes: 0 power-off or reset, 1 the VM couldn't be set up, 2 wrong usage, 3 the guest's kernel panicked, 4
     /// triple fault, 5 KVM gave up, 6 killed because SIGTERM wasn't answered.
     Boot(Box<BootArgs>),
+    /// Put images into the store
+    ///
+    /// From directories and archives as skopeo, umoci, buildah, docker and podman write them. An image that has no name of its own gets
+    /// that of its file: localhost/NAME:latest. What has been loaded is named on standard output.
+    Load(LoadArgs),
+    /// List the images in the store
+    Images {
+        /// Print JSON, with all that is known of each image
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove images from the store
+    ///
+    /// A name is removed; its image goes with its last name. What a virtual machine uses is not removed.
+    Rmi {
+        /// Names, or digests and the first digits of them, which remove the image with all its names
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
+    },
+    /// Remove images that have no name any more, and what else the store doesn't need
+    Prune {
+        /// Remove images with names, too, but for those that are in use
+        #[arg(long)]
+        all: bool,
+    },
     /// Say what this machine has of what bothy needs, and how to get the rest
     ///
     /// Exit code 1 if Linux guests can't run here.
@@ -40,6 +66,23 @@ pub enum Command {
         #[arg(value_name = "PATH")]
         out: PathBuf,
     },
+}
+
+/// Flags of `bothy load`.
+#[derive(Debug, Args)]
+pub struct LoadArgs {
+    /// oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], dir:DIR, `-` for an archive on standard input, or a path
+    #[arg(value_name = "SRC", required = true)]
+    pub sources: Vec<String>,
+    /// Call the image so, and not as it is called in the source
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<Reference>,
+    /// The image for this platform, where there are several
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", default_value = "linux/amd64")]
+    pub platform: Platform,
+    /// Most files and directories of an image [default: 5000000]
+    #[arg(long, value_name = "N")]
+    pub max_entries: Option<u64>,
 }
 
 /// Flags of `bothy boot`.
@@ -201,6 +244,10 @@ mod tests {
             ("bothy boot --console vga", ["--console", "serial, none"]),
             ("bothy boot --disk a,rw", ["--disk", "none of `ro`"]),
             ("bothy bot", ["bot", "boot"]),
+            ("bothy load", ["SRC", "see --help"]),
+            ("bothy load x --platform amd64", ["--platform", "linux/amd64"]),
+            ("bothy load x --name A", ["--name", "lower-case"]),
+            ("bothy rmi", ["NAME", "see --help"]),
         ] {
             let error = Cli::try_parse_from(words.split(' ')).unwrap_err();
             let line = one_line(&error.to_string());

@@ -1,10 +1,10 @@
 //! bothy: a type-2 hypervisor for containers, on Linux' KVM.
 //!
 //! ```text
-//! main -> cli -> commands -> { vmm, guest_files, report }
+//! main -> cli -> commands -> { vmm, guest_files, image, report }
 //! vmm -> { config, vcpu, boot } -> { virtio devices, devices } -> virtio::core -> bus -> memory
 //! { vmm, vcpu } -> kvm -> memory         (nobody else names kvm, but for `bothy doctor`)
-//! image                                  (container images; names none of the above)
+//! image                                  (names only itself)
 //! outcome, timeline, poll, thread        (small, and used by all of the above)
 //! ```
 //!

@@ -9,7 +9,7 @@ const EVERYWHERE: &[&str] = &["outcome", "poll", "thread", "timeline"];
 /// A module, or a part of one, and the modules that it may name. The first line that fits a file counts.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("main", &["cli", "commands"]),
-    ("cli", &["config", "virtio::blk", "virtio::net", "virtio::vsock"]),
+    ("cli", &["config", "image", "virtio::blk", "virtio::net", "virtio::vsock"]),
     // `bothy doctor` asks KVM, and `bothy boot` opens what the VM will use.
     (
         "commands",
@@ -18,6 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "config",
             "vmm",
             "guest_files",
+            "image",
             "report",
             "boot",
             "kvm",

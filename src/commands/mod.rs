@@ -3,8 +3,13 @@
 mod attend;
 mod boot;
 mod doctor;
+mod images;
 mod licenses;
+mod load;
 mod pack;
+mod progress;
+mod prune;
+mod rmi;
 mod signals;
 mod terminal;
 
@@ -41,10 +46,46 @@ pub fn run(cli: Cli, exec_ns: u64) -> Result<u8, Failure> {
             let log = start_log(args.log_file.as_deref())?;
             boot::boot(&args, exec_ns, log)
         }
+        Command::Load(args) => with_log(|| load::load(&args)),
+        Command::Images { json } => with_log(|| images::images(json)),
+        Command::Rmi { names } => with_log(|| rmi::rmi(&names)),
+        Command::Prune { all } => with_log(|| prune::prune(all)),
         Command::Doctor => doctor::doctor(),
         Command::Licenses => licenses::licenses(),
         Command::Pack { out } => pack::pack(&out),
     }
+}
+
+/// Runs a command that has no log file of its own.
+fn with_log(command: impl FnOnce() -> Result<u8, Failure>) -> Result<u8, Failure> {
+    start_log(None)?;
+    command()
+}
+
+/// Writes to standard output. Nobody is told when its reader has gone: what was asked for has been done.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(anyhow::Error::new(error).context("can't write to standard output").into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A number of bytes for people: `4.2 MB`, with the units that docker uses.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
+    if bytes < 1000 {
+        return format!("{bytes} B");
+    }
+    // In tenths of the unit, rounded; 999.95 kB are 1.0 MB.
+    let (mut tenths, mut unit) = ((bytes + 50) / 100, 0);
+    while tenths >= 10_000 && unit + 1 < UNITS.len() {
+        tenths = (tenths + 500) / 1000;
+        unit += 1;
+    }
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
 }
 
 /// How long a reader of standard error may keep us.
@@ -76,4 +117,22 @@ fn start_log(file: Option<&Path>) -> Result<Option<RawFd>, Failure> {
     }
     builder.init();
     Ok(log)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn sizes_are_rounded_to_a_tenth_of_their_unit() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.0 kB"),
+            (999_949, "999.9 kB"),
+            (999_950, "1.0 MB"),
+            (4_243_456, "4.2 MB"),
+            (1 << 40, "1.1 TB"),
+        ] {
+            assert_eq!(super::size(bytes), text, "{bytes}");
+        }
+    }
 }

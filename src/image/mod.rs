@@ -1,5 +1,44 @@
-//! Container images: what `bothy run IMAGE` boots from.
+//! Container images: what they are called, where they come from, and the store of file systems made of them.
 //!
-//! - [`rootfs`] makes one read-only file system image of an image's layers, or of a directory.
+//! ```text
+//! source, reference     what people write   -> a Source
+//! load                  a Source            -> images in the store
+//!   files, archive      the files of an image, in a directory or a tar
+//!   layout, docker      which of them are the image that was asked for
+//!   manifest, config    the documents
+//!   blob, decode        layers, decompressed and verified while they stream
+//!   rootfs              layers in, one EROFS file out
+//! store                 names, images, file systems; leases keep what is in use
+//! ```
+//!
+//! An image is hostile until its digests say that it is the one that was asked for, and its content is hostile even then. Each of these modules says
+//! what it refuses. Registries aren't here yet; they will put their blobs into [`Store::blob`] and go on as `load` does.
+//!
+//! Runs in the command's process, with its rights; nothing here is seen by a VM's process but the descriptor of a lease.
 
+mod archive;
+mod blob;
+mod config;
+mod decode;
+mod digest;
+mod docker;
+mod files;
+mod layout;
+mod load;
+mod manifest;
+mod reference;
 pub mod rootfs;
+mod source;
+mod store;
+#[cfg(test)]
+mod testing;
+
+pub use blob::BlobError;
+pub use config::RunConfig;
+pub use digest::{Algorithm, Digest, DigestError};
+pub use files::ContentError;
+pub use load::{LoadError, LoadOptions, Loaded, Progress, load};
+pub use manifest::{DocumentError, Platform};
+pub use reference::{Reference, ReferenceError};
+pub use source::{ArchiveKind, Source, Which};
+pub use store::{Image, ImageLease, ImageSummary, Lease, Pruned, Store, StoreError};

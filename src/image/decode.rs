@@ -1,0 +1,241 @@
+//! Decompression: gzip and zstd, or nothing to do.
+//!
+//! - The compression is told by the first bytes, not by the media type, which is often wrong. What has a valid tar header is a tar,
+//!   whatever its first bytes look like otherwise.
+//! - Gzip may have several members and zstd several frames (eStargz and zstd:chunked layers do). What follows and isn't one is not decoded, but counts
+//!   for the blob's size and digest; the diff_id says whether anything was lost.
+
+use std::io::{self, BufRead, Read};
+
+use flate2::bufread::GzDecoder;
+use zstd::stream::raw::{Decoder as ZstdDecoder, Operation};
+
+use super::blob::BlobError;
+
+/// Bytes that tell what a blob is: a tar header.
+pub(super) const MAGIC_LEN: usize = 512;
+/// Enough for few system calls, little enough for the second-level cache.
+const BUFFER_LEN: usize = 128 * 1024;
+const _: () = assert!(BUFFER_LEN > MAGIC_LEN);
+
+/// How a blob is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Compression {
+    None,
+    Gzip,
+    Zstd,
+    Unsupported(&'static str),
+}
+
+impl Compression {
+    /// Tells it by the first bytes, up to [`MAGIC_LEN`] of them.
+    pub(super) fn of(start: &[u8]) -> Self {
+        if is_tar(start) {
+            return Self::None;
+        }
+        if is_zstd_frame(start) {
+            return Self::Zstd;
+        }
+        let magics: [(&[u8], Self); 3] = [
+            (&[0x1f, 0x8b], Self::Gzip),
+            (b"\xfd7zXZ\0", Self::Unsupported("xz")),
+            (b"BZh", Self::Unsupported("bzip2")),
+        ];
+        magics.iter().find(|(magic, _)| start.starts_with(magic)).map_or(Self::None, |(_, kind)| *kind)
+    }
+}
+
+/// A frame, or one to be skipped (RFC 8878, 3.1).
+fn is_zstd_frame(start: &[u8]) -> bool {
+    matches!(start, [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
+}
+
+/// Whether these bytes begin like a tar: a header whose checksum fits, or the zeros that end an empty one.
+pub(super) fn is_tar(start: &[u8]) -> bool {
+    let Some(header) = start.first_chunk::<MAGIC_LEN>() else { return false };
+    header.iter().all(|byte| *byte == 0) || tar_checksum_fits(header)
+}
+
+/// The sum of a tar header's bytes, its own field taken as spaces, against what the header says.
+pub(super) fn tar_checksum_fits(header: &[u8; MAGIC_LEN]) -> bool {
+    let (before, field, after) = (&header[..148], &header[148..156], &header[156..]);
+    let sum: u32 = before.iter().chain(after).map(|byte| u32::from(*byte)).sum::<u32>() + 8 * u32::from(b' ');
+    let digits = field.iter().skip_while(|byte| **byte == b' ').take_while(|byte| byte.is_ascii_digit());
+    let said = digits.fold(0u32, |value, digit| value.wrapping_mul(8).wrapping_add(u32::from(digit - b'0')));
+    said == sum
+}
+
+/// A buffer that can be looked into without taking from it.
+struct Buffered<R> {
+    inner: R,
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl<R: Read> Buffered<R> {
+    fn new(inner: R) -> Self {
+        Self { inner, buffer: vec![0; BUFFER_LEN].into(), start: 0, end: 0 }
+    }
+
+    /// The next `len` bytes, fewer only at the end. `len` is less than the buffer.
+    fn peek(&mut self, len: usize) -> io::Result<&[u8]> {
+        if self.buffer.len() - self.start < len {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        while self.end - self.start < len {
+            match read_some(&mut self.inner, &mut self.buffer[self.end..])? {
+                0 => break,
+                n => self.end += n,
+            }
+        }
+        Ok(&self.buffer[self.start..self.end.min(self.start + len)])
+    }
+
+    /// Reads on to the end, for the sake of size and digest.
+    fn drain(&mut self) -> io::Result<()> {
+        while !self.fill_buf()?.is_empty() {
+            self.start = self.end;
+        }
+        Ok(())
+    }
+}
+
+fn read_some(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match reader.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+impl<R: Read> Read for Buffered<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if self.start == self.end && out.len() >= self.buffer.len() {
+            return self.inner.read(out);
+        }
+        let n = self.fill_buf()?.read(out)?;
+        self.consume(n);
+        Ok(n)
+    }
+}
+
+impl<R: Read> BufRead for Buffered<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.start == self.end {
+            (self.start, self.end) = (0, read_some(&mut self.inner, &mut self.buffer)?);
+        }
+        Ok(&self.buffer[self.start..self.end])
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.start += n;
+    }
+}
+
+/// Decompresses what it is given, or passes it on.
+pub(super) struct Decoded<R: Read> {
+    state: State<R>,
+}
+
+enum State<R: Read> {
+    Plain(Buffered<R>),
+    Gzip(Box<GzDecoder<Buffered<R>>>),
+    Zstd {
+        input: Buffered<R>,
+        decoder: ZstdDecoder<'static>,
+        between_frames: bool,
+    },
+    /// The compressed stream is over; perhaps there is something behind it.
+    Ended(Buffered<R>),
+    /// Only while one of the others is being replaced.
+    Taken,
+}
+
+impl<R: Read> Decoded<R> {
+    /// Looks at the first bytes. `name` is what errors call the blob.
+    pub(super) fn new(inner: R, name: &str) -> io::Result<Self> {
+        let mut input = Buffered::new(inner);
+        let state = match Compression::of(input.peek(MAGIC_LEN)?) {
+            Compression::None => State::Plain(input),
+            Compression::Gzip => State::Gzip(Box::new(GzDecoder::new(input))),
+            Compression::Zstd => State::Zstd { input, decoder: ZstdDecoder::new()?, between_frames: true },
+            Compression::Unsupported(compression) => {
+                return Err(BlobError::Unsupported { name: name.into(), compression }.into());
+            }
+        };
+        Ok(Self { state })
+    }
+
+    /// Whether what is read is what is stored, all of it.
+    pub(super) fn is_plain(&self) -> bool {
+        matches!(self.state, State::Plain(_))
+    }
+
+    /// Reads what is left behind the compressed stream, and gives the reader under it.
+    pub(super) fn into_inner_at_end(self) -> io::Result<R> {
+        let mut input = match self.state {
+            State::Plain(input) | State::Zstd { input, .. } | State::Ended(input) => input,
+            State::Gzip(decoder) => decoder.into_inner(),
+            State::Taken => unreachable!("taken only inside of `next_member`"),
+        };
+        input.drain()?;
+        Ok(input.inner)
+    }
+
+    /// After a gzip member: another one, or the end.
+    fn next_member(&mut self) -> io::Result<()> {
+        if let State::Gzip(decoder) = std::mem::replace(&mut self.state, State::Taken) {
+            let mut input = decoder.into_inner();
+            let more = input.peek(2)? == [0x1f, 0x8b];
+            self.state =
+                if more { State::Gzip(Box::new(GzDecoder::new(input))) } else { State::Ended(input) };
+        }
+        Ok(())
+    }
+}
+
+impl<R: Read> Read for Decoded<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if out.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            match &mut self.state {
+                State::Plain(input) => return input.read(out),
+                State::Gzip(decoder) => match decoder.read(out)? {
+                    0 => self.next_member()?,
+                    n => return Ok(n),
+                },
+                State::Zstd { input, decoder, between_frames } => {
+                    if *between_frames {
+                        if !is_zstd_frame(input.peek(4)?) {
+                            return Ok(0);
+                        }
+                        decoder.reinit()?;
+                        *between_frames = false;
+                    }
+                    let data = input.fill_buf()?;
+                    let status = decoder.run_on_buffers(data, out)?;
+                    if data.is_empty() && status.bytes_written == 0 {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                    input.consume(status.bytes_read);
+                    // Nothing left to decode of this frame, and nothing left to give out.
+                    *between_frames = status.remaining == 0;
+                    if status.bytes_written > 0 {
+                        return Ok(status.bytes_written);
+                    }
+                }
+                State::Ended(_) => return Ok(0),
+                State::Taken => return Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "decode_tests.rs"]
+mod tests;

@@ -1,0 +1,89 @@
+use super::super::archive::Archive;
+use super::super::testing::{Parts, chain, file, tar};
+use super::*;
+use serde_json::{Value, json};
+use std::io::Write;
+
+const NATIVE: fn() -> Platform = Platform::native;
+
+fn archive(parts: &Parts) -> Archive {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&parts.to_tar()).unwrap();
+    Archive::open(file, "a.tar".into()).unwrap()
+}
+
+/// An image as docker saves it; gives its entry in manifest.json.
+fn saved(parts: &mut Parts, architecture: &str, tags: &[&str]) -> Value {
+    let layer = tar(&[file("a", architecture.as_bytes())]);
+    let config = json!({"architecture": architecture, "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [Digest::of(&layer)]}})
+    .to_string();
+    let path = format!("{}.json", Digest::of(config.as_bytes()).hex());
+    parts.0.insert(path.clone(), config.into());
+    parts.0.insert(format!("{architecture}/layer.tar"), layer);
+    json!({"Config": path, "RepoTags": tags, "Layers": [format!("{architecture}/layer.tar")]})
+}
+
+fn manifest(parts: &mut Parts, images: &[Value]) {
+    parts.0.insert(DOCKER_MANIFEST.into(), Value::from(images).to_string().into());
+}
+
+#[test]
+fn images_are_chosen_by_name_and_number() {
+    let mut parts = Parts::default();
+    let one = saved(&mut parts, "amd64", &["one:v1", "quay.io/one:v2"]);
+    let mut two = one.clone();
+    two["RepoTags"] = json!(null);
+    manifest(&mut parts, &[one, two]);
+    let archive = archive(&parts);
+    let names = |which: &Which| -> Result<Vec<Vec<String>>, String> {
+        let found = docker_images(&archive, which, &NATIVE()).map_err(|error| chain(&error))?;
+        Ok(found.iter().map(|found| found.names.iter().map(ToString::to_string).collect()).collect())
+    };
+    let both = vec!["docker.io/library/one:v1".to_owned(), "quay.io/one:v2".to_owned()];
+    assert_eq!(names(&Which::All).unwrap(), [both.clone(), vec![]]);
+    assert_eq!(names(&Which::Number(1)).unwrap(), [vec![]; 1] as [Vec<String>; 1]);
+    assert_eq!(names(&Which::Named("one:v1".into())).unwrap(), [both]);
+    for (which, wanted) in
+        [(Which::Number(2), "@2"), (Which::Named("one".into()), "one"), (Which::Named("A".into()), "A")]
+    {
+        let message = names(&which).unwrap_err();
+        assert!(
+            message.contains(&format!("no image {wanted}: there are docker.io/library/one:v1")),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    let check = |change: &dyn Fn(&mut Parts, &mut Value), part: &str| {
+        let mut parts = Parts::default();
+        let mut image = saved(&mut parts, "amd64", &["one"]);
+        change(&mut parts, &mut image);
+        manifest(&mut parts, &[image]);
+        let message = chain(&docker_images(&archive(&parts), &Which::All, &NATIVE()).unwrap_err());
+        assert!(message.contains(part) && message.contains("a.tar"), "{message}");
+    };
+    check(&|_, image| image["Config"] = json!("gone.json"), "has no gone.json");
+    check(&|_, image| image["Config"] = json!("../../etc/passwd"), "has no ../../etc/passwd");
+    check(&|_, image| image["Layers"] = json!([]), "has 0 layers, and its configuration names 1");
+    check(&|_, image| image["RepoTags"] = json!(["A"]), "bad name");
+    check(&|_, image| image["Layers"] = json!(null), "manifest.json in a.tar is malformed");
+    check(
+        &|parts, image| {
+            let path = image["Config"].as_str().unwrap();
+            parts.0.insert(path.into(), br#"{"architecture":"amd64","rootfs":{}}"#.to_vec());
+        },
+        "is damaged",
+    );
+    check(
+        &|parts, image| *image = saved(parts, "arm64", &[]),
+        "no image for linux/amd64: there is only linux/arm64",
+    );
+    let mut parts = Parts::default();
+    manifest(&mut parts, &[]);
+    assert!(
+        docker_images(&archive(&parts), &Which::All, &NATIVE()).unwrap_err().to_string().contains("no image")
+    );
+}

@@ -1,0 +1,230 @@
+//! The files of an image, wherever they are: a directory, or a tar (see `archive`). Whoever reads an image asks for paths
+//! like `index.json`, and doesn't know which it is.
+//!
+//! Refuses: paths and symbolic links that lead out of the directory, what is no regular file, documents that are too long.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use thiserror::Error;
+
+use super::blob::BlobError;
+use super::digest::{read_capped, shown};
+use super::manifest::{Descriptor, DocumentError, MAX_DOCUMENT_LEN, Platform};
+use super::reference::ReferenceError;
+
+/// Why no image can be read from what was given.
+#[derive(Debug, Error)]
+pub enum ContentError {
+    /// The host's.
+    #[error("can't read {name}")]
+    Io {
+        /// The layout or archive, or a file of it.
+        name: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file isn't there.
+    #[error("{name} has no {}", shown(path))]
+    Missing {
+        /// The layout or archive.
+        name: String,
+        /// The path in it.
+        path: String,
+    },
+    /// A symbolic link, or several, to somewhere else.
+    #[error("{} leads out of {name}", shown(path))]
+    Escapes {
+        /// The layout or archive.
+        name: String,
+        /// The path in it.
+        path: String,
+    },
+    /// A directory, a pipe.
+    #[error("{} in {name} is not a regular file", shown(path))]
+    NotAFile {
+        /// The layout or archive.
+        name: String,
+        /// The path in it.
+        path: String,
+    },
+    /// A document that is longer than any that is meant well.
+    #[error("{} in {name} is longer than {} MiB", shown(path), MAX_DOCUMENT_LEN >> 20)]
+    TooLong {
+        /// The layout or archive.
+        name: String,
+        /// The path in it.
+        path: String,
+    },
+    /// A document isn't the one that its descriptor names.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+    /// Malformed or foreign.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
+    /// A bad name in it.
+    #[error("{name} holds an image with a bad name")]
+    BadName {
+        /// The layout or archive.
+        name: String,
+        /// What is wrong.
+        source: ReferenceError,
+    },
+    /// An index that leads to too much.
+    #[error("the indexes in {name} are nested too deep or name too many manifests")]
+    TooMany {
+        /// The layout or archive.
+        name: String,
+    },
+    /// Images for other machines only.
+    #[error("{name} has no image for {wanted}: there {} {}", if offered.len() == 1 { "is only" } else { "are" }, list(offered))]
+    Platform {
+        /// The layout or archive.
+        name: String,
+        /// What was asked for.
+        wanted: Platform,
+        /// What there is.
+        offered: Vec<Platform>,
+    },
+    /// No image of that name in it.
+    #[error("{name} has no image {}: there {} {}", shown(wanted), if there.len() == 1 { "is" } else { "are" }, if there.is_empty() { "none".to_owned() } else { shown(&there.join(", ")) })]
+    NoSuch {
+        /// The layout or archive.
+        name: String,
+        /// What was asked for.
+        wanted: String,
+        /// The names that there are.
+        there: Vec<String>,
+    },
+    /// No image at all in it.
+    #[error("{0} holds no image")]
+    Empty(String),
+    /// Not a tar, or a broken one.
+    #[error("{name} is not a good archive: {what}")]
+    Tar {
+        /// The archive.
+        name: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A tar of something else.
+    #[error(
+        "{0} is no image: it has neither manifest.json nor index.json (a root file system? unpack it and load dir:DIR)"
+    )]
+    NotAnImage(String),
+}
+
+fn list(platforms: &[Platform]) -> String {
+    const LIMIT: usize = 12;
+    let mut texts: Vec<String> = platforms.iter().take(LIMIT).map(Platform::to_string).collect();
+    if platforms.len() > LIMIT {
+        texts.push(format!("{} more", platforms.len() - LIMIT));
+    }
+    if texts.is_empty() { "none at all".into() } else { texts.join(", ") }
+}
+
+/// An open file of an image.
+pub(super) struct Opened<'a> {
+    pub(super) reader: Box<dyn Read + 'a>,
+    pub(super) len: u64,
+}
+
+/// Where the files are.
+pub(super) trait Files {
+    /// What errors call it.
+    fn name(&self) -> &str;
+
+    /// Opens a file; `None` if there is none.
+    fn open(&self, path: &str) -> Result<Option<Opened<'_>>, ContentError>;
+
+    /// Opens a file that must be there.
+    fn need(&self, path: &str) -> Result<Opened<'_>, ContentError> {
+        self.open(path)?.ok_or_else(|| ContentError::Missing { name: self.name().into(), path: path.into() })
+    }
+
+    /// A whole file, if it isn't too long.
+    fn read(&self, path: &str) -> Result<Vec<u8>, ContentError> {
+        let name = || self.name().to_owned();
+        let bytes = read_capped(self.need(path)?.reader, MAX_DOCUMENT_LEN);
+        let bytes =
+            bytes.map_err(|source| ContentError::Io { name: format!("{path} in {}", name()), source })?;
+        bytes.ok_or_else(|| ContentError::TooLong { name: name(), path: path.into() })
+    }
+
+    /// The document that a descriptor points to, verified.
+    fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, ContentError> {
+        let path = descriptor.digest.blob_path();
+        let bytes = self.read(&path)?;
+        let (name, expected, seen) = (path, descriptor.size, bytes.len() as u64);
+        if seen > expected {
+            return Err(BlobError::TooLong { name, expected }.into());
+        }
+        if seen < expected {
+            return Err(BlobError::TooShort { name, expected, seen }.into());
+        }
+        check_digest(&descriptor.digest, &bytes, name)?;
+        Ok(bytes)
+    }
+}
+
+/// Insists that the bytes are those that the digest names.
+pub(super) fn check_digest(
+    digest: &super::digest::Digest,
+    bytes: &[u8],
+    name: String,
+) -> Result<(), BlobError> {
+    if digest.fits(bytes) {
+        return Ok(());
+    }
+    Err(BlobError::Digest { name, actual: super::digest::Digest::of(bytes) })
+}
+
+/// A directory. Nothing outside of it is opened, whatever links it contains.
+pub(super) struct Directory {
+    fd: OwnedFd,
+    name: String,
+}
+
+impl Directory {
+    pub(super) fn open(path: &Path) -> Result<Self, ContentError> {
+        let name = path.display().to_string();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|error| ContentError::Io { name: name.clone(), source: error.into() })?;
+        Ok(Self { fd, name })
+    }
+}
+
+impl Files for Directory {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn open(&self, path: &str) -> Result<Option<Opened<'_>>, ContentError> {
+        let (name, owned) = (self.name.clone(), path.to_owned());
+        let io = |source| ContentError::Io { name: format!("{path} in {}", self.name), source };
+        // NONBLOCK, so that a pipe is refused and not waited for.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let file = match rustix::fs::openat2(&self.fd, path, flags, Mode::empty(), beneath) {
+            Ok(fd) => File::from(fd),
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            Err(rustix::io::Errno::XDEV | rustix::io::Errno::LOOP) => {
+                return Err(ContentError::Escapes { name, path: owned });
+            }
+            Err(error) => return Err(io(error.into())),
+        };
+        let metadata = file.metadata().map_err(io)?;
+        if !metadata.is_file() {
+            return Err(ContentError::NotAFile { name, path: owned });
+        }
+        Ok(Some(Opened { reader: Box::new(file), len: metadata.len() }))
+    }
+}
+
+#[cfg(test)]
+#[path = "files_tests.rs"]
+mod tests;

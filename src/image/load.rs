@@ -1,0 +1,354 @@
+//! From a source to images in the store: find the images, build the file systems that aren't there yet, write down names.
+//!
+//! Nothing of an image is in the store before all of it has been read and verified. A tar that is compressed or comes through a pipe is written to an
+//! unlinked file in the store's file system first, uncompressed: its files may stand in any order. It is gone with this process.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::rc::Rc;
+
+use thiserror::Error;
+
+use super::archive::Archive;
+use super::blob::{BlobError, Checked, Expected, LayerReader};
+use super::config::RunConfig;
+use super::decode::{Compression, Decoded, MAGIC_LEN};
+use super::digest::{Digest, shown};
+use super::docker::{DOCKER_MANIFEST, docker_images};
+use super::files::{ContentError, Directory, Files};
+use super::layout::{Found, LayerSource, OCI_INDEX, oci_images};
+use super::manifest::Platform;
+use super::reference::{Reference, local};
+use super::rootfs::{self, Layer, Limits, RootfsError};
+use super::source::{ArchiveKind, Source, Which};
+use super::store::{Image, ImageLease, RootfsKey, Store, StoreError};
+
+/// Why nothing was loaded.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// The image isn't there, or isn't good.
+    #[error(transparent)]
+    Content(#[from] ContentError),
+    /// The file system can't be built.
+    #[error(transparent)]
+    Rootfs(#[from] RootfsError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A name where a file or directory is needed.
+    #[error("{0} is neither a file nor a directory, and images can't be had from registries yet")]
+    Registry(String),
+    /// One name for several images.
+    #[error(
+        "{name} holds {count} images, which can't all be called {wanted}: say which one, with :TAG or :@0 after the path"
+    )]
+    OneName {
+        /// The layout or archive.
+        name: String,
+        /// How many there are.
+        count: usize,
+        /// The name.
+        wanted: String,
+    },
+    /// For another kind of machine.
+    #[error("images for {0} can't run here: bothy's guests are linux/amd64")]
+    Foreign(Platform),
+    /// A tar that has to be copied, and can't be.
+    #[error("can't copy {name} into the store")]
+    Copy {
+        /// The archive.
+        name: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A tar that expands without end.
+    #[error("{name} has more than {limit} bytes when it is uncompressed")]
+    TooLong {
+        /// The archive.
+        name: String,
+        /// The limit.
+        limit: u64,
+    },
+    /// A layer wasn't read to its end, so it isn't verified.
+    #[error("{0} has a layer that was not read to its end")]
+    Unread(String),
+    /// A directory that somebody works in.
+    #[error("{0} has changed while it was read")]
+    Changed(String),
+}
+
+/// Who shows how far it is.
+pub trait Progress {
+    /// A step begins; `bytes` is its length, if it is known.
+    fn begin(&self, what: &str, bytes: Option<u64>);
+    /// So many bytes more have been read.
+    fn advance(&self, bytes: u64);
+    /// The step is over.
+    fn end(&self);
+}
+
+/// What to load, and how.
+#[derive(Debug)]
+pub struct LoadOptions {
+    /// Instead of the names that the image has.
+    pub name: Option<Reference>,
+    /// Which image of an index.
+    pub platform: Platform,
+    /// What it may cost.
+    pub limits: Limits,
+}
+
+/// An image that is now in the store.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The image.
+    pub image: Image,
+    /// The names that it has got.
+    pub names: Vec<Reference>,
+    /// False if its file system was there already.
+    pub built: bool,
+    /// Its file system.
+    pub lease: ImageLease,
+}
+
+/// Loads all images of a source, or the one that it names.
+pub fn load(
+    store: &Store,
+    source: &Source,
+    options: &LoadOptions,
+    progress: &dyn Progress,
+) -> Result<Vec<Loaded>, LoadError> {
+    if !options.platform.runs_here() {
+        return Err(LoadError::Foreign(options.platform.clone()));
+    }
+    let loading = Loading { store, options, progress };
+    match source {
+        Source::Layout { dir, which } => {
+            let files = Directory::open(dir)?;
+            let found = oci_images(&files, which, &options.platform)?;
+            loading.add_all(&files, found, Some(dir))
+        }
+        Source::Archive { file: path, kind, which } => {
+            let name = path.display().to_string();
+            let file = File::open(path).map_err(|source| ContentError::Io { name: name.clone(), source })?;
+            loading.archive(file, name, *kind, which, Some(path))
+        }
+        Source::Stdin => {
+            let name = "standard input".to_owned();
+            let own = io::stdin().as_fd().try_clone_to_owned();
+            let own = own.map_err(|source| ContentError::Io { name: name.clone(), source })?;
+            loading.archive(own.into(), name, ArchiveKind::Any, &Which::All, None)
+        }
+        Source::Dir(dir) => Ok(vec![loading.dir(dir)?]),
+        Source::Name(name) => Err(LoadError::Registry(name.to_string())),
+    }
+}
+
+/// What every step needs.
+struct Loading<'a> {
+    store: &'a Store,
+    options: &'a LoadOptions,
+    progress: &'a dyn Progress,
+}
+
+impl Loading<'_> {
+    fn archive(
+        &self,
+        file: File,
+        name: String,
+        kind: ArchiveKind,
+        which: &Which,
+        path: Option<&Path>,
+    ) -> Result<Vec<Loaded>, LoadError> {
+        let files = Archive::open(self.plain_tar(file, &name)?, name)?;
+        let is_docker = match kind {
+            ArchiveKind::Oci => false,
+            ArchiveKind::Docker => true,
+            ArchiveKind::Any if files.has(DOCKER_MANIFEST) => true,
+            ArchiveKind::Any if files.has(OCI_INDEX) => false,
+            ArchiveKind::Any => return Err(ContentError::NotAnImage(files.name().into()).into()),
+        };
+        let images = if is_docker { docker_images } else { oci_images };
+        let found = images(&files, which, &self.options.platform)?;
+        self.add_all(&files, found, path)
+    }
+
+    /// A tar that can be read at any place: this one, or an uncompressed copy.
+    fn plain_tar(&self, mut file: File, name: &str) -> Result<File, LoadError> {
+        let io = |source| LoadError::from(ContentError::Io { name: name.into(), source });
+        let metadata = file.metadata().map_err(io)?;
+        if metadata.is_file() && file.stream_position().map_err(io)? == 0 {
+            let mut start = [0; MAGIC_LEN];
+            let n = file.read_at(&mut start, 0).map_err(io)?;
+            if Compression::of(&start[..n]) == Compression::None {
+                return Ok(file);
+            }
+        }
+        let len = metadata.is_file().then_some(metadata.len());
+        self.progress.begin(&format!("reading {name}"), len);
+        let limit = self.options.limits.max_bytes;
+        let copy = self.store.unlinked()?;
+        let unwritten = |source| LoadError::Copy { name: name.into(), source };
+        let mut decoded = Decoded::new(Counted { inner: file, progress: self.progress }, name).map_err(io)?;
+        let (mut piece, mut copied) = (vec![0; MAX_PIECE], 0);
+        loop {
+            let n = match decoded.read(&mut piece) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(io(error)),
+            };
+            // A bomb of zeros takes no room.
+            if piece[..n].iter().any(|byte| *byte != 0) {
+                copy.write_all_at(&piece[..n], copied).map_err(unwritten)?;
+            }
+            copied += n as u64;
+            if copied > limit {
+                return Err(LoadError::TooLong { name: name.into(), limit });
+            }
+        }
+        copy.set_len(copied).map_err(unwritten)?;
+        self.progress.end();
+        Ok(copy)
+    }
+
+    fn add_all(
+        &self,
+        files: &dyn Files,
+        found: Vec<Found>,
+        path: Option<&Path>,
+    ) -> Result<Vec<Loaded>, LoadError> {
+        if let Some(wanted) = &self.options.name
+            && found.len() > 1
+        {
+            let (name, count, wanted) = (files.name().into(), found.len(), wanted.to_string());
+            return Err(LoadError::OneName { name, count, wanted });
+        }
+        found.into_iter().map(|found| self.add(files, found, path)).collect()
+    }
+
+    fn add(&self, files: &dyn Files, found: Found, path: Option<&Path>) -> Result<Loaded, LoadError> {
+        let key = RootfsKey::of_layers(found.layers.iter().map(|layer| &layer.diff_id));
+        let (lease, built) = self.store.rootfs(&key, |out| self.build(files, &found.layers, out))?;
+        let names = match (&self.options.name, path) {
+            (Some(name), _) => vec![name.clone()],
+            (None, Some(path)) if found.names.is_empty() => vec![local(path, found.tag.as_deref())],
+            (None, _) => found.names,
+        };
+        let image = Image {
+            digest: found.digest,
+            platform: self.options.platform.clone(),
+            created: found.created,
+            config: found.config,
+            diff_ids: found.layers.into_iter().map(|layer| layer.diff_id).collect(),
+            rootfs: key.as_str().into(),
+        };
+        self.store.add(&image, &names)?;
+        Ok(Loaded { image, names, built, lease })
+    }
+
+    fn build(&self, files: &dyn Files, layers: &[LayerSource], out: &File) -> Result<(), LoadError> {
+        let mut total = 0;
+        for layer in layers {
+            total += files.need(&layer.path)?.len;
+        }
+        self.progress.begin(&format!("building {}", files.name()), Some(total));
+        let verified = Rc::new(Cell::new(0));
+        let open = |layer: &LayerSource| -> io::Result<Layer<'_>> {
+            let opened = files.need(&layer.path).map_err(io::Error::other)?;
+            // In docker's archives paths are any text.
+            let name = layer.digest.as_ref().map_or_else(|| shown(&layer.path), Digest::to_string);
+            let expected = Expected {
+                name: format!("layer {name}"),
+                digest: layer.digest.clone(),
+                len: layer.len,
+                diff_id: layer.diff_id.clone(),
+            };
+            let counted = Counted { inner: opened.reader, progress: self.progress };
+            let reader = LayerReader::new(counted, expected, verified.clone())?;
+            // Whoever reads header by header has the bytes decompressed and hashed in larger pieces all the same.
+            Ok(Layer { name, tar: Box::new(BufReader::with_capacity(MAX_PIECE, reader)) })
+        };
+        if let Err(error) = rootfs::build(layers.iter().map(open), out, &self.options.limits) {
+            // Nonsense in a layer is most likely damage: it was met before the end, where the digests are checked.
+            if let Some(layer) = layers.get(verified.get()) {
+                check_blob(files, layer)?;
+            }
+            return Err(error.into());
+        }
+        if verified.get() != layers.len() {
+            return Err(LoadError::Unread(files.name().into()));
+        }
+        self.progress.end();
+        Ok(())
+    }
+
+    fn dir(&self, dir: &Path) -> Result<Loaded, LoadError> {
+        let limits = &self.options.limits;
+        let fingerprint = rootfs::fingerprint(dir, limits)?;
+        let key = RootfsKey::of_dir(&fingerprint);
+        let (lease, built) = self.store.rootfs(&key, |out| -> Result<(), LoadError> {
+            self.progress.begin(&format!("building {}", dir.display()), None);
+            rootfs::build_from_dir(dir, out, limits)?;
+            if rootfs::fingerprint(dir, limits)? != fingerprint {
+                return Err(LoadError::Changed(dir.display().to_string()));
+            }
+            self.progress.end();
+            Ok(())
+        })?;
+        // `dir:.` has a name, too.
+        let named = dir.canonicalize().unwrap_or_else(|_| dir.into());
+        let names = vec![self.options.name.clone().unwrap_or_else(|| local(&named, None))];
+        let image = Image {
+            digest: Digest::of(format!("bothy dir {fingerprint}").as_bytes()),
+            platform: self.options.platform.clone(),
+            created: None,
+            config: RunConfig::default(),
+            diff_ids: Vec::new(),
+            rootfs: key.as_str().into(),
+        };
+        self.store.add(&image, &names)?;
+        Ok(Loaded { image, names, built, lease })
+    }
+}
+
+/// Reads a layer's blob, as it is stored, to see whether it is the one that its descriptor names.
+fn check_blob(files: &dyn Files, layer: &LayerSource) -> Result<(), LoadError> {
+    let Some(digest) = &layer.digest else { return Ok(()) };
+    let name = format!("layer {digest}");
+    let reader = files.need(&layer.path)?.reader;
+    let mut checked = Checked::new(reader, name.clone(), Some(digest.clone()), layer.len);
+    // An error of ours needs no words before it; the host's does.
+    let read = io::copy(&mut checked, &mut io::sink());
+    let read = read.map_err(|error| match error.downcast::<BlobError>() {
+        Ok(error) => ContentError::Blob(error),
+        Err(source) => ContentError::Io { name, source },
+    });
+    read?;
+    Ok(checked.verify().map_err(ContentError::Blob)?)
+}
+
+/// Of an uncompressed layer, in bytes.
+const MAX_PIECE: usize = 128 << 10;
+
+/// Tells how far it has been read.
+struct Counted<'a, R> {
+    inner: R,
+    progress: &'a dyn Progress,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(out)?;
+        self.progress.advance(n as u64);
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

@@ -1,0 +1,168 @@
+use super::super::testing::{Parts, chain, file, gzip, named, tar, zstd};
+use super::*;
+use std::fs;
+
+struct Setting {
+    dir: tempfile::TempDir,
+    store: Store,
+}
+
+impl Setting {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(&dir.path().join("store"), None).unwrap();
+        Self { dir, store }
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> String {
+        let path = self.dir.path().join(name);
+        fs::write(&path, content).unwrap();
+        path.to_str().unwrap().into()
+    }
+
+    fn load(&self, source: &str, name: Option<&str>) -> Result<Vec<Loaded>, String> {
+        let name = name.map(|name| name.parse().unwrap());
+        let options = LoadOptions { name, platform: Platform::native(), limits: Limits::default() };
+        let source: Source = source.parse().map_err(|error| chain(&error))?;
+        load(&self.store, &source, &options, &()).map_err(|error| chain(&error))
+    }
+
+    /// Nothing but empty directories and the lock.
+    fn is_empty(&self) -> bool {
+        ["names", "images", "rootfs", "blobs", "tmp"]
+            .iter()
+            .all(|part| fs::read_dir(self.dir.path().join("store/v1").join(part)).unwrap().next().is_none())
+    }
+}
+
+fn image(parts: &mut Parts, stored: fn(&[u8]) -> Vec<u8>) -> serde_json::Value {
+    let layers = [tar(&[file("a", &[1; 300_000])]), tar(&[file("b", b"b")])];
+    parts.image("amd64", &layers.map(|layer| (stored(&layer), layer)))
+}
+
+#[test]
+fn the_same_layers_are_built_once_however_they_are_stored() {
+    let setting = Setting::new();
+    let mut first = None;
+    for (number, stored) in [<[u8]>::to_vec, gzip, zstd].into_iter().enumerate() {
+        let mut parts = Parts::default();
+        let image = image(&mut parts, stored);
+        parts.index(&[named(image, "v1")]);
+        let dir = setting.dir.path().join(format!("l{number}"));
+        parts.write_to(&dir);
+        let archive = parts.to_tar();
+        let sources = [
+            format!("oci:{}", dir.display()),
+            setting.write("a.tar", &archive),
+            setting.write("a.tgz", &gzip(&archive)),
+            setting.write("a.zst", &zstd(&archive)),
+        ];
+        for source in sources {
+            let loaded = setting.load(&source, None).unwrap().remove(0);
+            assert_eq!(loaded.built, first.is_none(), "{source}");
+            assert_eq!(loaded.names[0].tag.as_deref(), Some("v1"));
+            let path = loaded.lease.path().to_owned();
+            assert_eq!(*first.get_or_insert_with(|| path.clone()), path);
+        }
+    }
+    assert_eq!(setting.store.images().unwrap().len(), 3, "three manifests");
+}
+
+#[test]
+fn nothing_is_left_of_an_image_that_lies() {
+    type Change = fn(&mut Parts, &str);
+    let changes: [(&str, Change); 4] = [
+        ("is damaged", |parts, path| parts.0.get_mut(path).unwrap()[600] ^= 1),
+        ("has no blobs/", |parts, path| drop(parts.0.remove(path))),
+        ("longer than the", |parts, path| parts.0.get_mut(path).unwrap().extend([0; 512])),
+        ("bytes instead of the", |parts, path| parts.0.get_mut(path).unwrap().truncate(1024)),
+    ];
+    for (part, change) in changes {
+        let setting = Setting::new();
+        let mut parts = Parts::default();
+        let image = image(&mut parts, <[u8]>::to_vec);
+        parts.index(&[image]);
+        let layer = Digest::of(&tar(&[file("b", b"b")])).blob_path();
+        change(&mut parts, &layer);
+        let message = setting.load(&setting.write("a.tar", &parts.to_tar()), None).unwrap_err();
+        assert!(message.contains(part) && !message.contains('\n'), "{message}");
+        assert!(setting.is_empty(), "{part}");
+    }
+    // The manifest is right about the blob, and the configuration wrong about what is in it.
+    let setting = Setting::new();
+    let mut parts = Parts::default();
+    let layer = tar(&[file("b", b"b")]);
+    let image = parts.image("amd64", &[(gzip(&layer), tar(&[file("c", b"c")]))]);
+    parts.index(&[image]);
+    let message = setting.load(&setting.write("a.tar", &parts.to_tar()), None).unwrap_err();
+    assert!(message.contains("doesn't fit the image's configuration"), "{message}");
+    assert!(setting.is_empty());
+}
+
+#[test]
+fn names_come_from_the_option_the_source_or_the_file() {
+    let setting = Setting::new();
+    let mut parts = Parts::default();
+    let image = image(&mut parts, gzip);
+    parts.index(&[named(image.clone(), "quay.io/me/app:v1")]);
+    let full = setting.write("full.tar", &parts.to_tar());
+    parts.index(std::slice::from_ref(&image));
+    let bare = setting.write("bare.tar", &parts.to_tar());
+    parts.index(&[named(image.clone(), "v1"), named(image, "v2")]);
+    let two = setting.write("two.tar", &parts.to_tar());
+    let name = |source: &str, name| setting.load(source, name).map(|loaded| loaded[0].names[0].to_string());
+    assert_eq!(name(&full, None).unwrap(), "quay.io/me/app:v1");
+    assert_eq!(name(&full, Some("mine")).unwrap(), "docker.io/library/mine:latest");
+    assert_eq!(name(&bare, None).unwrap(), "localhost/bare:latest");
+    assert_eq!(setting.load(&two, None).unwrap().len(), 2);
+    assert!(name(&two, Some("mine")).unwrap_err().contains("holds 2 images"));
+    assert_eq!(
+        name(&format!("oci-archive:{two}:v2"), Some("mine")).unwrap(),
+        "docker.io/library/mine:latest"
+    );
+}
+
+#[test]
+fn a_directory_is_an_image_until_it_changes() {
+    let setting = Setting::new();
+    let root = setting.dir.path().join("Root");
+    fs::create_dir_all(root.join("etc")).unwrap();
+    let source = format!("dir:{}", root.display());
+    let first = setting.load(&source, None).unwrap().remove(0);
+    let again = setting.load(&source, None).unwrap().remove(0);
+    assert!(first.built && !again.built && first.image == again.image);
+    assert_eq!(first.names[0].to_string(), "localhost/root:latest");
+    fs::write(root.join("etc/new"), "new").unwrap();
+    let changed = setting.load(&source, None).unwrap().remove(0);
+    assert!(changed.built && changed.image.digest != first.image.digest);
+    assert!(setting.load("dir:/no/such", None).unwrap_err().contains("/no/such"));
+}
+
+#[test]
+fn what_can_not_be_loaded_is_said_in_a_line() {
+    let setting = Setting::new();
+    let other = setting.write("other.tar", &tar(&[file("bin/sh", b"")]));
+    let cut = setting.write("cut.tgz", &gzip(&tar(&[file("a", &[7; 9000])]))[..60]);
+    for (source, part) in [
+        (other.as_str(), "neither manifest.json nor index.json"),
+        (&format!("oci-archive:{other}"), "has no index.json"),
+        (&format!("docker-archive:{other}"), "has no manifest.json"),
+        (&cut, "can't read"),
+        ("oci:/no/such", "can't read /no/such: No such file"),
+        ("oci-archive:/no/such", "can't read /no/such: No such file"),
+        ("busybox-is-not-here", "can't be had from registries yet"),
+    ] {
+        let message = setting.load(source, None).unwrap_err();
+        assert!(message.contains(part) && !message.contains('\n'), "{message}");
+    }
+    let foreign =
+        LoadOptions { name: None, platform: "linux/arm64".parse().unwrap(), limits: Limits::default() };
+    let error = load(&setting.store, &"oci:x".parse().unwrap(), &foreign, &()).unwrap_err();
+    assert!(error.to_string().contains("linux/arm64 can't run here"), "{error}");
+    let small = Limits { max_bytes: 5000, ..Limits::default() };
+    let options = LoadOptions { name: None, platform: Platform::native(), limits: small };
+    let bomb = setting.write("bomb.tgz", &gzip(&tar(&[file("a", &[0; 1 << 20])])));
+    let error = load(&setting.store, &bomb.parse().unwrap(), &options, &()).unwrap_err();
+    assert!(error.to_string().contains("more than 5000 bytes"), "{error}");
+    assert!(setting.is_empty());
+}

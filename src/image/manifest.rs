@@ -1,0 +1,283 @@
+//! The JSON documents that lead to an image (OCI image-spec: descriptor.md, image-index.md, manifest.md; Docker's image manifest V2, schema 2):
+//! only what bothy uses of them, and checked where a lie could do harm.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use thiserror::Error;
+
+use super::digest::{Digest, shown};
+
+/// Longest document, in bytes; the specification asks for at least this much (manifest.md).
+pub(super) const MAX_DOCUMENT_LEN: u64 = 4 << 20;
+/// Most layers of an image; docker has 127 at most.
+pub(super) const MAX_LAYERS: usize = 1000;
+
+/// What is wrong with a document.
+#[derive(Debug, Error)]
+pub enum DocumentError {
+    /// Not the JSON that it should be.
+    #[error("{what} is malformed: {}", shown(why))]
+    Json {
+        /// Which document.
+        what: String,
+        /// How, and where. It may quote the document.
+        why: String,
+    },
+    /// Both index and manifest, or neither: readers would differ about what it is (CVE-2021-41190).
+    #[error("{0} is neither a clear image manifest nor a clear index")]
+    Ambiguous(String),
+    /// Docker's image manifest of 2013.
+    #[error(
+        "{0} is a docker manifest of schema 1, which is not supported: push or save the image again with a newer tool"
+    )]
+    Schema1(String),
+    /// A manifest of something else.
+    #[error("{what} is not an image: its {part} has the media type {}", shown(media_type))]
+    Foreign {
+        /// Which document.
+        what: String,
+        /// Configuration or layer.
+        part: &'static str,
+        /// Its media type.
+        media_type: String,
+    },
+    /// The manifest and the configuration differ about the number of layers.
+    #[error("{what} has {layers} layers, and its configuration names {diff_ids}")]
+    LayerCount {
+        /// Which document.
+        what: String,
+        /// In the manifest.
+        layers: usize,
+        /// In the configuration.
+        diff_ids: usize,
+    },
+    /// Too many layers.
+    #[error("{0} has more than {MAX_LAYERS} layers")]
+    Layers(String),
+}
+
+/// Parses a document that errors call `what`.
+pub(super) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> Result<T, DocumentError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| DocumentError::Json { what: what.into(), why: error.to_string() })
+}
+
+/// A field that may be absent or null.
+pub(super) fn or_default<'de, T: Default + Deserialize<'de>, D: Deserializer<'de>>(
+    from: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
+/// Points to a blob.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Descriptor {
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) media_type: String,
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    #[serde(default)]
+    pub(super) platform: Option<Platform>,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) annotations: BTreeMap<String, String>,
+}
+
+impl Descriptor {
+    /// Signatures, attestations and the like, that stand beside the images in an index.
+    pub(super) fn is_about_another(&self) -> bool {
+        self.annotations.contains_key("vnd.docker.reference.type")
+            || self.platform.as_ref().is_some_and(|platform| platform.os == "unknown")
+    }
+
+    /// The names that tools give an image in a layout's index: containerd's full one first, then the specification's.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        ["io.containerd.image.name", "org.opencontainers.image.ref.name"]
+            .into_iter()
+            .filter_map(|key| self.annotations.get(key).map(String::as_str))
+    }
+}
+
+/// For which machine an image is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Platform {
+    /// `linux`.
+    pub os: String,
+    /// As Go calls it: `amd64`.
+    pub architecture: String,
+    /// `v2`, `v3`...: the processors that are new enough.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
+    pub variant: String,
+}
+
+impl Platform {
+    /// What a guest of bothy's is.
+    pub fn native() -> Self {
+        Self { os: "linux".into(), architecture: "amd64".into(), variant: String::new() }
+    }
+
+    /// Whether bothy's guests can run its programs.
+    pub fn runs_here(&self) -> bool {
+        self.os == "linux" && self.architecture == "amd64"
+    }
+
+    /// How well `offered` fits, if it does; less is better. Without a variant, the one for the oldest processors is best.
+    pub(super) fn distance(&self, offered: &Platform) -> Option<u8> {
+        if (&self.os, &self.architecture) != (&offered.os, &offered.architecture) {
+            return None;
+        }
+        match (self.variant.as_str(), offered.variant.as_str()) {
+            (wanted, offered) if wanted == offered => Some(0),
+            ("", "v1") | ("v1", "") => Some(1),
+            ("", "v2") => Some(2),
+            ("", _) => Some(3),
+            (_, "" | "v1") => Some(4),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", shown(&self.os), shown(&self.architecture))?;
+        if self.variant.is_empty() { Ok(()) } else { write!(f, "/{}", shown(&self.variant)) }
+    }
+}
+
+impl FromStr for Platform {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts: Vec<&str> = text.split('/').collect();
+        let fits = parts.iter().all(|part| {
+            !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        });
+        let (os, architecture, variant) = match parts[..] {
+            [os, architecture] if fits => (os, architecture, ""),
+            [os, architecture, variant] if fits => (os, architecture, variant),
+            _ => {
+                return Err(format!(
+                    "`{}` is not a platform: expected OS/ARCHITECTURE, like linux/amd64",
+                    shown(text)
+                ));
+            }
+        };
+        let architecture = if architecture == "x86_64" { "amd64" } else { architecture };
+        Ok(Self { os: os.into(), architecture: architecture.into(), variant: variant.into() })
+    }
+}
+
+/// An image's manifest.
+#[derive(Debug, Deserialize)]
+pub(super) struct Manifest {
+    pub(super) config: Descriptor,
+    pub(super) layers: Vec<Descriptor>,
+}
+
+/// What a descriptor in an index may point to.
+#[derive(Debug)]
+pub(super) enum Document {
+    Manifest(Manifest),
+    Index(Vec<Descriptor>),
+}
+
+/// What the documents have, in order to tell them apart.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Shape {
+    #[serde(default)]
+    schema_version: u64,
+    #[serde(default, deserialize_with = "or_default")]
+    media_type: String,
+    #[serde(default)]
+    manifests: Option<Vec<Descriptor>>,
+    #[serde(default)]
+    config: Option<Descriptor>,
+    #[serde(default)]
+    layers: Option<Vec<Descriptor>>,
+}
+
+impl Document {
+    /// Tells an index from a manifest by what is in it, and insists that its own media type and `announced`, its descriptor's, agree.
+    pub(super) fn parse(bytes: &[u8], announced: &str, what: &str) -> Result<Self, DocumentError> {
+        let shape: Shape = parse(bytes, what)?;
+        if shape.schema_version == 1 {
+            return Err(DocumentError::Schema1(what.into()));
+        }
+        let may_be = |is: fn(&str) -> bool| {
+            [announced, shape.media_type.as_str()].iter().all(|kind| kind.is_empty() || is(kind))
+        };
+        match (shape.manifests, shape.config, shape.layers) {
+            (Some(manifests), None, None) if may_be(is_index) => Ok(Self::Index(manifests)),
+            (None, Some(config), Some(layers)) if may_be(is_manifest) => {
+                let manifest = Manifest { config, layers };
+                manifest.check(what)?;
+                Ok(Self::Manifest(manifest))
+            }
+            _ => Err(DocumentError::Ambiguous(what.into())),
+        }
+    }
+}
+
+/// Whether a media type is an index's.
+pub(super) fn is_index(media_type: &str) -> bool {
+    matches!(
+        media_type,
+        "application/vnd.oci.image.index.v1+json"
+            | "application/vnd.docker.distribution.manifest.list.v2+json"
+    )
+}
+
+/// Whether a media type is a manifest's.
+pub(super) fn is_manifest(media_type: &str) -> bool {
+    matches!(
+        media_type,
+        "application/vnd.oci.image.manifest.v1+json" | "application/vnd.docker.distribution.manifest.v2+json"
+    )
+}
+
+impl Manifest {
+    /// The media types must be those of an image: many other things have manifests, too.
+    fn check(&self, what: &str) -> Result<(), DocumentError> {
+        let foreign = |part, media_type: &str| {
+            let media_type = media_type.to_owned();
+            Err(DocumentError::Foreign { what: what.into(), part, media_type })
+        };
+        if self.layers.len() > MAX_LAYERS {
+            return Err(DocumentError::Layers(what.into()));
+        }
+        let config = self.config.media_type.as_str();
+        if !matches!(
+            config,
+            "" | "application/vnd.oci.image.config.v1+json"
+                | "application/vnd.docker.container.image.v1+json"
+        ) {
+            return foreign("configuration", config);
+        }
+        match self.layers.iter().find(|layer| !is_layer(&layer.media_type)) {
+            Some(layer) => foreign("layer", &layer.media_type),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A tar, perhaps compressed. How, the blob itself says.
+fn is_layer(media_type: &str) -> bool {
+    let oci =
+        ["application/vnd.oci.image.layer.v1.tar", "application/vnd.oci.image.layer.nondistributable.v1.tar"];
+    let docker = [
+        "application/vnd.docker.image.rootfs.diff.tar",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar",
+    ];
+    let plain = media_type.split('+').next().unwrap_or_default();
+    let plain = plain.strip_suffix(".gzip").or_else(|| plain.strip_suffix(".zstd")).unwrap_or(plain);
+    let encrypted = media_type.ends_with("+encrypted");
+    media_type.is_empty() || (!encrypted && oci.iter().chain(&docker).any(|kind| *kind == plain))
+}
+
+#[cfg(test)]
+#[path = "manifest_tests.rs"]
+mod tests;

@@ -1,0 +1,323 @@
+use super::super::config::RunConfig;
+use super::super::digest::Digest;
+use super::super::manifest::Platform;
+use super::super::reference::Reference;
+use super::super::testing::chain;
+use super::*;
+use std::io::Write;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+fn store(limit: Option<u64>) -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::at(dir.path(), limit).unwrap();
+    (dir, store)
+}
+
+fn key(name: &str) -> RootfsKey {
+    RootfsKey::of_layers([&Digest::of(name.as_bytes())])
+}
+
+/// Makes a file system of `len` bytes and an image of it.
+fn add(store: &Store, name: &str, len: usize) -> (Image, ImageLease) {
+    let write = |mut file: &File| -> Result<(), StoreError> {
+        file.write_all(&vec![7; len]).map_err(StoreError::io("write", Path::new(name)))
+    };
+    let (lease, _) = store.rootfs(&key(name), write).unwrap();
+    let image = Image {
+        digest: Digest::of(name.as_bytes()),
+        platform: Platform::native(),
+        created: None,
+        config: RunConfig::default(),
+        diff_ids: vec![],
+        rootfs: key(name).as_str().into(),
+    };
+    store.add(&image, &[reference(name)]).unwrap();
+    (image, lease)
+}
+
+fn reference(name: &str) -> Reference {
+    name.parse().unwrap()
+}
+
+fn names(store: &Store) -> Vec<String> {
+    store.images().unwrap().into_iter().flat_map(|summary| summary.names).collect()
+}
+
+fn count(store: &Store, part: Part) -> usize {
+    store.list(part).unwrap().len()
+}
+
+#[test]
+fn sizes_have_units() {
+    for (text, size) in [
+        ("0", Some(0)),
+        ("1024", Some(1024)),
+        ("512M", Some(512 << 20)),
+        ("20g", Some(20 << 30)),
+        ("1TiB", Some(1 << 40)),
+        ("", None),
+        ("G", None),
+        ("1.5G", None),
+        ("-1", None),
+        ("1X", None),
+        ("99999999999T", None),
+    ] {
+        assert_eq!(parse_size(text), size, "{text}");
+    }
+}
+
+#[test]
+fn an_image_is_found_by_its_name_and_digest() {
+    let (_dir, store) = store(None);
+    let (image, _lease) = add(&store, "localhost/app", 10);
+    let digest = image.digest.to_string();
+    let whole = format!("anything@{digest}");
+    for name in
+        ["localhost/app", "localhost/app:latest", "app", &whole, &digest, &digest[..19], image.digest.short()]
+    {
+        let (found, lease) = store.find(&reference(name)).unwrap().unwrap();
+        assert_eq!(found, image, "{name}");
+        assert_eq!(lease.file().metadata().unwrap().len(), 10);
+    }
+    for name in ["other", "app:v2", "quay.io/app", "sha512:0000", "0000"] {
+        assert!(store.find(&reference(name)).unwrap().is_none(), "{name}");
+    }
+    // docker.io's own comes before the local one.
+    let (hub, _lease) = add(&store, "app", 10);
+    assert_eq!(store.find(&reference("app")).unwrap().unwrap().0, hub);
+}
+
+#[test]
+fn a_name_moves_to_the_image_that_was_loaded_last() {
+    let (_dir, store) = store(None);
+    let (old, _) = add(&store, "old", 10);
+    let (new, _) = add(&store, "new", 10);
+    store.add(&new, &[reference("old")]).unwrap();
+    assert_eq!(store.find(&reference("old")).unwrap().unwrap().0, new);
+    let unnamed: Vec<_> =
+        store.images().unwrap().into_iter().filter(|summary| summary.names.is_empty()).collect();
+    assert_eq!(unnamed.len(), 1);
+    assert_eq!(unnamed[0].image, old);
+    let pruned = store.prune(false).unwrap();
+    assert_eq!((pruned.images, count(&store, Part::Rootfs)), (1, 1));
+}
+
+#[test]
+fn removing_takes_the_image_with_its_last_name() {
+    let (_dir, store) = store(None);
+    let (image, lease) = add(&store, "one", 10);
+    store.add(&image, &[reference("two")]).unwrap();
+    drop(lease);
+    assert_eq!(store.remove_image("one").unwrap(), ["docker.io/library/one:latest"]);
+    assert_eq!(count(&store, Part::Rootfs), 1);
+    assert_eq!(
+        store.remove_image("two").unwrap(),
+        ["docker.io/library/two:latest".to_owned(), image.digest.to_string()]
+    );
+    for part in [Part::Names, Part::Images, Part::Rootfs, Part::Tmp] {
+        assert_eq!(count(&store, part), 0, "{part:?}");
+    }
+    assert!(matches!(store.remove_image("two"), Err(StoreError::Unknown(_))));
+    assert!(matches!(store.remove_image("../../x"), Err(StoreError::Unknown(_))));
+}
+
+#[test]
+fn removing_by_digits_takes_all_names() {
+    let (_dir, store) = store(None);
+    let (image, _) = add(&store, "one", 10);
+    store.add(&image, &[reference("two")]).unwrap();
+    assert!(matches!(store.remove_image("abc"), Err(StoreError::Unknown(_))), "too few digits");
+    assert_eq!(store.remove_image(image.digest.short()).unwrap().len(), 3);
+    let (image, _) = add(&store, "three", 10);
+    assert_eq!(store.remove_image(&image.digest.to_string()).unwrap().len(), 2);
+    assert_eq!(names(&store), [""; 0]);
+    for number in 0..300 {
+        store.write(Part::Images, &format!("sha256-abcd{number:060}"), b"{}").unwrap();
+    }
+    let message = store.remove_image("abcd").unwrap_err().to_string();
+    assert!(message.contains("abcd is the beginning of several") && message.len() < 400, "{message}");
+}
+
+#[test]
+fn what_is_leased_is_never_removed() {
+    let (_dir, store) = store(Some(0));
+    let (_image, lease) = add(&store, "used", 10_000);
+    assert!(matches!(store.remove_image("used"), Err(StoreError::InUse(_))));
+    assert_eq!(store.prune(true).unwrap(), Pruned::default());
+    assert_eq!(
+        names(&store),
+        ["docker.io/library/used:latest"],
+        "the limit of nothing hasn't removed it either"
+    );
+    // Another process's copy of the descriptor counts as well.
+    let copy = std::os::fd::OwnedFd::try_clone(&lease.into_fd()).unwrap();
+    assert!(matches!(store.remove_image("used"), Err(StoreError::InUse(_))));
+    drop(copy);
+    assert_eq!(store.prune(true).unwrap().images, 1);
+    assert_eq!(count(&store, Part::Rootfs), 0);
+}
+
+#[test]
+fn two_images_of_the_same_layers_share_their_file_system() {
+    let (_dir, store) = store(None);
+    let (image, _) = add(&store, "one", 10);
+    let other = Image { digest: Digest::of(b"other"), ..image };
+    store.add(&other, &[reference("other")]).unwrap();
+    store.remove_image("one").unwrap();
+    assert!(store.find(&reference("other")).unwrap().is_some());
+    store.remove_image("other").unwrap();
+    assert_eq!(count(&store, Part::Rootfs), 0);
+}
+
+#[test]
+fn a_file_is_made_once_by_whoever_comes_first() {
+    let (_dir, store) = store(None);
+    let (made, inside) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let (lease, _) = store
+                    .once(Part::Rootfs, "x", |mut file| -> Result<(), StoreError> {
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                        made.fetch_add(1, Ordering::SeqCst);
+                        std::thread::sleep(Duration::from_millis(50));
+                        file.write_all(b"done").unwrap();
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                        Ok(())
+                    })
+                    .unwrap();
+                assert_eq!(fs::read(lease.path()).unwrap(), b"done");
+            });
+        }
+    });
+    assert_eq!(made.load(Ordering::SeqCst), 1);
+    assert_eq!((count(&store, Part::Tmp), count(&store, Part::Locks)), (0, 0));
+}
+
+#[test]
+fn after_a_failure_the_next_one_makes_it() {
+    let (_dir, store) = store(None);
+    let fail = |_: &File| Err(StoreError::NoPlace);
+    assert!(store.once(Part::Rootfs, "x", fail).is_err());
+    for part in [Part::Rootfs, Part::Tmp, Part::Locks] {
+        assert_eq!(count(&store, part), 0, "{part:?}");
+    }
+    assert!(store.once(Part::Rootfs, "x", |_| Ok::<(), StoreError>(())).unwrap().1);
+    assert!(!store.once(Part::Rootfs, "x", fail).unwrap().1);
+}
+
+#[test]
+fn makers_and_removers_at_once_leave_a_good_store() {
+    let (_dir, store) = store(None);
+    std::thread::scope(|scope| {
+        for worker in 0..4 {
+            let store = &store;
+            scope.spawn(move || {
+                for round in 0..25 {
+                    match worker {
+                        0 | 1 => {
+                            let (_, lease) = add(store, "contested", 5000);
+                            assert_eq!(lease.file().metadata().unwrap().len(), 5000);
+                            assert!(lease.path().exists(), "round {round}");
+                        }
+                        2 => drop(store.prune(true).unwrap()),
+                        _ => match store.remove_image("contested") {
+                            Ok(_) | Err(StoreError::Unknown(_) | StoreError::InUse(_)) => {}
+                            Err(error) => panic!("{error}"),
+                        },
+                    }
+                }
+            });
+        }
+    });
+    add(&store, "contested", 5000);
+    assert!(store.find(&reference("contested")).unwrap().is_some());
+    assert_eq!(count(&store, Part::Tmp), 0);
+}
+
+#[test]
+fn stale_files_are_swept_and_live_ones_are_not() {
+    let (_dir, store) = store(None);
+    let live = store.temporary().unwrap();
+    let stale = store.path(Part::Tmp, "999999-0");
+    fs::write(&stale, "left by kill -9").unwrap();
+    drop(store.lock().unwrap());
+    assert!(!stale.exists() && live.file().metadata().is_ok() && count(&store, Part::Tmp) == 1);
+    live.persist(&store.path(Part::Rootfs, "y")).unwrap();
+    assert_eq!((count(&store, Part::Tmp), count(&store, Part::Rootfs)), (0, 1));
+    let unlinked = store.unlinked().unwrap();
+    assert_eq!(count(&store, Part::Tmp), 0);
+    (&unlinked).write_all(b"still there").unwrap();
+}
+
+#[test]
+fn the_limit_removes_what_was_used_longest_ago() {
+    let (dir, _) = store(None);
+    let store = Store::at(dir.path(), Some(25_000)).unwrap();
+    for (age, name) in [(30, "old"), (10, "new"), (20, "middle")] {
+        let (image, lease) = add(&store, name, 8192);
+        drop(lease);
+        let file = File::options().write(true).open(store.path(Part::Rootfs, &image.rootfs)).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(age * 1000)).unwrap();
+    }
+    assert_eq!(names(&store).len(), 3, "24 KiB fit");
+    let (_, lease) = add(&store, "newest", 8192);
+    let full = |name: &str| format!("docker.io/library/{name}:latest");
+    assert_eq!(names(&store), [full("middle"), full("new"), full("newest")]);
+    // To use one makes it young, and an orphan is removed like anything else.
+    drop(store.find(&reference("middle")).unwrap().unwrap());
+    store.rootfs(&key("orphan"), |_| Ok::<(), StoreError>(())).unwrap();
+    add(&store, "fifth", 8192);
+    assert_eq!(names(&store), [full("fifth"), full("middle"), full("newest")]);
+    drop(lease);
+}
+
+#[test]
+fn blobs_are_verified_and_fetched_once() {
+    let (_dir, store) = store(None);
+    let digest = Digest::of(b"blob");
+    let get = |bytes: &'static [u8], len| store.blob(&digest, len, || Ok(bytes));
+    for (bytes, len, part) in [
+        (&b"blub"[..], None, "is damaged"),
+        (b"blob", Some(3), "longer than the 3"),
+        (b"blo", Some(4), "has 3 bytes"),
+        (b"", None, "is damaged"),
+    ] {
+        let message = chain(&get(bytes, len).unwrap_err());
+        assert!(message.contains(part), "{message}");
+        assert_eq!((count(&store, Part::Blobs), count(&store, Part::Tmp)), (0, 0));
+    }
+    let lease = get(b"blob", Some(4)).unwrap();
+    assert_eq!(fs::read(get(b"not asked for", None).unwrap().path()).unwrap(), b"blob");
+    assert_eq!(store.prune(true).unwrap().bytes, 0, "leased");
+    drop(lease);
+    store.prune(false).unwrap();
+    assert_eq!(count(&store, Part::Blobs), 0);
+}
+
+#[test]
+fn damage_by_another_hand_is_passed_over_and_pruned() {
+    let (_dir, store) = store(None);
+    let (image, lease) = add(&store, "good", 10);
+    store.write(Part::Images, "sha256-junk", b"{").unwrap();
+    store.write(Part::Names, "junk", b"\xff").unwrap();
+    let (lost, _) = add(&store, "lost", 10);
+    store.remove(Part::Rootfs, &lost.rootfs).unwrap();
+    assert_eq!(store.images().unwrap().len(), 2);
+    assert!(
+        store.find(&reference("lost")).unwrap().is_none(),
+        "without its file system it must be loaded again"
+    );
+    store.prune(false).unwrap();
+    assert_eq!((count(&store, Part::Images), count(&store, Part::Names)), (2, 2));
+    assert_eq!(store.remove_image("lost").unwrap().len(), 2);
+    drop(lease);
+    assert_eq!(store.remove_image("good").unwrap()[1], image.digest.to_string());
+}
+
+#[test]
+fn a_place_that_can_not_be_used_is_an_error() {
+    let message = chain(&Store::at(Path::new("/dev/null/x"), None).unwrap_err());
+    assert!(message.starts_with("can't create /dev/null/x/v1/names: "), "{message}");
+}

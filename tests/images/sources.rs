@@ -1,0 +1,219 @@
+//! Every kind of source, from every tool that writes it: the same image gives the same file system and the same configuration.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::make::{have, tool, umoci_layout, words};
+use crate::store::Store;
+use crate::support::{Bothy, could_not_run, is_root};
+
+fn skopeo(dir: &Path, options: &str, to: &str) {
+    words(dir, &format!("skopeo copy --quiet {options}oci:layout:app {to}"));
+}
+
+/// What `bothy images --json` has to say of the image with this name.
+#[track_caller]
+fn image(store: &Store, name: &str) -> Value {
+    let images = store.images();
+    let is_it = |image: &&Value| image["names"].as_array().unwrap().contains(&json!(name));
+    images.iter().find(is_it).unwrap_or_else(|| panic!("{name} is not among {images:?}")).clone()
+}
+
+#[test]
+fn one_image_in_every_form_is_built_once() {
+    if !have("one_image_in_every_form_is_built_once", &["skopeo", "umoci", "zstd", "gzip"]) {
+        return;
+    }
+    let store = Store::new();
+    let dir = store.dir();
+    umoci_layout(dir);
+    skopeo(dir, "", "oci:copy:v1");
+    skopeo(dir, "--dest-compress-format zstd ", "oci:zstd:v1");
+    skopeo(dir, "--format v2s2 ", "oci:docker-types:v1");
+    skopeo(dir, "", "oci-archive:oci.tar:me/app:v2");
+    skopeo(dir, "", "docker-archive:docker.tar:quay.io/me/app:v3");
+    words(dir, "gzip --keep oci.tar");
+    words(dir, "zstd --quiet docker.tar");
+    let digest = |layout: &str| {
+        let format = "{{.Digest}}";
+        tool(dir, "skopeo", ["inspect", "--format", format, &format!("oci:{layout}")]).trim().to_owned()
+    };
+    for (source, name, digest) in [
+        ("oci:layout:app", "localhost/layout:app", Some(digest("layout:app"))),
+        ("oci:copy", "localhost/copy:v1", Some(digest("copy:v1"))),
+        ("./copy", "localhost/copy:v1", Some(digest("copy:v1"))),
+        ("oci:zstd", "localhost/zstd:v1", Some(digest("zstd:v1"))),
+        ("oci:docker-types", "localhost/docker-types:v1", None),
+        ("oci-archive:oci.tar", "docker.io/me/app:v2", None),
+        ("oci-archive:oci.tar:me/app:v2", "docker.io/me/app:v2", None),
+        ("oci.tar", "docker.io/me/app:v2", None),
+        ("oci.tar.gz", "docker.io/me/app:v2", None),
+        ("docker-archive:docker.tar", "quay.io/me/app:v3", None),
+        ("docker-archive:docker.tar:quay.io/me/app:v3", "quay.io/me/app:v3", None),
+        ("docker.tar", "quay.io/me/app:v3", None),
+        ("docker.tar.zst", "quay.io/me/app:v3", None),
+    ] {
+        let said = store.load(source);
+        assert!(said.starts_with(&format!("loaded {name} sha256:")), "{source}: {said}");
+        let image = image(&store, name);
+        if let Some(digest) = digest {
+            assert_eq!(image["digest"], digest, "{source}");
+        }
+        assert_eq!(store.files("rootfs").len(), 1, "{source}");
+        assert_eq!(image["config"], super::sources::config(), "{source}");
+        assert_eq!(image["diff_ids"].as_array().unwrap().len(), 2, "{source}");
+    }
+    for (file, name) in [("oci.tar", "docker.io/me/app:v2"), ("docker.tar.zst", "quay.io/me/app:v3")] {
+        let bytes = fs::read(dir.join(file)).unwrap();
+        let piped = store.bothy(["load", "-"]).input(bytes).run().output();
+        assert!(piped.starts_with(format!("loaded {name}").as_bytes()), "{file} through a pipe");
+        let bothy = store.bothy(["load", "-"]).in_shell(&format!("exec \"$@\" < {file}"));
+        assert!(bothy.run().output().starts_with(b"loaded "), "{file} as standard input");
+    }
+    let bothy = store
+        .bothy(["load", "-"])
+        .in_shell("cat oci.tar | { head -c 512 >/dev/null; cat oci.tar; } | \"$@\"");
+    bothy.run().output();
+    assert_eq!((store.files("rootfs").len(), store.files("tmp").len()), (1, 0));
+}
+
+/// What `umoci_layout` has configured.
+fn config() -> Value {
+    json!({
+        "User": "1000:100", "Env": ["A=B", "PATH=/bin"], "Cmd": ["one", "two"], "Entrypoint": ["/entry"], "WorkingDir": "/work",
+        "ExposedPorts": {"80/tcp": {}}, "Volumes": {"/data": {}}, "Labels": {"key": "value"}, "StopSignal": "SIGINT",
+    })
+}
+
+#[test]
+fn buildah_s_images_are_read() {
+    if !have("buildah_s_images_are_read", &["buildah"]) {
+        return;
+    }
+    if !is_root() {
+        could_not_run("buildah_s_images_are_read", "buildah needs root, or user namespaces set up for it");
+        return;
+    }
+    let store = Store::new();
+    let dir = store.dir();
+    fs::create_dir_all(dir.join("root/bin")).unwrap();
+    fs::write(dir.join("root/bin/program"), "x").unwrap();
+    let buildah = |line: &str| {
+        words(
+            dir,
+            &format!("buildah --root {0}/r --runroot {0}/rr --storage-driver vfs {line}", dir.display()),
+        )
+    };
+    let container = buildah("from scratch").trim().to_owned();
+    buildah(&format!("copy {container} root /"));
+    buildah(&format!(
+        "config --user 7 --env K=V --cmd /bin/program --workingdir /w --port 80 --volume /v --label a=b --stop-signal 15 {container}"
+    ));
+    buildah(&format!("commit --quiet {container} oci-archive:oci.tar:me/app:v1"));
+    buildah(&format!("commit --quiet --format docker {container} docker-archive:docker.tar:me/app:v2"));
+    store.load("oci.tar");
+    store.load("docker.tar");
+    for (name, signal) in [("docker.io/me/app:v1", "15"), ("docker.io/me/app:v2", "15")] {
+        let config = &image(&store, name)["config"];
+        assert_eq!(config["Cmd"], json!(["/bin/program"]), "{name}");
+        assert_eq!((&config["User"], &config["WorkingDir"]), (&json!("7"), &json!("/w")));
+        assert_eq!((&config["Volumes"], &config["ExposedPorts"]), (&json!({"/v": {}}), &json!({"80": {}})));
+        assert!(config["Env"].as_array().unwrap().contains(&json!("K=V")), "{config}");
+        assert_eq!((&config["Labels"]["a"], &config["StopSignal"]), (&json!("b"), &json!(signal)));
+    }
+    assert_eq!(store.files("rootfs").len(), 1);
+}
+
+#[test]
+fn an_index_of_skopeo_s_gives_the_image_for_this_platform() {
+    if !have("an_index_of_skopeo_s_gives_the_image_for_this_platform", &["skopeo", "umoci"]) {
+        return;
+    }
+    let store = Store::new();
+    let dir = store.dir();
+    umoci_layout(dir);
+    words(dir, "umoci config --image layout:base --tag arm --architecture arm64");
+    let descriptor = |tag: &str| -> Value {
+        let index: Value = serde_json::from_slice(&fs::read(dir.join("layout/index.json")).unwrap()).unwrap();
+        let name = |manifest: &Value| manifest["annotations"]["org.opencontainers.image.ref.name"] == tag;
+        index["manifests"].as_array().unwrap().iter().find(|manifest| name(manifest)).unwrap().clone()
+    };
+    let platform = |tag: &str, architecture: &str| {
+        let mut descriptor = descriptor(tag);
+        descriptor["platform"] = json!({"os": "linux", "architecture": architecture});
+        descriptor
+    };
+    let (arm, amd) = (platform("arm", "arm64"), platform("app", "amd64"));
+    let layout = crate::make::Layout { dir: dir.join("layout") };
+    let several = layout.document(
+        "index",
+        &json!({"schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [arm, amd]}),
+    );
+    layout.index(&[several]);
+    words(dir, "skopeo copy --quiet --all oci:layout oci:copy:v1");
+    store.load("copy");
+    assert_eq!(image(&store, "localhost/copy:v1")["digest"], amd["digest"]);
+    let refused = store.bothy(["load", "copy", "--platform", "linux/arm64"]).run().code(1);
+    assert_eq!(
+        refused.stderr,
+        "bothy: can't load copy: images for linux/arm64 can't run here: bothy's guests are linux/amd64\n"
+    );
+    layout.index(&[arm]);
+    store
+        .bothy(["load", "layout"])
+        .run()
+        .code(1)
+        .says("layout has no image for linux/amd64: there is only linux/arm64");
+}
+
+#[test]
+fn a_directory_is_loaded_and_found_again() {
+    let store = Store::new();
+    fs::create_dir_all(store.dir().join("My Root/etc")).unwrap();
+    let said = store.load("dir:My Root");
+    assert!(said.starts_with("loaded localhost/my-root:latest sha256:"), "{said}");
+    assert!(store.load("./My Root").contains("was there already"));
+    fs::write(store.dir().join("My Root/etc/new"), "").unwrap();
+    assert!(!store.load("dir:My Root").contains("was there already"));
+}
+
+#[test]
+fn the_store_is_where_the_environment_says() {
+    let store = Store::new();
+    fs::create_dir_all(store.dir().join("root/etc")).unwrap();
+    let path = |name: &str| store.dir().join(name);
+    let load = |variables: &[(&str, &Path)]| -> Bothy {
+        let bothy = store.bothy(["load", "dir:root"]).env("BOTHY_STORE", "").env("XDG_DATA_HOME", "");
+        variables.iter().fold(bothy, |bothy, (key, value)| bothy.env(key, value))
+    };
+    load(&[("XDG_DATA_HOME", &path("xdg"))]).run().code(0);
+    assert!(path("xdg/bothy/v1/lock").exists());
+    load(&[("HOME", &path("home")), ("XDG_DATA_HOME", Path::new("relative"))]).run().code(0);
+    assert!(path("home/.local/share/bothy/v1/lock").exists() && !path("relative").exists());
+    load(&[("HOME", Path::new(""))]).run().code(1).says("set BOTHY_STORE, XDG_DATA_HOME or HOME");
+    load(&[("BOTHY_STORE", Path::new("/dev/null/x"))])
+        .run()
+        .code(1)
+        .says("can't create /dev/null/x/v1/names: Not a directory");
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&fs::metadata(path("xdg/bothy")).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o700, "nobody else's business");
+}
+
+#[test]
+fn lists_are_tables_and_json() {
+    let store = Store::new();
+    assert_eq!(store.bothy(["images"]).run().output(), b"NAME  DIGEST  SIZE  CREATED  LAST USED\n");
+    assert_eq!(store.images(), [Value::Null; 0]);
+    fs::create_dir_all(store.dir().join("root/etc")).unwrap();
+    store.load("dir:root");
+    let table = String::from_utf8(store.bothy(["images"]).run().output()).unwrap();
+    let line = table.lines().nth(1).unwrap();
+    assert!(line.starts_with("localhost/root:latest  ") && line.ends_with("  -        just now"), "{table}");
+    let image = &store.images()[0];
+    assert_eq!(image["platform"], "linux/amd64");
+    assert!(image["last_used"].as_str().unwrap().ends_with('Z'), "{image}");
+}
