@@ -18,6 +18,7 @@ mod console;
 mod disks;
 mod doctor;
 mod ends;
+mod images;
 mod kernels;
 mod many;
 mod memory;

@@ -107,13 +107,22 @@ fn the_host_calls_a_guest_with_many_connections_at_once() {
     let vm = serving(dir.path(), count);
     // All are open before the first one says anything.
     let streams: Vec<UnixStream> = (0..count).map(|_| call(dir.path(), 52)).collect();
-    thread::scope(|scope| {
-        for (number, stream) in (0..).zip(streams) {
-            let content = noise(20_000, number);
-            scope.spawn(move || assert!(exchange(stream, &content) == content, "connection {number}"));
-        }
+    let wrong: Vec<String> = thread::scope(|scope| {
+        let exchanges: Vec<_> = (0..)
+            .zip(streams)
+            .map(|(number, stream)| {
+                let content = noise(20_000, number);
+                scope.spawn(move || {
+                    let back = exchange(stream, &content);
+                    (back != content).then(|| format!("{number}: {} bytes came back", back.len()))
+                })
+            })
+            .collect();
+        exchanges.into_iter().filter_map(|exchange| exchange.join().unwrap()).collect()
     });
-    vm.ends_with(0).says("served", "yes");
+    let console = vm.ends_with(0);
+    console.insist(wrong.is_empty(), &wrong.join(", "));
+    console.says("served", "yes");
 }
 
 #[test]
