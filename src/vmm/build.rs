@@ -123,7 +123,21 @@ pub(super) fn build(
     };
     let vcpus = vcpu::create_all(&vm, &supported_cpuid.finish()?, &mem, config.cpus(), entry)?;
     let machine = Machine { ports: Arc::new(buses.ports), mmio: Arc::new(buses.mmio), end, timeline };
-    Ok(Vmm { vm, mem, machine, vcpus, transports, events, serial, console, doorbells, wakeups, spawner })
+    let has_disks = !config.disk.is_empty();
+    Ok(Vmm {
+        vm,
+        mem,
+        machine,
+        vcpus,
+        transports,
+        has_disks,
+        events,
+        serial,
+        console,
+        doorbells,
+        wakeups,
+        spawner,
+    })
 }
 
 /// Asks for KVM's CPUID on a thread of its own while the VM is made. KVM executes CPUID for every leaf, and where the host is

@@ -76,6 +76,8 @@ struct Vmm {
     machine: Machine,
     vcpus: Vec<Vcpu>,
     transports: Vec<Arc<MmioTransport>>,
+    /// Whether stopping the devices may take long.
+    has_disks: bool,
     events: Arc<Events>,
     serial: Option<Arc<Serial>>,
     console: Option<UnixStream>,
@@ -108,7 +110,7 @@ impl Vmm {
         let outcome = event_loop::run(&mut self, control).unwrap_or_else(|error| {
             Outcome::KvmError(format!("the VM's main thread can't wait for events: {error}"))
         });
-        if !self.transports.is_empty() && !matches!(outcome, Outcome::Quit | Outcome::Killed) {
+        if self.has_disks && !matches!(outcome, Outcome::Quit | Outcome::Killed) {
             control::send_guest_ended(control);
         }
         // Whatever ended the VM, its vCPUs must see it.

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::guest::{Guest, Vm, long, needs_linux, noise};
-use crate::support::{self, scratch};
+use crate::support::{self, Bothy, scratch};
 
 /// Longer than a boot and its work take.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -92,9 +92,11 @@ fn sum(content: &[u8]) -> String {
     String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
 }
 
-/// A guest that serves so many connections on port 52.
+/// A guest that serves so many connections on port 52. It stays until it is told that everything has arrived: what its kernel hasn't sent
+/// when it powers off is lost, as with any network.
 fn serving(dir: &Path, count: usize) -> Vm {
-    let mut vm = guest(dir).script(format!("vsock serve 52 {count} && echo served=yes")).start();
+    let script = format!("vsock serve 52 {count} && echo served=yes; read -r word");
+    let mut vm = guest(dir).change(Bothy::open_input).script(script).start();
     vm.wait_for("serving=yes\r\n");
     vm
 }
@@ -104,7 +106,7 @@ fn the_host_calls_a_guest_with_many_connections_at_once() {
     needs_linux!();
     let dir = scratch();
     let count = if long() { 400 } else { 100 };
-    let vm = serving(dir.path(), count);
+    let mut vm = serving(dir.path(), count);
     // All are open before the first one says anything.
     let streams: Vec<UnixStream> = (0..count).map(|_| call(dir.path(), 52)).collect();
     let wrong: Vec<String> = thread::scope(|scope| {
@@ -120,6 +122,7 @@ fn the_host_calls_a_guest_with_many_connections_at_once() {
             .collect();
         exchanges.into_iter().filter_map(|exchange| exchange.join().unwrap()).collect()
     });
+    vm.running.type_in(b"done\n");
     let console = vm.ends_with(0);
     console.insist(wrong.is_empty(), &wrong.join(", "));
     console.says("served", "yes");
@@ -129,7 +132,7 @@ fn the_host_calls_a_guest_with_many_connections_at_once() {
 fn a_host_that_does_not_read_stops_its_own_stream_and_no_other() {
     needs_linux!();
     let dir = scratch();
-    let vm = serving(dir.path(), 2);
+    let mut vm = serving(dir.path(), 2);
     let stalled = call(dir.path(), 52);
     // More than all buffers on the way hold, there and back: the writer stands still until somebody reads.
     let content = noise(4 << 20, 9);
@@ -147,6 +150,7 @@ fn a_host_that_does_not_read_stops_its_own_stream_and_no_other() {
     BufReader::new(stalled).read_to_end(&mut back).unwrap();
     assert!(back == content);
     thread.join().unwrap();
+    vm.running.type_in(b"done\n");
     vm.ends_with(0).says("served", "yes");
 }
 
