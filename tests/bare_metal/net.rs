@@ -74,18 +74,22 @@ const RECEIVED: u32 = 0x44_0000;
 /// `struct virtio_net_hdr` of virtio 1.
 const HEADER: usize = 12;
 
+/// A queue with one packet to be sent, and what is to lie at [`SENT`]: 60 bytes to everybody, of a type for local experiments.
+fn broadcast() -> (Vec<u8>, Vec<u8>) {
+    let mut packet = vec![0; HEADER];
+    packet.extend([0xff; 6]);
+    packet.extend([2, 0, 0, 0, 0, 7, 0x88, 0xb5]);
+    packet.resize(HEADER + 60, 0x5a);
+    (ring(&[(SENT.into(), 72, 0, 0)], &[0]), packet)
+}
+
 #[test]
 fn a_packet_goes_out_by_the_tap_and_one_comes_in() {
     if !can_make_networks("net::a_packet_goes_out_by_the_tap_and_one_comes_in") {
         return;
     }
     let dir = scratch();
-    // Out: 60 bytes to everybody, of a type for local experiments.
-    let mut packet = vec![0; HEADER];
-    packet.extend([0xff; 6]);
-    packet.extend([2, 0, 0, 0, 0, 7, 0x88, 0xb5]);
-    packet.resize(HEADER + 60, 0x5a);
-    let out = ring(&[(SENT.into(), 72, 0, 0)], &[0]);
+    let (out, packet) = broadcast();
     let buffers = [(RECEIVED.into(), 1600, 2, 0)];
     let script = Script::new()
         .enable_lapic()
@@ -131,11 +135,7 @@ fn each_network_device_has_its_own_tap() {
         return;
     }
     let dir = scratch();
-    let mut packet = vec![0; HEADER];
-    packet.extend([0xff; 6]);
-    packet.extend([2, 0, 0, 0, 0, 7, 0x88, 0xb5]);
-    packet.resize(HEADER + 60, 0x5a);
-    let out = ring(&[(SENT.into(), 72, 0, 0)], &[0]);
+    let (out, packet) = broadcast();
     // The second of the two sends.
     let script = Script::new()
         .negotiate(1, 0)
