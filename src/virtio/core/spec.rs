@@ -116,3 +116,19 @@ pub mod net {
     /// Index of the first transmit queue (§5.1.2).
     pub const TX: usize = 1;
 }
+
+/// The socket device (§5.10).
+pub mod vsock {
+    /// Bytes of the header before the payload of each packet (§5.10.6).
+    pub const HEADER_LEN: u32 = 44;
+    /// The host's context id (§5.10.4).
+    pub const HOST_CID: u64 = 2;
+    /// The type of a connection that is a stream (§5.10.6).
+    pub const TYPE_STREAM: u16 = 1;
+    /// In a SHUTDOWN's flags: the sender receives no more (§5.10.6.5).
+    pub const SHUTDOWN_RCV: u32 = 1;
+    /// In a SHUTDOWN's flags: the sender sends no more (§5.10.6.5).
+    pub const SHUTDOWN_SEND: u32 = 2;
+    /// Both.
+    pub const SHUTDOWN_BOTH: u32 = SHUTDOWN_RCV | SHUTDOWN_SEND;
+}

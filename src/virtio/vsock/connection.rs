@@ -12,10 +12,11 @@ use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use super::packet::{HEADER_LEN, Op, Ports, Received, SHUTDOWN_BOTH, SHUTDOWN_RCV, SHUTDOWN_SEND, Sent};
+use super::packet::{Op, Ports, Received, Sent};
 use crate::memory::GuestMemory;
 use crate::virtio::core::chain::{Reader, Writer};
 use crate::virtio::core::iovec::IoVecs;
+use crate::virtio::core::spec::vsock::{HEADER_LEN, SHUTDOWN_BOTH, SHUTDOWN_RCV, SHUTDOWN_SEND};
 
 /// Bytes of a connection that the host keeps for a socket that doesn't take them.
 pub(super) const BUF_ALLOC: u32 = 128 << 10;
@@ -327,11 +328,11 @@ impl Connection {
 
     /// Writes the next packet for the guest into `writer`, which has room for a header and at least one byte.
     pub(super) fn next(&mut self, mut writer: Writer<'_>, guest_cid: u64, iovs: &mut IoVecs) -> Outgoing {
-        let mut header = writer.split_off_front(u32::try_from(HEADER_LEN).expect("44"));
+        let mut header = writer.split_off_front(HEADER_LEN);
         let Some(packet) = self.compose(writer, iovs) else { return Outgoing::Nothing };
         header.write(&packet.bytes(guest_cid));
         (self.told, self.credit_due) = (self.forwarded, false);
-        Outgoing::Packet(u32::try_from(HEADER_LEN).expect("44") + packet.len)
+        Outgoing::Packet(HEADER_LEN + packet.len)
     }
 
     fn compose(&mut self, payload: Writer<'_>, iovs: &mut IoVecs) -> Option<Sent> {

@@ -16,6 +16,8 @@ mod greeting;
 mod host;
 mod muxer;
 mod packet;
+#[cfg(test)]
+mod testing;
 
 use std::io;
 use std::path::PathBuf;

@@ -16,12 +16,13 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::connection::{Connection, Fate, Outgoing};
 use super::greeting::{Greeting, Heard};
 use super::host::{self, Listener};
-use super::packet::{HEADER_LEN, HOST_CID, Op, Ports, Received, Sent, TYPE_STREAM};
+use super::packet::{HEADER_LEN, Op, Ports, Received, Sent};
 use crate::memory::GuestMemory;
 use crate::virtio::core::active::ActiveQueue;
 use crate::virtio::core::chain::Chain;
 use crate::virtio::core::guest_log::GuestLog;
 use crate::virtio::core::iovec::IoVecs;
+use crate::virtio::core::spec::vsock::{HOST_CID, TYPE_STREAM};
 use crate::virtio::core::worker::Stop;
 
 /// Connections of one guest, those that the host is still asking for included.

@@ -1,18 +1,9 @@
 //! The packet header of virtio-vsock (virtio 1.2 §5.10.6): 44 bytes, little-endian, before the payload of each packet.
 
-/// Bytes of a header.
-pub(super) const HEADER_LEN: usize = 44;
-/// The host's context id (§5.10.4).
-pub(super) const HOST_CID: u64 = 2;
-/// The only type of connection that is offered: a stream.
-pub(super) const TYPE_STREAM: u16 = 1;
+use crate::virtio::core::spec::vsock;
 
-/// SHUTDOWN: the sender receives no more.
-pub(super) const SHUTDOWN_RCV: u32 = 1;
-/// SHUTDOWN: the sender sends no more.
-pub(super) const SHUTDOWN_SEND: u32 = 2;
-/// Both.
-pub(super) const SHUTDOWN_BOTH: u32 = SHUTDOWN_RCV | SHUTDOWN_SEND;
+/// Bytes of a header.
+pub(super) const HEADER_LEN: usize = vsock::HEADER_LEN as usize;
 
 /// What a packet is for (§5.10.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,12 +94,12 @@ impl Sent {
     pub(super) fn bytes(&self, guest_cid: u64) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-        put(0, &HOST_CID.to_le_bytes());
+        put(0, &vsock::HOST_CID.to_le_bytes());
         put(8, &guest_cid.to_le_bytes());
         put(16, &self.ports.host.to_le_bytes());
         put(20, &self.ports.guest.to_le_bytes());
         put(24, &self.len.to_le_bytes());
-        put(28, &TYPE_STREAM.to_le_bytes());
+        put(28, &vsock::TYPE_STREAM.to_le_bytes());
         put(30, &(self.op as u16).to_le_bytes());
         put(32, &self.flags.to_le_bytes());
         put(36, &self.buf_alloc.to_le_bytes());

@@ -1,212 +1,17 @@
-use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
-use super::connection::BUF_ALLOC;
-use super::muxer::MAX_CONNECTIONS;
-use super::packet::{
-    HEADER_LEN, HOST_CID, Op, Ports, Received, SHUTDOWN_BOTH, SHUTDOWN_RCV, SHUTDOWN_SEND, TYPE_STREAM,
-};
-use super::*;
-use crate::virtio::core::testing::*;
 use vm_memory::{Bytes, GuestAddress};
 
-const CID: u64 = 3;
-const RX: usize = 0;
-const TX: usize = 1;
-const BUFFER: u32 = 4096;
-/// What the guest says of its buffer, unless a test wants to know.
-const PLENTY: u32 = 1 << 20;
-
-/// A guest's driver, as far as these tests need one.
-struct Guest {
-    driver: FakeDriver,
-    dir: tempfile::TempDir,
-    buffers: HashMap<u16, u64>,
-    tx_buffer: u64,
-    credit: u32,
-    consumed: u32,
-}
-
-impl Guest {
-    fn new() -> Self {
-        Self::named("vsock0")
-    }
-
-    /// One that offers no buffers to receive into.
-    fn starved() -> Self {
-        Self::without_buffers("vsock0")
-    }
-
-    /// One whose device's thread has this name.
-    fn named(name: &str) -> Self {
-        let mut guest = Self::without_buffers(name);
-        for _ in 0..8 {
-            guest.add_buffer();
-        }
-        guest
-    }
-
-    fn without_buffers(name: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let config = Config { path: dir.path().join("vsock"), cid: None };
-        let device = Vsock::new(&config, config.listen().unwrap(), name, &Spawner::default()).unwrap();
-        let mut driver = FakeDriver::started(device);
-        let tx_buffer = driver.alloc(64 << 10);
-        Self { driver, dir, buffers: HashMap::new(), tx_buffer, credit: PLENTY, consumed: 0 }
-    }
-
-    fn path(&self) -> std::path::PathBuf {
-        self.dir.path().join("vsock")
-    }
-
-    fn add_buffer(&mut self) {
-        let gpa = self.driver.alloc(BUFFER);
-        self.offer(gpa);
-    }
-
-    fn offer(&mut self, gpa: u64) {
-        let head = self.driver.queues[RX].add(&[Part::Write(gpa, BUFFER)]);
-        self.buffers.insert(head, gpa);
-        self.driver.notify(0);
-    }
-
-    /// A service of the host's.
-    fn service(&self, port: u32) -> UnixListener {
-        UnixListener::bind(host::service(&self.path(), port)).unwrap()
-    }
-
-    fn send(&mut self, op: Op, ports: Ports, flags: u32, payload: &[u8]) {
-        let len = u32::try_from(payload.len()).unwrap();
-        let mut bytes = header(ports, op as u16, len);
-        bytes[32..36].copy_from_slice(&flags.to_le_bytes());
-        bytes[36..40].copy_from_slice(&self.credit.to_le_bytes());
-        bytes[40..44].copy_from_slice(&self.consumed.to_le_bytes());
-        bytes.extend(payload);
-        self.send_raw(&bytes);
-    }
-
-    fn send_raw(&mut self, bytes: &[u8]) {
-        self.driver.mem.write_slice(bytes, GuestAddress(self.tx_buffer)).unwrap();
-        let len = u32::try_from(bytes.len()).unwrap();
-        self.driver.queues[TX].add(&[Part::Read(self.tx_buffer, len)]);
-        self.driver.notify(1);
-        assert_eq!(self.driver.wait_used(TX).1, 0);
-    }
-
-    /// The next packet from the device, its buffer offered again.
-    fn receive(&mut self) -> (Received, Vec<u8>) {
-        let (head, len) = self.driver.wait_used(RX);
-        self.take(head, len)
-    }
-
-    fn take(&mut self, head: u16, len: u32) -> (Received, Vec<u8>) {
-        let gpa = self.buffers.remove(&head).unwrap();
-        let bytes = self.driver.bytes(gpa, len);
-        self.offer(gpa);
-        let packet = Received::parse(bytes[..HEADER_LEN].try_into().unwrap());
-        assert_eq!((packet.src_cid, packet.dst_cid, packet.kind), (HOST_CID, CID, TYPE_STREAM));
-        assert_eq!(packet.len as usize, bytes.len() - HEADER_LEN);
-        // Its ports are named from the sender's side.
-        let ports = Ports { guest: packet.ports.host, host: packet.ports.guest };
-        (Received { ports, ..packet }, bytes[HEADER_LEN..].to_vec())
-    }
-
-    /// The next packet, which must be this one.
-    #[track_caller]
-    fn expect(&mut self, op: Op, ports: Ports) -> (Received, Vec<u8>) {
-        let (packet, payload) = self.receive();
-        assert_eq!((packet.op, packet.ports), (Some(op), ports));
-        (packet, payload)
-    }
-
-    #[track_caller]
-    fn expect_silence(&mut self) {
-        std::thread::sleep(Duration::from_millis(50));
-        if let Some((head, len)) = self.driver.queues[RX].used() {
-            panic!("{:?}", self.take(head, len));
-        }
-    }
-
-    /// A connection from the guest to a service: its ports, and the host's end.
-    fn connect(&mut self, service: &UnixListener, port: u32) -> (Ports, UnixStream) {
-        let ports = Ports { guest: 1000, host: port };
-        self.connect_from(service, ports)
-    }
-
-    fn connect_from(&mut self, service: &UnixListener, ports: Ports) -> (Ports, UnixStream) {
-        self.send(Op::Request, ports, 0, b"");
-        let (response, _) = self.expect(Op::Response, ports);
-        assert_eq!((response.buf_alloc, response.fwd_cnt), (BUF_ALLOC, 0));
-        (ports, accept(service))
-    }
-
-    /// Receives so many bytes of one connection, and gives credit for them.
-    fn receive_bytes(&mut self, ports: Ports, len: usize) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        while bytes.len() < len {
-            let (packet, payload) = self.receive();
-            assert_eq!(packet.ports, ports);
-            match packet.op {
-                Some(Op::Rw) => bytes.extend(payload),
-                Some(Op::CreditRequest | Op::CreditUpdate) => {}
-                other => panic!("{other:?}"),
-            }
-            self.consumed = u32::try_from(bytes.len()).unwrap();
-            self.send(Op::CreditUpdate, ports, 0, b"");
-        }
-        bytes
-    }
-
-    /// Shows that the device works: one connection from start to end.
-    fn works(&mut self, port: u32) {
-        let service = self.service(port);
-        let ports = Ports { guest: 77, host: port };
-        let (ports, mut host) = self.connect_from(&service, ports);
-        self.send(Op::Rw, ports, 0, b"question");
-        assert_eq!(read(&mut host, 8), b"question");
-        host.write_all(b"answer").unwrap();
-        assert_eq!(self.expect(Op::Rw, ports).1, b"answer");
-        self.send(Op::Shutdown, ports, SHUTDOWN_BOTH, b"");
-        self.expect(Op::Rst, ports);
-    }
-}
-
-fn header(ports: Ports, op: u16, len: u32) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    bytes.extend(CID.to_le_bytes());
-    bytes.extend(HOST_CID.to_le_bytes());
-    bytes.extend(ports.guest.to_le_bytes());
-    bytes.extend(ports.host.to_le_bytes());
-    bytes.extend(len.to_le_bytes());
-    bytes.extend(TYPE_STREAM.to_le_bytes());
-    bytes.extend(op.to_le_bytes());
-    bytes.resize(HEADER_LEN, 0);
-    bytes[36..40].copy_from_slice(&PLENTY.to_le_bytes());
-    bytes
-}
-
-fn accept(service: &UnixListener) -> UnixStream {
-    patient(service.accept().unwrap().0)
-}
-
-fn patient(stream: UnixStream) -> UnixStream {
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    stream
-}
-
-fn read(stream: &mut UnixStream, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    stream.read_exact(&mut bytes).unwrap();
-    bytes
-}
-
-fn pattern(len: usize) -> Vec<u8> {
-    (0..len).map(|i| u8::try_from((i * 7 + i / 251) % 256).unwrap()).collect()
-}
+use super::connection::BUF_ALLOC;
+use super::muxer::MAX_CONNECTIONS;
+use super::packet::{HEADER_LEN, Op, Ports};
+use super::testing::*;
+use super::*;
+use crate::virtio::core::spec::vsock::{SHUTDOWN_BOTH, SHUTDOWN_RCV, SHUTDOWN_SEND};
+use crate::virtio::core::testing::*;
 
 #[test]
 fn the_configuration_space_has_the_context_id() {
@@ -515,9 +320,7 @@ fn a_driver_that_starts_again_has_no_connections() {
     guest.driver.start(u64::MAX);
     assert_eq!(host.read(&mut [0]).unwrap(), 0);
     guest.buffers.clear();
-    for _ in 0..4 {
-        guest.add_buffer();
-    }
+    guest.add_buffers(4);
     guest.send(Op::Rw, ports, 0, b"x");
     guest.expect(Op::Rst, ports);
     guest.works(8);
@@ -567,9 +370,7 @@ fn a_guest_that_takes_no_answers_waits_for_itself_alone() {
             if start.elapsed() > Duration::from_millis(300) {
                 assert!((200..600).contains(&port), "{port} packets were taken");
                 // It is served again as soon as it gives buffers.
-                for _ in 0..8 {
-                    guest.add_buffer();
-                }
+                guest.add_buffers(8);
                 for port in 0..=port {
                     guest.expect(Op::Rst, Ports { guest: port, host: 6 });
                 }
@@ -709,9 +510,7 @@ fn connections_that_come_and_go_while_the_guest_takes_nothing_leave_nothing() {
         let mut host = UnixStream::connect(guest.path()).unwrap();
         host.write_all(b"CONNECT 52\n").unwrap();
     }
-    for _ in 0..8 {
-        guest.add_buffer();
-    }
+    guest.add_buffers(8);
     // Nothing of all that is told to the guest, but what was there when it began to listen.
     std::thread::sleep(Duration::from_millis(200));
     let mut told = 0;
