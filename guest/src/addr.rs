@@ -6,12 +6,8 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 /// An Ethernet address, written `52:54:00:12:34:56`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(try_from = "String", into = "String")
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct MacAddr(pub [u8; 6]);
 
 /// Text that is no address.
@@ -88,12 +84,8 @@ impl From<MacAddr> for String {
 }
 
 /// An address and the length of its network's prefix, written `10.0.0.2/24`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(try_from = "String", into = "String")
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct IpPrefix {
     /// The station's address.
     pub addr: IpAddr,

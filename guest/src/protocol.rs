@@ -1,0 +1,388 @@
+//! What the host and the agent say to each other: the agent is PID 1 of a guest that runs an image.
+//!
+//! The agent connects to [`PORT`] of the host (vsock context 2) and says [`Opening::Control`]; from then on the host sends
+//! [`Request`]s there and the agent answers with [`Report`]s. If that connection breaks, the agent opens another one and goes on: a
+//! restored snapshot finds its new host that way. For each standard stream of a command the agent opens one more connection and says
+//! [`Opening::Stream`] with the token that the host gave for it; every byte after that is the stream's own, and its end
+//! is the end of the sending direction. A reader that stalls so holds up its own stream and nothing else.
+//!
+//! The tokens are there because what runs in the guest can open vsock connections, too: without one it gets nowhere.
+//!
+//! A message is its length (32 bits, little endian) and that many bytes of postcard. Both sides refuse what is longer than the reader's limit
+//! and what does not decode, and end the connection: there is one agent for each version of bothy, and it came in the same file.
+
+use std::io::{self, Read, Write};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The host's port.
+pub const PORT: u32 = 1024;
+
+/// Of everything in this file. The host ends a guest that says another one.
+pub const VERSION: u32 = 1;
+
+/// The longest message that the agent accepts, in bytes: arguments and environment may have 2 MiB, as on Linux.
+pub const MAX_REQUEST: usize = 4 << 20;
+
+/// The longest message that the host accepts, in bytes.
+pub const MAX_REPORT: usize = 64 << 10;
+
+/// What a connection begins with, from the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Opening {
+    /// The control connection.
+    Control(Hello),
+    /// One standard stream of a command.
+    Stream(Token),
+}
+
+/// Who is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`VERSION`]. It stands first in all versions.
+    pub version: u32,
+    /// Since the guest's kernel started its clock, in microseconds.
+    pub uptime_us: u64,
+}
+
+/// What only the host and the agent know of a stream.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token(pub [u8; 16]);
+
+// A secret does not get into logs.
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
+/// From the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// What the guest is to be, once and first. Answered by [`Report::Ready`] or [`Report::Failed`].
+    Setup(Box<Setup>),
+    /// Run a command. Answered by [`Report::Started`] or [`Report::NotStarted`], later by [`Report::Ended`].
+    ///
+    /// The first one becomes PID 1 of the container's namespaces, and with its end all others in them end. Later ones join them.
+    Run {
+        /// For the host to choose; not that of a command which still runs.
+        id: u32,
+        /// The command.
+        command: Box<Command>,
+    },
+    /// Send a signal to a command. One that has ended already is no error, and nothing answers.
+    Signal {
+        /// The command's.
+        id: u32,
+        /// As Linux on x86-64 numbers them.
+        signal: i32,
+    },
+    /// The host's window has another size now. Nothing answers.
+    Resize {
+        /// The command's.
+        id: u32,
+        /// Its terminal's.
+        size: WindowSize,
+    },
+    /// Answered by [`Report::Figures`].
+    Figures,
+    /// End all commands, write and unmount the disks, and power off. The machine's end answers.
+    PowerOff,
+}
+
+/// From the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Report {
+    /// The file systems are mounted, the network is up.
+    Ready,
+    /// They are not, and never will be.
+    Failed {
+        /// Why.
+        message: String,
+    },
+    /// The command's program runs: execve(2) succeeded.
+    Started {
+        /// The command's.
+        id: u32,
+    },
+    /// It does not, and never will.
+    NotStarted {
+        /// The command's.
+        id: u32,
+        /// Whose fault it is.
+        reason: NotStarted,
+        /// Why, with the path or name that could not be had.
+        message: String,
+    },
+    /// The command has ended. Its streams' last bytes may still be on their way.
+    Ended {
+        /// The command's.
+        id: u32,
+        /// How.
+        status: ExitStatus,
+    },
+    /// Answer to [`Request::Figures`].
+    Figures(Figures),
+}
+
+/// Why a command doesn't run, as docker tells it apart by exit codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NotStarted {
+    /// There is no such program: 127.
+    NotFound,
+    /// It is there, and can't be executed: 126.
+    NotExecutable,
+    /// The user, the working directory, or anything else: 125.
+    Other,
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
+    /// It exited with this code.
+    Code(u8),
+    /// This signal ended it.
+    Signal(u8),
+}
+
+impl ExitStatus {
+    /// As a shell tells it: 128 and the signal's number.
+    #[must_use]
+    pub fn shell_code(self) -> u8 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => signal.saturating_add(128),
+        }
+    }
+}
+
+/// What the guest is to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setup {
+    /// Since 1970, in nanoseconds: the time of day.
+    pub time_ns: u64,
+    /// For the kernel's random numbers: clones of a snapshot must not share theirs.
+    pub seed: [u8; 32],
+    /// Of the container's UTS namespace, and in its /etc/hostname and /etc/hosts.
+    pub host_name: String,
+    /// The container's root.
+    pub root: Root,
+    /// Each as [`crate::net::NetConfig`] writes it. `lo` is always up.
+    pub networks: Vec<String>,
+    /// All capabilities, all devices, nothing masked or read-only.
+    pub privileged: bool,
+}
+
+/// What the container's root is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root {
+    /// The block device with the image's file system (EROFS), such as `vda`.
+    pub image: String,
+    /// What takes what is written.
+    pub upper: Upper,
+}
+
+/// Where what is written goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Upper {
+    /// Nowhere: the root is read-only.
+    ReadOnly,
+    /// Into the guest's memory.
+    Memory,
+    /// To the block device of this name, an ext4 that is to be grown to the device's size.
+    Scratch(String),
+}
+
+/// A command, complete: nothing is added to it in the guest but HOME, where it is missing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// The program, looked for in the environment's PATH if there is no slash in it, and its arguments. Not empty.
+    pub args: Vec<Vec<u8>>,
+    /// `NAME=VALUE`.
+    pub env: Vec<Vec<u8>>,
+    /// An absolute path in the container; made if it is missing.
+    pub cwd: Vec<u8>,
+    /// `USER[:GROUP]`, names or numbers, by the image's own /etc/passwd and /etc/group; empty is root.
+    pub user: String,
+    /// Its standard streams.
+    pub stdio: Stdio,
+}
+
+/// The standard streams of a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stdio {
+    /// Pipes; /dev/null for an input that isn't there.
+    Pipes {
+        /// Bytes for the command.
+        stdin: Option<Token>,
+        /// Bytes from it.
+        stdout: Token,
+        /// Bytes from it.
+        stderr: Token,
+    },
+    /// A terminal of its own, with both directions in one connection. If `input` is false nothing is read from the host.
+    Terminal {
+        /// Both directions.
+        stream: Token,
+        /// Whether the host sends anything.
+        input: bool,
+        /// At the beginning.
+        size: WindowSize,
+    },
+}
+
+/// Of a terminal, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
+/// What the guest takes, now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Figures {
+    /// Bytes that the guest's kernel manages.
+    pub memory_total: u64,
+    /// Bytes of it that programs could still have.
+    pub memory_available: u64,
+    /// All CPUs together, since the start, in microseconds: not idle, not waiting.
+    pub cpu_busy_us: u64,
+    /// In the container.
+    pub processes: u32,
+}
+
+/// Writes one message, in one write.
+pub fn send(to: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
+    to.write_all(&encode(message)?)
+}
+
+/// A message as it goes over the connection.
+pub fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    // The length takes its place first, and gets its value when it is known.
+    let mut bytes = postcard::to_extend(message, vec![0; LENGTH]).map_err(invalid)?;
+    let length = u32::try_from(bytes.len() - LENGTH).map_err(invalid)?;
+    bytes[..LENGTH].copy_from_slice(&length.to_le_bytes());
+    Ok(bytes)
+}
+
+/// Waits for one message of at most `limit` bytes. A connection that ends before it is `UnexpectedEof`.
+pub fn receive<T: DeserializeOwned>(from: &mut impl Read, limit: usize) -> io::Result<T> {
+    let mut length = [0; LENGTH];
+    from.read_exact(&mut length)?;
+    let mut body = vec![0; checked_length(length, limit)?];
+    from.read_exact(&mut body)?;
+    postcard::from_bytes(&body).map_err(invalid)
+}
+
+/// Collects messages from a connection that is read without waiting.
+#[derive(Debug)]
+pub struct Inbox {
+    bytes: Vec<u8>,
+    limit: usize,
+}
+
+impl Inbox {
+    /// For messages of at most `limit` bytes.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { bytes: Vec::new(), limit }
+    }
+
+    /// Takes what has arrived. The caller reads pieces of bounded size and takes the messages out after each.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next message, if all of it has arrived.
+    pub fn take<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        let Some(length) = self.bytes.first_chunk::<LENGTH>() else { return Ok(None) };
+        let end = LENGTH + checked_length(*length, self.limit)?;
+        let Some(body) = self.bytes.get(LENGTH..end) else { return Ok(None) };
+        let message = postcard::from_bytes(body).map_err(invalid)?;
+        self.bytes.drain(..end);
+        Ok(Some(message))
+    }
+
+    /// What came after the last message: the first bytes of a stream, behind its opening.
+    #[must_use]
+    pub fn rest(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
+/// Of the length before each message, in bytes.
+const LENGTH: usize = 4;
+
+fn checked_length(length: [u8; LENGTH], limit: usize) -> io::Result<usize> {
+    usize::try_from(u32::from_le_bytes(length))
+        .ok()
+        .filter(|length| *length <= limit)
+        .ok_or_else(|| invalid("a message is too long"))
+}
+
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        Report::NotStarted { id: 7, reason: NotStarted::NotFound, message: "no such program: ls".into() }
+    }
+
+    #[test]
+    fn a_message_arrives_as_it_was_sent() {
+        let mut wire = Vec::new();
+        send(&mut wire, &report()).unwrap();
+        assert_eq!(receive::<Report>(&mut wire.as_slice(), MAX_REPORT).unwrap(), report());
+    }
+
+    #[test]
+    fn an_inbox_gives_messages_when_they_are_complete_and_keeps_the_rest() {
+        let wire = [encode(&report()).unwrap(), encode(&Report::Ready).unwrap(), b"rest".to_vec()].concat();
+        let mut inbox = Inbox::new(MAX_REPORT);
+        let mut got = Vec::new();
+        let messages = wire.len() - 4;
+        for byte in &wire[..messages] {
+            inbox.push(&[*byte]);
+            got.extend(inbox.take::<Report>().unwrap());
+        }
+        assert_eq!(got, [report(), Report::Ready]);
+        inbox.push(&wire[messages..]);
+        assert_eq!(inbox.rest(), b"rest");
+    }
+
+    #[test]
+    fn a_message_longer_than_the_limit_is_refused_before_it_is_there() {
+        let mut inbox = Inbox::new(10);
+        inbox.push(&11_u32.to_le_bytes());
+        assert_eq!(inbox.take::<Report>().unwrap_err().kind(), io::ErrorKind::InvalidData);
+        let length = u32::MAX.to_le_bytes();
+        let error = receive::<Report>(&mut length.as_slice(), 10).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn what_does_not_decode_is_an_error() {
+        for body in [&[0xff][..], &[3], &[1, 0xff, 0xff, 0xff, 0xff, 0x0f]] {
+            let wire = [&u32::try_from(body.len()).unwrap().to_le_bytes(), body].concat();
+            let error = receive::<Report>(&mut wire.as_slice(), MAX_REPORT).unwrap_err();
+            assert!(
+                matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof),
+                "{body:?}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_connection_that_ends_within_a_message_is_told() {
+        let wire = encode(&report()).unwrap();
+        let error = receive::<Report>(&mut &wire[..wire.len() - 1], MAX_REPORT).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}
