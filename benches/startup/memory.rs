@@ -7,7 +7,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::measure::{print_target, wait_for_orphans};
-use crate::{Places, bothy, guests};
+use crate::{Places, boot, guests};
 
 /// Memory of the measured VM, in bytes.
 const GUEST_MEMORY: u64 = 128 << 20;
@@ -23,7 +23,7 @@ struct Usage {
 
 /// Starts an idle VM with a disk and a network device, and prints what its processes hold.
 pub(crate) fn report(places: &Places, host: &str, linux: bool, tap: &str) {
-    let mut command = bothy();
+    let mut command = boot(&places.bothy());
     command
         .args(["--memory", "128M", "--net", &format!("tap={tap}")])
         .arg("--disk")

@@ -72,7 +72,7 @@ impl Ioapic {
         let registers = self.registers.lock().unwrap_or_else(PoisonError::into_inner);
         match registers.select {
             REG_ID | REG_ARBITRATION => u32::from(registers.id) << 24,
-            REG_VERSION => VERSION | (layout::IOAPIC_PINS - 1) << 16,
+            REG_VERSION => VERSION | self.last_pin() << 16,
             select => {
                 match entry_of(select).and_then(|(pin, high)| Some((registers.entries.get(pin)?, high))) {
                     Some((entry, high)) => half(*entry, high),
@@ -80,6 +80,14 @@ impl Ioapic {
                 }
             }
         }
+    }
+
+    /// What the guest is told: the last pin that a device is wired to. A kernel reads and writes every pin's entry several times while it
+    /// boots, and each register takes two exits.
+    fn last_pin(&self) -> u32 {
+        let wired =
+            self.pins.iter().rposition(|pin| pin.get().is_some()).and_then(|pin| u32::try_from(pin).ok());
+        wired.unwrap_or(layout::IOAPIC_PINS - 1)
     }
 
     fn write_selected(&self, value: u32) {
@@ -217,6 +225,14 @@ mod tests {
     #[test]
     fn level_triggered_entries_send_edges_and_logical_ones_keep_their_mode() {
         assert_eq!(message(0xa931 | 0xff << 56), MsiMessage { address: 0xfeef_f004, data: 0x131 });
+    }
+
+    #[test]
+    fn the_version_names_the_last_pin_that_is_wired() {
+        let ioapic = Ioapic::new(Arc::new(Recorder::default()));
+        ioapic.wire(7).unwrap();
+        ioapic.wire(4).unwrap();
+        assert_eq!(read(&ioapic, 1), 0x0007_0011);
     }
 
     #[test]

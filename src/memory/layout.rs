@@ -84,13 +84,13 @@ pub const PVPANIC_PORT: u16 = 0x505;
 pub const ACPI_PORT: u16 = 0x600;
 /// Ports of the ACPI registers.
 pub const ACPI_PORT_LEN: u16 = 8;
-/// Interrupt of the Generic Event Device.
-pub const ACPI_GED_GSI: u32 = 9;
+/// Interrupt of the Generic Event Device. Low like all others: the IOAPIC shows a guest no more pins than it has to.
+pub const ACPI_GED_GSI: u32 = 3;
 /// Where a guest's init says how far it got (1 byte, write only).
 pub const TIMING_PORT: u16 = bothy_guest::TIMING_PORT;
 
 /// Pins of the IOAPIC.
 pub const IOAPIC_PINS: u32 = 24;
-/// Pins that virtio devices use, one each, in this order: all but COM1's, the GED's, and the first few, which PCs
-/// give to a timer and a keyboard.
-pub const VIRTIO_GSIS: [u32; 18] = [5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
+/// Pins that virtio devices use, one each, in this order: all behind COM1's and the GED's. The first few PCs give to a timer and
+/// a keyboard.
+pub const VIRTIO_GSIS: [u32; 18] = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22];

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::guest::Guest;
-use super::script::{ACPI, RESULTS, Script};
+use super::script::{ACPI, POWER_PIN, RESULTS, Script};
 use crate::support::{self, eventually};
 
 /// Says `r` for ready, then goes on with `script`.
@@ -89,7 +89,7 @@ fn code_where_there_is_no_memory_ends_with_5_and_names_rip() {
 #[test]
 fn the_power_button_is_pressed_by_sigterm_and_a_guest_that_answers_ends_with_0() {
     // Polls the event register until the button is there, which it is once and then no more.
-    let start = Script::new().listen().enable_lapic().route(9, 0x39, false).say(b'r');
+    let start = Script::new().listen().enable_lapic().route(POWER_PIN, 0x39, false).say(b'r');
     let script = start.wait_for_vector(0x39).in32(ACPI + 4, RESULTS).in32(ACPI + 4, RESULTS + 4);
     let (bothy, _dir) = Guest::new(&script.put(RESULTS, 8).power_off()).boot();
     let mut running = bothy.start();
@@ -100,7 +100,7 @@ fn the_power_button_is_pressed_by_sigterm_and_a_guest_that_answers_ends_with_0()
 
 #[test]
 fn sigint_presses_the_power_button_too() {
-    let start = Script::new().enable_lapic().route(9, 0x39, false).say(b'r');
+    let start = Script::new().enable_lapic().route(POWER_PIN, 0x39, false).say(b'r');
     let (bothy, _dir) = Guest::new(&start.wait_for_vector(0x39).say(b'p').power_off()).boot();
     // A shell that runs the tests in the background has them ignore it.
     let mut running = bothy.in_shell("exec env --default-signal=INT \"$@\"").start();

@@ -1,11 +1,10 @@
 //! Interrupts on their way from a device by the IOAPIC to the local APIC, where they are seen in its request register.
 
 use super::guest::{Guest, words};
-use super::script::{ACPI, RESULTS, SERIAL, Script, request_bit};
+use super::script::{ACPI, POWER_PIN, RESULTS, SERIAL, Script, request_bit};
 use crate::support::Bothy;
 
 const SERIAL_PIN: u8 = 4;
-const POWER_PIN: u8 = 9;
 const IER: u16 = SERIAL + 1;
 const IIR: u16 = SERIAL + 2;
 

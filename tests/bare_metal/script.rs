@@ -6,6 +6,8 @@ pub(crate) const SERIAL: u16 = 0x3f8;
 pub(crate) const LAPIC: u32 = 0xfee0_0000;
 pub(crate) const IOAPIC: u32 = 0xfec0_0000;
 pub(crate) const ACPI: u16 = 0x600;
+/// The Generic Event Device's.
+pub(crate) const POWER_PIN: u8 = 3;
 
 /// Where steps that read something may put it: free memory.
 pub(crate) const RESULTS: u32 = 0x80_0000;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::boot_state::noise;
 use super::guest::Guest;
-use super::script::{ACPI, RESULTS, SERIAL, Script};
+use super::script::{ACPI, POWER_PIN, RESULTS, SERIAL, Script};
 use crate::support::{Bothy, Running, file, patient, scratch};
 
 #[test]
@@ -100,7 +100,7 @@ fn a_careless_guest_loses_nothing_that_fits_into_the_buffer() {
 /// A guest whose output is stuck, on every way from its port to the pipe that nobody reads, and that then does what the
 /// script says.
 fn stuck(script: Script) -> (Running, tempfile::TempDir) {
-    let start = Script::new().enable_lapic().route(9, 0x39, false).fill_output();
+    let start = Script::new().enable_lapic().route(POWER_PIN, 0x39, false).fill_output();
     let (bothy, dir) = Guest::new(&start.then(script)).boot();
     let mut running = bothy.unread_output().start();
     running.wait_for_message("register");

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::boot_state::noise;
 use super::guest::{Guest, u32_at, words};
-use super::script::{RESULTS, Script, request_bit};
+use super::script::{POWER_PIN, RESULTS, Script, request_bit};
 use crate::support::{self, Bothy, file, scratch};
 
 const MAGIC: u32 = 0x000;
@@ -293,7 +293,7 @@ fn what_is_written_to_a_disk_is_in_its_file_and_nothing_else_of_it_changes() {
 fn a_guest_that_powered_off_in_time_is_not_killed_while_its_disk_flushes() {
     let dir = scratch();
     let disk = disk(dir.path(), &[0; 512]);
-    let start = Script::new().enable_lapic().route(9, 0x39, false).start_device(0, RING, BLK_F_FLUSH);
+    let start = Script::new().enable_lapic().route(POWER_PIN, 0x39, false).start_device(0, RING, BLK_F_FLUSH);
     let script = start.notify(0).say(b'r').wait_for_vector(0x39).say(b'p').power_off();
     let (bothy, _dir) = Requests::default().add(BLK_FLUSH, 0, None).guest(&script).boot();
     let slowly = "exec strace -D -f -qq -o /dev/null -e trace=fdatasync -e inject=fdatasync:delay_enter=14000000 \"$@\"";
@@ -538,7 +538,7 @@ fn a_vm_with_the_most_devices_has_them_all() {
     let script = Script::new()
         .each(0..18, |script, device| script.read32(register(device, 8), RESULTS + 4 * device))
         .enable_lapic()
-        .route(22, 0x45, false)
+        .route(21, 0x45, false)
         .entropy_works(16)
         .wait_for_vector(0x45)
         .put(RESULTS, 72);
