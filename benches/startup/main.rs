@@ -17,7 +17,7 @@ const RUNS: usize = 30;
 
 /// Where the files of a benchmark are.
 struct Places {
-    /// Scratch; holds the floor program, and a copy of bothy.
+    /// Scratch; holds the floor program, and bothy as it is installed.
     work: PathBuf,
     /// The default guest.
     guest: PathBuf,
@@ -33,7 +33,7 @@ impl Places {
         Self { work: dir("BOTHY_BENCH_DIR"), guest: dir("BOTHY_GUEST_DIR") }
     }
 
-    /// The copy.
+    /// As it is installed.
     fn bothy(&self) -> PathBuf {
         self.work.join("bothy")
     }
@@ -47,7 +47,6 @@ fn main() -> ExitCode {
         _ => panic!("usage: startup tiny|linux HOST; use benches/run"),
     };
     let places = Places::from_environment();
-    install(&places);
     measure::adopt_orphans();
     let net = Net::make();
     match what {
@@ -82,15 +81,6 @@ impl Drop for Net {
 fn ip(words: &[&str]) {
     let status = Command::new("ip").args(words).status().expect("the package iproute2 is installed");
     assert!(status.success(), "ip {words:?}: the benchmark needs the right to make a tap");
-}
-
-/// Copies bothy, as whoever installs it does. The page cache keeps a file that a linker wrote in small pieces, and one that was copied in large
-/// ones, which take fewer page faults: `bothy --version` took 0.65 ms and not 0.87 (medians of 200).
-fn install(places: &Places) {
-    let copy = places.bothy();
-    // A new file, not new bytes in one that may be running.
-    let _absent = std::fs::remove_file(&copy);
-    std::fs::copy(env!("CARGO_BIN_EXE_bothy"), &copy).expect("the work directory is writable");
 }
 
 /// `bothy boot`, to be given its words.
