@@ -8,6 +8,7 @@
 //! | `bothy.net=mac=M[,ip=A/P][,gw=A][,dns=A]` | configure the interface with this MAC address ([`net::NetConfig`]); may stand several times |
 //! | `bothy.demo` | print what machine this is, then power off |
 //! | `bothy.exec="COMMAND"` | run it by `/bin/sh -c`, print its exit status, then power off |
+//! | `bothy.agent` | run an image's commands as the host says ([`protocol`]); nothing else counts then |
 //! | `TERM=T COLUMNS=N LINES=N` | the terminal behind the console; 80 by 24 characters if not said |
 //!
 //! With neither demo nor exec a console terminal gets a shell, and the machine powers off when it ends.
@@ -48,6 +49,8 @@ pub const KEY_NET: &str = "bothy.net";
 pub const KEY_DEMO: &str = "bothy.demo";
 /// Key of the command to run in place of a shell.
 pub const KEY_EXEC: &str = "bothy.exec";
+/// The word that makes PID 1 the agent of an image.
+pub const KEY_AGENT: &str = "bothy.agent";
 
 /// What PID 1 prints on the console when the command of [`KEY_EXEC`] has ended, followed by its exit status
 /// (128 and the signal's number if a signal ended it) and a newline.

@@ -1,9 +1,11 @@
-//! PID 1 of bothy's guests: mounts, network, one command or a shell, and the machine's orderly end.
+//! PID 1 of bothy's guests: mounts, network, one command or a shell, and the machine's orderly end; or, where the host runs an image,
+//! its agent (`agent`).
 //!
 //! It is a single thread and links everything statically. It starts no services, and it is not an init for a
 //! distribution: the root file system is the initramfs. What it understands on the kernel command line is described
 //! in the library beside it; a machine always ends with it, whether it succeeds or fails.
 
+mod agent;
 mod console;
 mod demo;
 mod drivers;
@@ -14,6 +16,7 @@ mod power;
 mod signals;
 mod sys;
 
+use std::env;
 use std::fs;
 use std::io;
 use std::panic;
@@ -21,7 +24,7 @@ use std::process;
 use std::time::Duration;
 
 use bothy_guest::cmdline::{self, Word};
-use bothy_guest::{EXIT_STATUS_PREFIX, KEY_DEMO, KEY_EXEC, TimingMark};
+use bothy_guest::{EXIT_STATUS_PREFIX, KEY_AGENT, KEY_DEMO, KEY_EXEC, TimingMark};
 
 use power::End;
 use signals::{Event, Events};
@@ -35,12 +38,21 @@ fn main() {
         eprintln!("bothy-guest is the first program of a virtual machine and can't be run in any other way");
         process::exit(1);
     }
-    sys::mark_time(TimingMark::InitStarted);
+    let host = match env::args_os().nth(1) {
+        // For tests of the agent, which run it as PID 1 of namespaces: no machine is theirs.
+        Some(option) if option == "--agent-at" => {
+            agent::Host::Unix(env::args_os().nth(2).unwrap_or_default().into())
+        }
+        _ => {
+            sys::mark_time(TimingMark::InitStarted);
+            agent::Host::Vsock
+        }
+    };
     panic::set_hook(Box::new(|info| {
         say!("init failed: {info}");
         power::now(End::PowerOff);
     }));
-    if let Err(error) = run() {
+    if let Err(error) = run(host) {
         say!("init failed: {error}");
         power::now(End::PowerOff);
     }
@@ -55,11 +67,15 @@ enum Task {
     Interactive,
 }
 
-fn run() -> io::Result<()> {
+fn run(host: agent::Host) -> io::Result<()> {
     let mut events = Events::open()?;
-    mounts::essential()?;
-    let up = uptime();
+    mounts::proc()?;
     let words = cmdline::words(&String::from_utf8_lossy(&fs::read("/proc/cmdline")?));
+    if matches!(host, agent::Host::Unix(_)) || words.iter().any(|word| word.key == KEY_AGENT) {
+        return agent::run(events, host);
+    }
+    let up = uptime();
+    mounts::devices()?;
     drivers::load();
     mounts::usual();
     report(sys::set_host_name("bothy"), "host name");
@@ -129,7 +145,7 @@ fn supervise(events: &mut Events, program: Option<i32>) -> io::Result<Ended> {
                 Event::Child => {
                     while let Reaped::Child { pid, status } = sys::reap() {
                         if Some(pid) == program {
-                            return Ok(Ended::Program(status));
+                            return Ok(Ended::Program(status.shell_code().into()));
                         }
                     }
                 }

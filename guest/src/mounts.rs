@@ -18,9 +18,10 @@ struct Mount {
     data: &'static CStr,
 }
 
-/// Without these init can't do its own work.
-const ESSENTIAL: [Mount; 3] = [
-    Mount { target: c"/proc", kind: c"proc", flags: NOSUID | NODEV | NOEXEC, data: c"" },
+const PROC: Mount = Mount { target: c"/proc", kind: c"proc", flags: NOSUID | NODEV | NOEXEC, data: c"" };
+
+/// How init finds devices.
+const DEVICES: [Mount; 2] = [
     Mount { target: c"/sys", kind: c"sysfs", flags: NOSUID | NODEV | NOEXEC, data: c"" },
     Mount { target: c"/dev", kind: c"devtmpfs", flags: NOSUID, data: c"mode=755" },
 ];
@@ -57,15 +58,21 @@ const DEV_LINKS: [(&str, &str); 4] = [
 const IN_MEMORY: [&str; 9] =
     ["proc", "sysfs", "devtmpfs", "devpts", "tmpfs", "mqueue", "cgroup2", "rootfs", "ramfs"];
 
-/// Mounts /proc, /sys and /dev.
-pub(crate) fn essential() -> io::Result<()> {
-    for m in &ESSENTIAL {
-        let target = m.target.to_string_lossy();
-        fs::create_dir_all(&*target)
-            .and_then(|()| mount(m.kind, m.target, m.kind, m.flags, m.data))
-            .map_err(|error| io::Error::new(error.kind(), format!("cannot mount {target}: {error}")))?;
-    }
-    Ok(())
+/// Mounts /proc, without which init doesn't know what it is for.
+pub(crate) fn proc() -> io::Result<()> {
+    essential(&PROC)
+}
+
+/// Mounts /sys and /dev.
+pub(crate) fn devices() -> io::Result<()> {
+    DEVICES.iter().try_for_each(essential)
+}
+
+fn essential(m: &Mount) -> io::Result<()> {
+    let target = m.target.to_string_lossy();
+    fs::create_dir_all(&*target)
+        .and_then(|()| mount(m.kind, m.target, m.kind, m.flags, m.data))
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot mount {target}: {error}")))
 }
 
 /// Mounts the rest. What fails is reported and left out.

@@ -29,36 +29,54 @@ pub(crate) struct Interface {
     pub(crate) addresses: Vec<IpPrefix>,
 }
 
+/// What became of the network.
+#[derive(Default)]
+pub(crate) struct Network {
+    pub(crate) interfaces: Vec<Interface>,
+    /// The DNS servers of all interfaces.
+    pub(crate) dns: Vec<IpAddr>,
+    /// What did not work, each in words. The rest did.
+    pub(crate) failures: Vec<String>,
+}
+
 /// Brings `lo` and the interfaces of all `bothy.net` words up, and writes `/etc/resolv.conf` if there is a DNS server.
 pub(crate) fn configure(words: &[Word]) -> Vec<Interface> {
-    let mut netlink = match Netlink::open() {
-        Ok(netlink) => netlink,
-        Err(error) => {
-            say!("no network: {error}");
-            return Vec::new();
-        }
-    };
-    if let Err(error) = index("lo").and_then(|lo| netlink.set_up(lo)) {
-        say!("lo: {error}");
+    let texts = words.iter().filter(|word| word.key == KEY_NET);
+    let network = bring_up(texts.map(|word| word.value.as_deref().unwrap_or_default()));
+    for failure in &network.failures {
+        say!("{failure}");
     }
-    let mut configured = Vec::new();
-    let mut dns = Vec::new();
-    for word in words.iter().filter(|word| word.key == KEY_NET) {
-        let text = word.value.as_deref().unwrap_or_default();
-        match configure_one(&mut netlink, text) {
-            Ok((interface, config)) => {
-                configured.push(interface);
-                dns.extend(config.dns);
-            }
-            Err(error) => say!("{KEY_NET}={text}: {error}"),
-        }
-    }
-    if !dns.is_empty()
-        && let Err(error) = write_resolv_conf(&dns)
+    if !network.dns.is_empty()
+        && let Err(error) = fs::write("/etc/resolv.conf", resolv_conf(&network.dns))
     {
         say!("/etc/resolv.conf: {error}");
     }
-    configured
+    network.interfaces
+}
+
+/// Brings `lo` up, and each interface that a text describes as [`NetConfig`] writes it.
+pub(crate) fn bring_up<'a>(texts: impl Iterator<Item = &'a str>) -> Network {
+    let mut network = Network::default();
+    let mut netlink = match Netlink::open() {
+        Ok(netlink) => netlink,
+        Err(error) => {
+            network.failures.push(format!("no network: {error}"));
+            return network;
+        }
+    };
+    if let Err(error) = index("lo").and_then(|lo| netlink.set_up(lo)) {
+        network.failures.push(format!("lo: {error}"));
+    }
+    for text in texts {
+        match configure_one(&mut netlink, text) {
+            Ok((interface, config)) => {
+                network.interfaces.push(interface);
+                network.dns.extend(config.dns);
+            }
+            Err(error) => network.failures.push(format!("{KEY_NET}={text}: {error}")),
+        }
+    }
+    network
 }
 
 fn configure_one(netlink: &mut Netlink, text: &str) -> io::Result<(Interface, NetConfig)> {
@@ -116,10 +134,10 @@ fn index(name: &str) -> io::Result<u32> {
     fs::read_to_string(path)?.trim().parse().map_err(io::Error::other)
 }
 
-fn write_resolv_conf(servers: &[IpAddr]) -> io::Result<()> {
-    let text = servers.iter().fold(String::new(), |mut text, server| {
+/// The text of a resolv.conf.
+pub(crate) fn resolv_conf(servers: &[IpAddr]) -> String {
+    servers.iter().fold(String::new(), |mut text, server| {
         let _ = writeln!(text, "nameserver {server}");
         text
-    });
-    fs::write("/etc/resolv.conf", text)
+    })
 }

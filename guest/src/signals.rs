@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
@@ -70,14 +70,8 @@ impl Events {
     pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Vec<Event>> {
         let fds: Vec<_> = std::iter::once(&self.signals).chain(&self.buttons).map(AsFd::as_fd).collect();
         let readable = sys::wait_readable(&fds, timeout)?;
-        let mut events = Vec::new();
         let mut readable = readable.into_iter();
-        if readable.next() == Some(true) {
-            let mut info = [0; SIGINFO_BYTES];
-            while let Ok(SIGINFO_BYTES) = self.signals.read(&mut info) {
-                events.extend(signal_number(&info).and_then(event_of_signal));
-            }
-        }
+        let mut events = if readable.next() == Some(true) { self.signals() } else { Vec::new() };
         // A device that is gone would be readable for ever: it is dropped.
         self.buttons = std::mem::take(&mut self.buttons)
             .into_iter()
@@ -87,6 +81,23 @@ impl Events {
             )
             .collect();
         Ok(events)
+    }
+
+    /// What the signals that have come say. Does not wait.
+    pub(crate) fn signals(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        let mut info = [0; SIGINFO_BYTES];
+        while let Ok(SIGINFO_BYTES) = self.signals.read(&mut info) {
+            events.extend(signal_number(&info).and_then(event_of_signal));
+        }
+        events
+    }
+}
+
+/// Readable when a signal has come.
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.signals.as_fd()
     }
 }
 

@@ -1,0 +1,215 @@
+//! The commands of a container: started, told about, signalled, and seen to their end.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use bothy_guest::protocol::{Command, ExitStatus, Report, Stdio, Token, WindowSize};
+use rustix::event::PollFlags;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+use super::dial::Host;
+use super::refusal::{Failing, Refusal, shortened};
+use super::setup::Container;
+use super::start::{self, Child, News, Place, Streams};
+use super::streams::Stream;
+use super::watch::{Ready, Watch};
+use crate::{say, sys};
+
+/// All of them, and their streams.
+pub(crate) struct Commands {
+    host: Host,
+    running: Vec<Running>,
+    streams: Vec<Stream>,
+    /// Whether the first command has run: its namespaces end with it.
+    begun: bool,
+}
+
+struct Running {
+    id: u32,
+    child: Child,
+    is_first: bool,
+    phase: Phase,
+    /// Of a command with a terminal: where its bytes go, until there is one, and then it.
+    terminal: Option<Terminal>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Phase {
+    /// It has not become its program yet.
+    Starting,
+    Started,
+    /// It could not, which has been told.
+    Refused,
+}
+
+enum Terminal {
+    Awaited { stream: Token, input: bool },
+    There(OwnedFd),
+}
+
+impl Commands {
+    pub(crate) fn new(host: Host) -> Self {
+        Self { host, running: Vec::new(), streams: Vec::new(), begun: false }
+    }
+
+    /// Whether any command still runs.
+    pub(crate) fn any(&self) -> bool {
+        !self.running.is_empty()
+    }
+
+    /// Whether a stream still has something for the host, or waits for it to be taken.
+    pub(crate) fn any_streams(&self) -> bool {
+        !self.streams.is_empty()
+    }
+
+    pub(crate) fn watch<'a>(&'a self, watch: &mut Watch<'a>) {
+        for running in &self.running {
+            if running.phase == Phase::Starting {
+                watch.add(&running.child.news, PollFlags::IN);
+            }
+        }
+        self.streams.iter().for_each(|stream| stream.watch(watch));
+    }
+
+    /// Relays, and returns what is to be reported of commands that have started or haven't.
+    pub(crate) fn act(&mut self, ready: &Ready) -> Vec<Report> {
+        let mut reports = Vec::new();
+        for running in &mut self.running {
+            if running.phase == Phase::Starting && !ready.of(&running.child.news).is_empty() {
+                running.hear(&self.host, &mut self.streams, &mut reports);
+            }
+        }
+        self.streams.iter_mut().for_each(|stream| stream.act(ready));
+        self.streams.retain(|stream| !stream.is_over());
+        reports
+    }
+
+    /// Begins to start a command.
+    pub(crate) fn run(&mut self, container: &Container, id: u32, command: &Command) -> Result<(), Refusal> {
+        // What has been refused is only still to be reaped.
+        let mut running = self.running.iter().filter(|running| running.phase != Phase::Refused);
+        if running.clone().any(|running| running.id == id) {
+            return Err(Refusal::other(format!("there is a command {id} already")));
+        }
+        let first = running.find(|running| running.is_first);
+        let place = match first {
+            Some(first) if first.phase == Phase::Started => Place::Beside(first.child.pidfd.as_fd()),
+            Some(_) => return Err(Refusal::other("the container has not started yet")),
+            None if self.begun => return Err(Refusal::other("the container has ended")),
+            None => Place::First,
+        };
+        let (streams, relays, terminal) = self.open(&command.stdio)?;
+        let child = start::start(command, &streams, container, place)?;
+        self.streams.extend(relays);
+        let is_first = matches!(place, Place::First);
+        self.running.push(Running { id, child, is_first, phase: Phase::Starting, terminal });
+        Ok(())
+    }
+
+    fn open(&self, stdio: &Stdio) -> Result<(Streams, Vec<Stream>, Option<Terminal>), Refusal> {
+        match *stdio {
+            Stdio::Terminal { stream, input, size } => {
+                Ok((Streams::Terminal(size), Vec::new(), Some(Terminal::Awaited { stream, input })))
+            }
+            Stdio::Pipes { stdin, stdout, stderr } => {
+                let pipe = || pipe_with(PipeFlags::CLOEXEC).failing("pipe");
+                let mut relays = Vec::new();
+                let stdin = match stdin {
+                    None => None,
+                    Some(token) => {
+                        let (reader, writer) = pipe()?;
+                        relays.push(Stream::input(&self.host, token, writer));
+                        Some(reader)
+                    }
+                };
+                let mut output = |token| -> Result<OwnedFd, Refusal> {
+                    let (reader, writer) = pipe()?;
+                    relays.push(Stream::output(&self.host, token, reader));
+                    Ok(writer)
+                };
+                let (stdout, stderr) = (output(stdout)?, output(stderr)?);
+                let relays =
+                    relays.into_iter().collect::<Result<_, _>>().failing("cannot connect a stream")?;
+                Ok((Streams::Pipes { stdin, stdout, stderr }, relays, None))
+            }
+        }
+    }
+
+    /// Sends a signal to a command that still runs.
+    pub(crate) fn signal(&self, id: u32, signal: i32) {
+        if let Some(running) = self.running.iter().find(|running| running.id == id)
+            && (1..=64).contains(&signal)
+        {
+            // It has not been reaped, so the number is still its own.
+            let _ = sys::kill(running.child.pid, signal);
+        }
+    }
+
+    /// Sends a signal to all of them.
+    pub(crate) fn signal_all(&self, signal: i32) {
+        self.running.iter().for_each(|running| self.signal(running.id, signal));
+    }
+
+    /// Tells a command's terminal how large it is now.
+    pub(crate) fn resize(&self, id: u32, size: WindowSize) {
+        if let Some(Running { terminal: Some(Terminal::There(terminal)), .. }) =
+            self.running.iter().find(|running| running.id == id)
+        {
+            let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+            // A terminal that nobody has open any more needs no size.
+            let _ = tcsetwinsize(terminal, size);
+        }
+    }
+
+    /// A process has ended. Returns what is to be reported if it was a command.
+    pub(crate) fn ended(&mut self, pid: i32, status: ExitStatus) -> Vec<Report> {
+        let mut reports = Vec::new();
+        let Some(at) = self.running.iter().position(|running| running.child.pid == pid) else {
+            return reports;
+        };
+        let mut running = self.running.swap_remove(at);
+        // What it said before its end comes before it.
+        if running.phase == Phase::Starting {
+            running.hear(&self.host, &mut self.streams, &mut reports);
+        }
+        if running.phase != Phase::Refused {
+            self.begun |= running.is_first;
+            reports.push(Report::Ended { id: running.id, status });
+        }
+        reports
+    }
+}
+
+impl Running {
+    /// Hears all that the child has said.
+    fn hear(&mut self, host: &Host, streams: &mut Vec<Stream>, reports: &mut Vec<Report>) {
+        while self.phase == Phase::Starting {
+            match start::receive(&self.child.news) {
+                News::Nothing => return,
+                News::Terminal(master) => match self.connect(host, master) {
+                    Ok(stream) => streams.extend(stream),
+                    Err(error) => say!("a terminal has no connection: {}", error.message),
+                },
+                News::Refused(refusal) => {
+                    self.phase = Phase::Refused;
+                    reports.push(Report::NotStarted {
+                        id: self.id,
+                        reason: refusal.reason,
+                        message: shortened(refusal.message),
+                    });
+                }
+                News::Gone => {
+                    self.phase = Phase::Started;
+                    reports.push(Report::Started { id: self.id });
+                }
+            }
+        }
+    }
+
+    fn connect(&mut self, host: &Host, master: OwnedFd) -> Result<Option<Stream>, Refusal> {
+        let Some(Terminal::Awaited { stream, input }) = self.terminal else { return Ok(None) };
+        let ours = master.try_clone().failing("terminal")?;
+        self.terminal = Some(Terminal::There(ours));
+        Stream::terminal(host, stream, master, input).map(Some).failing("terminal")
+    }
+}

@@ -1,0 +1,196 @@
+//! The agent: PID 1 of a machine that runs a container image, as the host says over vsock.
+//!
+//! One thread and one loop over poll(2); it waits nowhere else but for what the host asked of the kernel (a mount, an interface that isn't there
+//! yet). What the container does can't stop it: it has no file, process or memory in common with it but pipes that it never waits for. It keeps
+//! its state when the connection to the host breaks, and dials again.
+
+mod capabilities;
+mod cgroup;
+mod commands;
+mod container;
+mod control;
+mod dial;
+mod figures;
+mod program;
+mod refusal;
+mod relay;
+mod root;
+mod setup;
+mod start;
+mod streams;
+mod texts;
+mod users;
+mod watch;
+
+use std::fs;
+use std::io;
+use std::time::{Duration, Instant};
+
+use bothy_guest::protocol::{Command, NotStarted, Report, Request};
+use rustix::event::PollFlags;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+
+pub(crate) use dial::Host;
+
+use crate::power::{self, End};
+use crate::say;
+use crate::signals::{Event, Events};
+use crate::sys::{self, Reaped};
+use cgroup::Cgroup;
+use commands::Commands;
+use control::Control;
+use refusal::{Refusal, shortened};
+use setup::Container;
+use watch::{Ready, Watch};
+
+/// How long commands have between SIGTERM and SIGKILL, and after that to be gone. The host gives the whole machine ten seconds.
+const GRACE: Duration = Duration::from_secs(3);
+const KILLED: Duration = Duration::from_secs(1);
+/// How long the host may take at the machine's end to read what the commands have left.
+const DRAIN: Duration = Duration::from_secs(3);
+
+struct Agent {
+    events: Events,
+    control: Control,
+    commands: Commands,
+    container: Option<Container>,
+    ending: Option<Ending>,
+}
+
+/// The machine's end, step by step; each at the latest at its time.
+struct Ending {
+    end: End,
+    step: Step,
+    until: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Commands have been asked to end.
+    Asked,
+    /// They have been killed.
+    Killed,
+    /// They are gone, and the host reads what they have left.
+    Draining,
+}
+
+/// Serves the host until the machine's end, which it is. Returns only errors.
+pub(crate) fn run(events: Events, host: Host) -> io::Result<()> {
+    // Before anything else runs: the kernel doesn't choose the agent when memory runs out, and nobody looks into it or its children.
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
+        say!("the kernel may end the agent when memory runs out: {error}");
+    }
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    let control = Control::new(host.clone());
+    let mut agent = Agent { events, control, commands: Commands::new(host), container: None, ending: None };
+    loop {
+        let ready = agent.wait()?;
+        agent.act(&ready);
+        if let Some(end) = agent.next_step() {
+            root::unmount_all();
+            power::now(end);
+        }
+    }
+}
+
+impl Agent {
+    fn wait(&self) -> io::Result<Ready> {
+        let mut watch = Watch::default();
+        watch.add(&self.events, PollFlags::IN);
+        self.control.watch(&mut watch);
+        self.commands.watch(&mut watch);
+        if let Some(ending) = &self.ending {
+            watch.until(ending.until);
+        }
+        watch.wait()
+    }
+
+    fn act(&mut self, ready: &Ready) {
+        for request in self.control.act(ready) {
+            self.obey(request);
+        }
+        for report in self.commands.act(ready) {
+            self.control.report(&report);
+        }
+        if ready.of(&self.events).is_empty() {
+            return;
+        }
+        for event in self.events.signals() {
+            match event {
+                Event::Child => self.reap(),
+                Event::End(end) => self.begin_end(end),
+            }
+        }
+    }
+
+    fn obey(&mut self, request: Request) {
+        match request {
+            Request::Setup(setup) => {
+                let result = if self.container.is_some() {
+                    Err(Refusal::other("the machine is set up already"))
+                } else {
+                    setup::set_up(*setup)
+                };
+                let report = match result {
+                    Ok(container) => {
+                        self.container = Some(container);
+                        Report::Ready
+                    }
+                    Err(refusal) => Report::Failed { message: shortened(refusal.message) },
+                };
+                self.control.report(&report);
+            }
+            Request::Run { id, command } => {
+                if let Err(refusal) = self.run_command(id, &command) {
+                    self.control.report(&refusal.report(id));
+                }
+            }
+            Request::Signal { id, signal } => self.commands.signal(id, signal),
+            Request::Resize { id, size } => self.commands.resize(id, size),
+            Request::Figures => self.control.report(&Report::Figures(figures::read())),
+            Request::PowerOff => self.begin_end(End::PowerOff),
+        }
+    }
+
+    fn run_command(&mut self, id: u32, command: &Command) -> Result<(), Refusal> {
+        if self.ending.is_some() {
+            return Err(Refusal::new(NotStarted::Other, "the machine ends"));
+        }
+        let container = self.container.as_ref().ok_or_else(|| Refusal::other("the machine is not set up"))?;
+        self.commands.run(container, id, command)
+    }
+
+    fn reap(&mut self) {
+        while let Reaped::Child { pid, status } = sys::reap() {
+            for report in self.commands.ended(pid, status) {
+                self.control.report(&report);
+            }
+        }
+    }
+
+    fn begin_end(&mut self, end: End) {
+        if self.ending.is_some() {
+            return;
+        }
+        self.commands.signal_all(libc::SIGTERM);
+        // A stopped command acts on no signal but SIGKILL until it is continued.
+        self.commands.signal_all(libc::SIGCONT);
+        self.ending = Some(Ending { end, step: Step::Asked, until: Instant::now() + GRACE });
+    }
+
+    /// Goes on with the machine's end; returns it when all that can be waited for has happened.
+    fn next_step(&mut self) -> Option<End> {
+        let ending = self.ending.as_mut()?;
+        let now = Instant::now();
+        let late = now >= ending.until;
+        if ending.step == Step::Asked && self.commands.any() && late {
+            self.commands.signal_all(libc::SIGKILL);
+            Cgroup::kill();
+            (ending.step, ending.until) = (Step::Killed, now + KILLED);
+        } else if ending.step != Step::Draining && (!self.commands.any() || late) {
+            (ending.step, ending.until) = (Step::Draining, now + DRAIN);
+        }
+        let drained = ending.step == Step::Draining && (!self.commands.any_streams() || now >= ending.until);
+        drained.then_some(ending.end)
+    }
+}

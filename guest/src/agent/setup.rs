@@ -1,0 +1,88 @@
+//! What the guest is to be: clock, random numbers, network, the container's root, and the files that belong to this container.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+
+use bothy_guest::protocol::Setup;
+use rustix::mount::{MountFlags, mount};
+use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
+
+use super::cgroup::Cgroup;
+use super::refusal::{Failing, Refusal};
+use super::{root, texts};
+use crate::network::{self, Interface, Network};
+use crate::{mounts, say, sys};
+
+/// Where the agent keeps its mount points and files.
+const RUN: &str = "/run";
+/// The container's own /etc/hostname, /etc/hosts and /etc/resolv.conf.
+pub(crate) const FILES: &str = "/run/files";
+/// A clock that differs less is left as it is.
+const CLOCK_TOLERANCE_NS: u128 = 100_000_000;
+const NS_PER_SECOND: u64 = 1_000_000_000;
+
+/// As docker sets them in each container's network namespace: no port and no ping is a matter of privilege.
+const SYSCTLS: [(&str, &str); 2] = [
+    ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
+    ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
+];
+
+/// What commands need to know of a machine that is set up.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) host_name: String,
+    pub(crate) privileged: bool,
+    pub(crate) cgroup: Option<Cgroup>,
+}
+
+/// Does all of it.
+pub(crate) fn set_up(setup: Setup) -> Result<Container, Refusal> {
+    set_clock(setup.time_ns).failing("cannot set the clock")?;
+    mounts::devices().failing("devices")?;
+    sys::add_entropy(&setup.seed).failing("cannot feed the random numbers")?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    fs::create_dir_all(RUN).failing(RUN)?;
+    mount("tmpfs", RUN, "tmpfs", flags, Some(c"mode=755,size=1m")).failing("cannot mount /run")?;
+    root::build(&setup.root)?;
+    let network = network::bring_up(setup.networks.iter().map(String::as_str));
+    if !network.failures.is_empty() {
+        return Err(Refusal::other(network.failures.join("; ")));
+    }
+    for (path, value) in SYSCTLS {
+        // Ports and pings then need a privilege, as on other systems.
+        if let Err(error) = fs::write(path, value) {
+            say!("{path}: {error}");
+        }
+    }
+    write_files(&setup.host_name, &network).failing(FILES)?;
+    // Without it the container runs, but unbounded.
+    let cgroup = Cgroup::make().map_err(|error| say!("no cgroup for the container: {error}")).ok();
+    Ok(Container { host_name: setup.host_name, privileged: setup.privileged, cgroup })
+}
+
+fn set_clock(time_ns: u64) -> io::Result<()> {
+    let now = clock_gettime(ClockId::Realtime);
+    let now_ns = i128::from(now.tv_sec) * i128::from(NS_PER_SECOND) + i128::from(now.tv_nsec);
+    if now_ns.abs_diff(time_ns.into()) < CLOCK_TOLERANCE_NS {
+        return Ok(());
+    }
+    let time = Timespec {
+        tv_sec: i64::try_from(time_ns / NS_PER_SECOND).map_err(io::Error::other)?,
+        tv_nsec: i64::try_from(time_ns % NS_PER_SECOND).map_err(io::Error::other)?,
+    };
+    Ok(clock_settime(ClockId::Realtime, time)?)
+}
+
+fn write_files(host_name: &str, network: &Network) -> io::Result<()> {
+    let addresses: Vec<IpAddr> = network
+        .interfaces
+        .iter()
+        .flat_map(|Interface { addresses, .. }| addresses)
+        .map(|ip| ip.addr)
+        .collect();
+    fs::create_dir_all(FILES)?;
+    fs::write(format!("{FILES}/hostname"), texts::hostname(host_name))?;
+    fs::write(format!("{FILES}/hosts"), texts::hosts(host_name, &addresses))?;
+    fs::write(format!("{FILES}/resolv.conf"), network::resolv_conf(&network.dns))
+}
