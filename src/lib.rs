@@ -1,16 +1,17 @@
 //! bothy: a type-2 hypervisor for containers, on Linux' KVM.
 //!
 //! ```text
-//! main -> cli -> commands -> { vmm, guest_files, image, report }
+//! main -> cli -> commands -> { vmm, guest_files, image, agent, report }
 //! vmm -> { config, vcpu, boot } -> { virtio devices, devices } -> virtio::core -> bus -> memory
 //! { vmm, vcpu } -> kvm -> memory         (nobody else names kvm, but for `bothy doctor`)
-//! image                                  (names only itself)
+//! image, agent                           (name only themselves)
 //! outcome, timeline, poll, thread        (small, and used by all of the above)
 //! ```
 //!
 //! A module uses only what stands to its right or below, and siblings don't see each other; `tests/layering.rs` holds
 //! that. What is particular to x86-64 stays in `boot`, `vcpu` and `memory::layout`.
 
+pub mod agent;
 pub mod boot;
 pub mod bus;
 pub mod cli;

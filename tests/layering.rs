@@ -14,6 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "commands",
         &[
+            "agent",
             "cli",
             "config",
             "vmm",
@@ -27,6 +28,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "virtio::vsock",
         ],
     ),
+    ("agent", &[]),
     ("image", &[]),
     ("guest_files", &["boot::image", "memory"]),
     ("report", &["vmm::control"]),

@@ -1,0 +1,240 @@
+//! The host's side of the guest's agent: a Unix socket that the agent reaches by vsock, its control connection, and the streams
+//! that it opens. The messages are in [`bothy_guest::protocol`].
+//!
+//! [`Agent`] is one descriptor to wait for and one function to call when it is readable; it never blocks. It knows nothing of images, of
+//! virtual machines, or of what a command is for: whoever has it decides what is sent and what answers mean.
+//!
+//! **The agent is not trusted**, nor is whoever else in the guest opens a connection. A message has a length limit; a connection that doesn't say
+//! what it is for within [`OPENING_TIME`] is closed, and so is the oldest when there are more than [`MAX_UNKNOWN`] of them; a stream is only handed out for
+//! a token that was made here and hasn't been used; a second control connection is refused while there is one. What is to be sent is bounded by what the caller
+//! sends. How long to wait for the agent is the caller's business.
+//!
+//! Owns the listening socket, an epoll set, and the connections until they are handed out.
+
+mod connection;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bothy_guest::protocol::{self, Hello, Opening, Report, Request, Token};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use connection::{Control, Unknown};
+
+/// How long a connection may take to say what it is for.
+const OPENING_TIME: Duration = Duration::from_secs(10);
+/// The most connections that haven't said what they are for.
+const MAX_UNKNOWN: usize = 32;
+/// The listening socket, in the epoll set.
+const LISTENER: u64 = 0;
+/// The control connection, in the epoll set. Unknown ones have larger numbers.
+const CONTROL: u64 = 1;
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// The agent is there, or there again.
+    Hello(Hello),
+    /// It said this.
+    Report(Report),
+    /// It opened a stream that was asked for, and these bytes have come with it.
+    Stream(Token, UnixStream, Vec<u8>),
+    /// The control connection has ended; the agent may come again.
+    Gone,
+    /// What came can't be from our agent.
+    Broken(io::Error),
+}
+
+/// Where the agent connects to.
+pub struct Agent {
+    listener: UnixListener,
+    path: PathBuf,
+    epoll: Epoll,
+    control: Option<Control>,
+    unknown: BTreeMap<u64, Unknown>,
+    next: u64,
+    tokens: Vec<Token>,
+}
+
+impl Agent {
+    /// Listens beside the vsock device's socket at `vsock`, where the device looks for [`protocol::PORT`].
+    pub fn listen(vsock: &Path) -> io::Result<Self> {
+        let mut name = vsock.as_os_str().to_owned();
+        name.push(format!("_{}", protocol::PORT));
+        let path = PathBuf::from(name);
+        let listener = UnixListener::bind(&path)?;
+        listener.set_nonblocking(true)?;
+        let epoll = Epoll::new()?;
+        watch(&epoll, &listener, LISTENER, EventSet::IN)?;
+        Ok(Self {
+            listener,
+            path,
+            epoll,
+            control: None,
+            unknown: BTreeMap::new(),
+            next: CONTROL + 1,
+            tokens: Vec::new(),
+        })
+    }
+
+    /// A token for a stream that the agent will be asked for.
+    pub fn token(&mut self) -> io::Result<Token> {
+        let token = Token(random()?);
+        self.tokens.push(token);
+        Ok(token)
+    }
+
+    /// Sends a request, or the first part of it; the rest follows in [`Agent::serve`]. Without a control connection it is an error.
+    pub fn send(&mut self, request: &Request) -> io::Result<()> {
+        let control = self.control.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        control.queue(&protocol::encode(request)?);
+        self.flush()
+    }
+
+    /// Does what there is to do without waiting. Called when the descriptor is readable, and at [`Agent::deadline`].
+    pub fn serve(&mut self) -> io::Result<Vec<Event>> {
+        let mut ready = [EpollEvent::default(); 16];
+        let count = match self.epoll.wait(0, &mut ready) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            done => done?,
+        };
+        let mut events = Vec::new();
+        for event in &ready[..count] {
+            match event.data() {
+                LISTENER => self.accept()?,
+                CONTROL => self.hear(&mut events)?,
+                number => self.open(number, &mut events)?,
+            }
+        }
+        let now = Instant::now();
+        self.unknown.retain(|_, connection| connection.deadline > now);
+        Ok(events)
+    }
+
+    /// When to call [`Agent::serve`] although nothing is readable.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.unknown.values().map(|connection| connection.deadline).min()
+    }
+
+    fn accept(&mut self) -> io::Result<()> {
+        loop {
+            let socket = match self.listener.accept() {
+                Ok((socket, _)) => socket,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                // The peer has given up already, or we have no descriptor left for it.
+                Err(error) => {
+                    log::debug!("a connection of the guest's: {error}");
+                    return Ok(());
+                }
+            };
+            socket.set_nonblocking(true)?;
+            if self.unknown.len() == MAX_UNKNOWN {
+                self.unknown.pop_first();
+            }
+            watch(&self.epoll, &socket, self.next, EventSet::IN)?;
+            self.unknown.insert(self.next, Unknown::new(socket, Instant::now() + OPENING_TIME));
+            self.next += 1;
+        }
+    }
+
+    /// Reads what a connection is for.
+    fn open(&mut self, number: u64, events: &mut Vec<Event>) -> io::Result<()> {
+        let Some(mut connection) = self.unknown.remove(&number) else { return Ok(()) };
+        let opening = match connection.read() {
+            Ok(Some(opening)) => opening,
+            Ok(None) => {
+                self.unknown.insert(number, connection);
+                return Ok(());
+            }
+            Err(error) => {
+                log::debug!("a connection of the guest's: {error}");
+                return Ok(());
+            }
+        };
+        let (socket, rest) = connection.into_parts();
+        self.epoll.ctl(ControlOperation::Delete, socket.as_raw_fd(), EpollEvent::default())?;
+        match opening {
+            Opening::Control(_) if self.control.is_some() => {
+                log::warn!("something in the guest said that it is the agent, which is there already");
+            }
+            Opening::Control(hello) => {
+                watch(&self.epoll, &socket, CONTROL, EventSet::IN)?;
+                self.control = Some(Control::new(socket, rest));
+                events.push(Event::Hello(hello));
+                self.hear(events)?;
+            }
+            Opening::Stream(token) => match self.tokens.iter().position(|known| *known == token) {
+                Some(position) => {
+                    self.tokens.swap_remove(position);
+                    socket.set_nonblocking(false)?;
+                    events.push(Event::Stream(token, socket, rest));
+                }
+                None => log::warn!("something in the guest opened a stream that it wasn't asked for"),
+            },
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
+        let Some(control) = &mut self.control else { return Ok(()) };
+        let heard = control.read(|report| events.push(Event::Report(report)));
+        match heard {
+            Ok(true) => self.flush(),
+            Ok(false) => {
+                self.control = None;
+                events.push(Event::Gone);
+                Ok(())
+            }
+            Err(error) => {
+                self.control = None;
+                events.push(Event::Broken(error));
+                Ok(())
+            }
+        }
+    }
+
+    /// Sends what the connection takes. An agent that has gone is noticed by reading.
+    fn flush(&mut self) -> io::Result<()> {
+        let Some(control) = &mut self.control else { return Ok(()) };
+        let wanted = if control.flush() { EventSet::IN } else { EventSet::IN | EventSet::OUT };
+        let event = EpollEvent::new(wanted, CONTROL);
+        self.epoll.ctl(ControlOperation::Modify, control.as_raw_fd(), event)
+    }
+}
+
+impl AsRawFd for Agent {
+    fn as_raw_fd(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            log::debug!("{}: {error}", self.path.display());
+        }
+    }
+}
+
+fn watch(epoll: &Epoll, fd: &impl AsRawFd, number: u64, events: EventSet) -> io::Result<()> {
+    epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(events, number))
+}
+
+/// Bytes that nobody can guess.
+pub fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let mut filled = 0;
+    while filled < N {
+        match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
+            Err(rustix::io::Errno::INTR) => {}
+            done => filled += done?,
+        }
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,155 @@
+use std::io::{Read, Write};
+
+use bothy_guest::protocol::{VERSION, send};
+
+use super::*;
+
+struct Peer {
+    agent: Agent,
+    path: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Peer {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let vsock = dir.path().join("v");
+        let agent = Agent::listen(&vsock).unwrap();
+        Self { agent, path: dir.path().join("v_1024"), _dir: dir }
+    }
+
+    fn connect(&self) -> UnixStream {
+        UnixStream::connect(&self.path).unwrap()
+    }
+
+    fn control(&mut self) -> UnixStream {
+        let mut socket = self.connect();
+        send(&mut socket, &Opening::Control(Hello { version: VERSION, uptime_us: 7 })).unwrap();
+        assert!(matches!(self.events()[..], [Event::Hello(Hello { uptime_us: 7, .. })]));
+        socket
+    }
+
+    /// What happens within a moment: a connection takes one call to be accepted and another one to be read.
+    fn events(&mut self) -> Vec<Event> {
+        (0..3).flat_map(|_| self.agent.serve().unwrap()).collect()
+    }
+}
+
+#[test]
+fn requests_and_reports_pass_on_the_control_connection() {
+    let mut peer = Peer::new();
+    assert!(peer.agent.send(&Request::PowerOff).is_err(), "nobody is there");
+    let mut control = peer.control();
+    peer.agent.send(&Request::Figures).unwrap();
+    let request: Request = protocol::receive(&mut control, protocol::MAX_REQUEST).unwrap();
+    assert_eq!(request, Request::Figures);
+    send(&mut control, &Report::Ready).unwrap();
+    send(&mut control, &Report::Started { id: 1 }).unwrap();
+    let events = peer.events();
+    assert!(
+        matches!(events[..], [Event::Report(Report::Ready), Event::Report(Report::Started { id: 1 })]),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn a_request_larger_than_the_sockets_buffer_arrives_whole() {
+    let mut peer = Peer::new();
+    let mut control = peer.control();
+    let command = protocol::Command {
+        args: vec![vec![b'x'; 3 << 20]],
+        env: Vec::new(),
+        cwd: b"/".to_vec(),
+        user: String::new(),
+        stdio: protocol::Stdio::Pipes { stdin: None, stdout: Token([1; 16]), stderr: Token([2; 16]) },
+    };
+    let request = Request::Run { id: 1, command: Box::new(command) };
+    peer.agent.send(&request).unwrap();
+    let reader = std::thread::spawn(move || -> Request {
+        protocol::receive(&mut control, protocol::MAX_REQUEST).unwrap()
+    });
+    while !reader.is_finished() {
+        peer.events();
+    }
+    assert_eq!(reader.join().unwrap(), request);
+}
+
+#[test]
+fn a_stream_is_handed_out_once_for_its_token_and_with_its_first_bytes() {
+    let mut peer = Peer::new();
+    let token = peer.agent.token().unwrap();
+    let mut socket = peer.connect();
+    let mut bytes = protocol::encode(&Opening::Stream(token)).unwrap();
+    bytes.extend(b"first");
+    socket.write_all(&bytes).unwrap();
+    let events = peer.events();
+    let [Event::Stream(got, stream, rest)] = &events[..] else { panic!("{events:?}") };
+    assert_eq!((*got, &rest[..]), (token, &b"first"[..]));
+    let mut stream = stream;
+    socket.write_all(b"more").unwrap();
+    let mut more = [0; 4];
+    stream.read_exact(&mut more).unwrap();
+    assert_eq!(&more, b"more");
+    let mut again = peer.connect();
+    send(&mut again, &Opening::Stream(token)).unwrap();
+    assert!(peer.events().is_empty());
+    assert_eq!(again.read(&mut more).unwrap(), 0, "it is closed");
+}
+
+#[test]
+fn who_guesses_a_token_or_says_that_it_is_the_agent_too_is_sent_away() {
+    let mut peer = Peer::new();
+    let _control = peer.control();
+    for opening in [
+        Opening::Stream(Token([0; 16])),
+        Opening::Control(Hello { version: VERSION, uptime_us: 0 }),
+    ] {
+        let mut socket = peer.connect();
+        send(&mut socket, &opening).unwrap();
+        assert!(peer.events().is_empty());
+        assert_eq!(socket.read(&mut [0]).unwrap(), 0, "{opening:?}");
+    }
+}
+
+#[test]
+fn nonsense_on_the_control_connection_is_told_and_ends_it() {
+    let mut peer = Peer::new();
+    let mut control = peer.control();
+    control.write_all(&[0xff; 8]).unwrap();
+    let events = peer.events();
+    assert!(matches!(events[..], [Event::Broken(_)]), "{events:?}");
+    assert_eq!(control.read(&mut [0]).unwrap_or(0), 0);
+}
+
+#[test]
+fn an_agent_that_comes_again_is_heard() {
+    let mut peer = Peer::new();
+    drop(peer.control());
+    assert!(matches!(peer.events()[..], [Event::Gone]));
+    let _control = peer.control();
+}
+
+#[test]
+fn connections_that_say_nothing_are_bounded() {
+    let mut peer = Peer::new();
+    let mut first = peer.connect();
+    peer.events();
+    let _others: Vec<UnixStream> = (0..MAX_UNKNOWN)
+        .map(|_| {
+            let socket = peer.connect();
+            peer.events();
+            socket
+        })
+        .collect();
+    assert_eq!(first.read(&mut [0]).unwrap(), 0, "the oldest is closed");
+    assert!(peer.agent.deadline().is_some());
+    let _control = peer.control();
+}
+
+#[test]
+fn the_socket_goes_with_the_agent() {
+    let Peer { agent, path, _dir } = Peer::new();
+    assert!(path.exists());
+    drop(agent);
+    assert!(!path.exists());
+}
