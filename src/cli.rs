@@ -1,5 +1,7 @@
 //! The command line: flags become requests. No work is done here.
 
+mod run;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -7,6 +9,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::config::{Console, MemorySize, VmConfig};
 use crate::image::{Platform, Reference};
 use crate::virtio::{blk, net, vsock};
+
+pub use run::{Network, RunArgs};
 
 /// Boots Linux in a KVM virtual machine as quickly as a container starts.
 #[derive(Debug, Parser)]
@@ -28,6 +32,14 @@ pub enum Command {
     /// Exit codes: 0 power-off or reset, 1 the VM couldn't be set up, 2 wrong usage, 3 the guest's kernel panicked, 4
     /// triple fault, 5 KVM gave up, 6 killed because SIGTERM wasn't answered.
     Boot(Box<BootArgs>),
+    /// Run a command of a container image in a virtual machine of its own
+    ///
+    /// The image comes from the store, or from whatever `bothy load` takes. Its file system is shared by all its virtual machines; what a command
+    /// writes goes to its own memory and is gone with it. All signals go to the command; a third SIGINT or SIGTERM ends the virtual machine.
+    ///
+    /// Exit codes: the command's own; 128 and the signal's number if a signal ended it; 127 there is no such command, 126 it can't be executed, 125 anything
+    /// else.
+    Run(Box<RunArgs>),
     /// Put images into the store
     ///
     /// From directories and archives as skopeo, umoci, buildah, docker and podman write them. An image that has no name of its own gets

@@ -1,4 +1,4 @@
-//! Finds bothy's own guest: its kernel, its initramfs, and the manifest that says what they are made of.
+//! Finds bothy's own guest: its kernel, its two initramfs, and the manifest that says what they are made of.
 //!
 //! Looked for in `$BOTHY_GUEST_DIR`, inside this very binary (see [`pack`]), in `guest/` next to it, and in the `target/guest`
 //! of the build tree that it lies in or that is the working directory. The files of a packed binary are read
@@ -19,6 +19,8 @@ use crate::memory::PAGE_SIZE;
 pub const KERNEL: &str = "vmlinux";
 /// The initramfs' file name.
 pub const INITRAMFS: &str = "initramfs.cpio";
+/// File name of the initramfs for guests that run images: PID 1, and nothing else.
+pub const AGENT: &str = "agent.cpio";
 /// The manifest's file name.
 pub const MANIFEST: &str = "manifest.json";
 
@@ -26,9 +28,9 @@ pub const MANIFEST: &str = "manifest.json";
 pub const DIR_VARIABLE: &str = "BOTHY_GUEST_DIR";
 
 /// Stands at the start of the trailer.
-const MAGIC: [u8; 16] = *b"bothy-guest-v1\0\0";
-/// The last bytes of a packed binary: the magic, then offset and length of kernel, initramfs and manifest.
-const TRAILER_LEN: usize = 16 + 6 * 8;
+const MAGIC: [u8; 16] = *b"bothy-guest-v2\0\0";
+/// The last bytes of a packed binary: the magic, then offset and length of kernel, initramfs, agent and manifest.
+const TRAILER_LEN: usize = 16 + 8 * 8;
 
 /// More than any manifest has.
 const MAX_MANIFEST_LEN: usize = 1 << 20;
@@ -40,6 +42,8 @@ pub struct GuestFiles {
     pub kernel: Blob,
     /// A cpio archive.
     pub initramfs: Blob,
+    /// A cpio archive.
+    pub agent: Blob,
     /// JSON; see [`Manifest`].
     pub manifest: Blob,
 }
@@ -125,7 +129,8 @@ impl GuestFiles {
 
     fn in_dir(dir: &Path) -> Result<Self, GuestError> {
         let open = |name| Blob::open(&dir.join(name));
-        Ok(Self { kernel: open(KERNEL)?, initramfs: open(INITRAMFS)?, manifest: open(MANIFEST)? })
+        let (kernel, initramfs) = (open(KERNEL)?, open(INITRAMFS)?);
+        Ok(Self { kernel, initramfs, agent: open(AGENT)?, manifest: open(MANIFEST)? })
     }
 
     /// The guest inside a packed binary; `None` if it holds none.
@@ -154,7 +159,8 @@ impl GuestFiles {
         Ok(Some(Self {
             kernel: blob(0, KERNEL)?,
             initramfs: blob(1, INITRAMFS)?,
-            manifest: blob(2, MANIFEST)?,
+            agent: blob(2, AGENT)?,
+            manifest: blob(3, MANIFEST)?,
         }))
     }
 
@@ -191,7 +197,7 @@ fn write_packed(exe: &Path, guest: &GuestFiles, out: &Path) -> io::Result<()> {
     let mut file = File::create(&partial)?;
     io::copy(&mut File::open(exe)?, &mut file)?;
     let mut trailer = MAGIC.to_vec();
-    for blob in [&guest.kernel, &guest.initramfs, &guest.manifest] {
+    for blob in [&guest.kernel, &guest.initramfs, &guest.agent, &guest.manifest] {
         let offset = file.seek(SeekFrom::End(0))?.next_multiple_of(PAGE_SIZE);
         file.set_len(offset)?;
         file.seek(SeekFrom::Start(offset))?;
@@ -217,6 +223,7 @@ mod tests {
         let path = |name: &str| dir.path().join(name);
         std::fs::write(path(KERNEL), [1; 5000]).unwrap();
         std::fs::write(path(INITRAMFS), [2; 10]).unwrap();
+        std::fs::write(path(AGENT), [3; 20]).unwrap();
         let manifest = r#"{"kernel":{"source_package":"linux","source_version":"6","licence":"GPL-2.0-only"},
             "initramfs":{"busybox":{"source_package":"busybox","source_version":"1","licence":"GPL-2.0-only"}}}"#;
         std::fs::write(path(MANIFEST), manifest).unwrap();
@@ -227,6 +234,7 @@ mod tests {
         let packed = GuestFiles::packed_in(&path("packed")).unwrap().unwrap();
         assert_eq!(read(&packed.kernel).unwrap(), [1; 5000]);
         assert_eq!(read(&packed.initramfs).unwrap(), [2; 10]);
+        assert_eq!(read(&packed.agent).unwrap(), [3; 20]);
         assert_eq!(packed.kernel.offset % PAGE_SIZE, 0);
         assert_eq!(packed.initramfs.offset % PAGE_SIZE, 0);
         assert_eq!(packed.read_manifest().unwrap().kernel.source_package, "linux");
@@ -240,7 +248,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut bytes = vec![0; 100];
         bytes.extend(MAGIC);
-        for number in [0, u64::MAX, 0, 1, 0, 1] {
+        for number in [0, u64::MAX, 0, 1, 0, 1, 0, 1] {
             bytes.extend(number.to_le_bytes());
         }
         let path = dir.path().join("exe");

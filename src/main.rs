@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use bothy::cli::Cli;
-use bothy::commands::{self, Failure};
+use bothy::commands;
 use bothy::timeline;
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -20,18 +20,16 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             commands::say(&format!("bothy: {}", bothy::cli::one_line(&error.to_string())));
-            return ExitCode::from(2);
+            // Docker's exit codes are 125 and more, for wrong words as well.
+            let is_run = std::env::args_os().nth(1).is_some_and(|word| word == "run");
+            return ExitCode::from(if is_run { commands::RUN_FAILED } else { 2 });
         }
     };
     match commands::run(cli, exec_ns) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            let (error, code) = match &failure {
-                Failure::Usage(error) => (error, 2),
-                Failure::Setup(error) => (error, 1),
-            };
-            commands::say(&format!("bothy: {error:#}"));
-            ExitCode::from(code)
+            commands::say(&format!("bothy: {:#}", failure.error()));
+            ExitCode::from(failure.exit_code())
         }
     }
 }

@@ -55,9 +55,9 @@ pub(super) struct Control {
 
 impl Control {
     /// `rest` is what came behind the opening.
-    pub(super) fn new(socket: UnixStream, rest: Vec<u8>) -> Self {
+    pub(super) fn new(socket: UnixStream, rest: &[u8]) -> Self {
         let mut inbox = Inbox::new(MAX_REPORT);
-        inbox.push(&rest);
+        inbox.push(rest);
         Self { socket, inbox, unsent: Vec::new() }
     }
 

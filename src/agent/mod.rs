@@ -165,7 +165,7 @@ impl Agent {
             }
             Opening::Control(hello) => {
                 watch(&self.epoll, &socket, CONTROL, EventSet::IN)?;
-                self.control = Some(Control::new(socket, rest));
+                self.control = Some(Control::new(socket, &rest));
                 events.push(Event::Hello(hello));
                 self.hear(events)?;
             }

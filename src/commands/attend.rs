@@ -5,7 +5,7 @@
 //! signals must be obeyed meanwhile. Everything else happens on the main thread.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use super::say;
-use super::signals::EndSignals;
+use super::signals::Signals;
 use super::terminal::{Escape, HELP, Key, RawTerminal};
+use super::{carry, say};
 use crate::outcome::Outcome;
 use crate::poll::{self, Source};
 use crate::timeline::Times;
@@ -57,7 +57,7 @@ enum Push {
 struct Attendant<'a> {
     vm: &'a mut VmProcess,
     news: &'a mut News,
-    signals: EndSignals,
+    signals: Signals,
     input: Option<Input>,
     output: Option<Output>,
     push: Push,
@@ -73,7 +73,7 @@ struct Attendant<'a> {
 pub(super) fn attend(
     mut vm: VmProcess,
     terminal: Option<&RawTerminal>,
-    signals: EndSignals,
+    signals: Signals,
 ) -> anyhow::Result<Ended> {
     let mut news = vm.news.take().context("the VM has been attended to already")?;
     let (input, output) = match vm.console.take() {
@@ -322,7 +322,8 @@ impl Output {
     fn start(mut socket: UnixStream) -> anyhow::Result<Self> {
         let (done, guard) = UnixStream::pair().context("can't make a socket")?;
         let body = move || {
-            let written = copy_output(&mut socket);
+            let stdout = io::stdout().as_fd().try_clone_to_owned();
+            let written = stdout.is_ok_and(|stdout| carry::all(&mut socket, &mut stdout.into()));
             // The VM must not wait for a reader that has gone.
             if let Err(error) = socket.shutdown(Shutdown::Read) {
                 log::debug!("console socket: {error}");
@@ -343,42 +344,5 @@ impl Output {
     /// Whether it ended because nobody reads standard output. Called when it has ended.
     fn reader_is_gone(self) -> bool {
         !self.thread.join().unwrap_or(true)
-    }
-}
-
-/// Writes everything, also to a descriptor that somebody else who has it has made non-blocking.
-fn write_all(stdout: &mut File, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match stdout.write(bytes) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(len) => bytes = &bytes[len..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                poll::wait([Source::of(stdout, false, true)], None)?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Copies until the VM closes its end; `false` if standard output can't be written any more.
-fn copy_output(socket: &mut UnixStream) -> bool {
-    // A descriptor's copy, because std's Stdout buffers lines.
-    let Ok(stdout) = io::stdout().as_fd().try_clone_to_owned() else { return false };
-    let mut stdout = File::from(stdout);
-    let mut bytes = vec![0; 64 * 1024];
-    loop {
-        match socket.read(&mut bytes) {
-            Ok(0) => return true,
-            Ok(len) => {
-                if let Err(error) = write_all(&mut stdout, &bytes[..len]) {
-                    log::debug!("standard output: {error}");
-                    return false;
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return true,
-        }
     }
 }

@@ -5,12 +5,11 @@ use std::os::fd::RawFd;
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
-use bothy_guest::net::NetConfig;
 
 use super::attend::{self, Ended};
-use super::signals::EndSignals;
+use super::signals::Signals;
 use super::terminal::{self, RawTerminal};
-use super::{Failure, say};
+use super::{Failure, machine, say};
 use crate::boot::image::{Blob, KernelImage};
 use crate::cli::{BootArgs, TimingFormat};
 use crate::config::{Console, VmConfig};
@@ -29,7 +28,7 @@ pub(super) fn boot(args: &BootArgs, exec_ns: u64, log: Option<RawFd>) -> Result<
     let config = configuration(args)?;
     let resources = open(&config, args, log)?;
     let vsock_socket = resources.vsock.as_ref().map(|listener| listener.place().clone());
-    let signals = EndSignals::new().context("can't take signals")?;
+    let signals = Signals::ends().context("can't take signals")?;
     let vm = VmProcess::spawn(&config, resources, timeline).context("can't start the VM's process")?;
     let raw = match config.console() {
         Console::Serial => RawTerminal::enter().context("can't make the terminal raw")?,
@@ -51,7 +50,7 @@ fn configuration(args: &BootArgs) -> Result<VmConfig, Failure> {
         None => VmConfig::default(),
     };
     let config = file.overridden_by(args.to_config());
-    config.validate(host_memory_mib()?).map_err(|error| Failure::Usage(error.into()))?;
+    config.validate(machine::host_memory_mib()?).map_err(|error| Failure::Usage(error.into()))?;
     Ok(config)
 }
 
@@ -67,30 +66,12 @@ fn config_file(path: &Path) -> Result<VmConfig, Failure> {
     })
 }
 
-/// The memory of this host, by sysinfo(2): /proc/meminfo says the same, and takes longer than parsing the command line.
-fn host_memory_mib() -> anyhow::Result<u64> {
-    #[expect(unsafe_code, reason = "std doesn't tell the host's memory")]
-    // SAFETY: a sysinfo of zeros is valid, and the call writes within it.
-    let (ret, info) = unsafe {
-        let mut info: libc::sysinfo = std::mem::zeroed();
-        (libc::sysinfo(&raw mut info), info)
-    };
-    anyhow::ensure!(ret == 0, "sysinfo: {}", std::io::Error::last_os_error());
-    Ok((info.totalram * u64::from(info.mem_unit)) >> 20)
-}
-
 /// Opens everything that the VM needs; afterwards only the VM itself can fail.
 fn open(config: &VmConfig, args: &BootArgs, log: Option<RawFd>) -> Result<Resources, Failure> {
     let own_guest = config.kernel.is_none();
     let (kernel, initrd) = kernel_and_initrd(config)?;
-    if kernel.is_linux
-        && !args.force
-        && let Some(why) = kvm::cannot_run_linux()
-    {
-        return Err(Failure::Setup(anyhow!(
-            "this host can't run Linux guests: {why}; use a host with hardware KVM, or an emulated one \
-                 (tests/host/run), or try anyhow with --force"
-        )));
+    if kernel.is_linux && !args.force {
+        machine::must_run_linux("; or try anyhow with --force")?;
     }
     let cmdline = command_line(config, own_guest);
     boot::check_cmdline(&cmdline).map_err(|error| Failure::Usage(error.into()))?;
@@ -134,25 +115,12 @@ fn command_line(config: &VmConfig, own_guest: bool) -> String {
         words.push("console=ttyS0,115200n8r".to_owned());
     }
     if own_guest {
-        // Level 3 keeps the complaint off the console that there is no PCI. With a single CPU the kernel would take the lock prefix off
-        // up to 8,000 instructions, each through a page table of its own: an eighth of its boot, and of no use to a machine that lives shortly.
-        words.push("panic=-1 loglevel=3 pci=off noreplace-smp".to_owned());
+        words.push(machine::OWN_KERNEL.to_owned());
         words.extend(terminal::environment());
     }
-    words.extend(config.net.iter().map(net_word));
+    words.extend(config.net.iter().map(|net| format!("{}={}", bothy_guest::KEY_NET, machine::network(net))));
     words.extend(config.append.clone());
     words.join(" ")
-}
-
-/// What the guest's init is told of a network device.
-fn net_word(net: &net::Config) -> String {
-    let config = NetConfig {
-        mac: net.mac(),
-        addresses: net.ip.into_iter().collect(),
-        gateways: net.gw.into_iter().collect(),
-        dns: net.dns.into_iter().collect(),
-    };
-    format!("{}={config}", bothy_guest::KEY_NET)
 }
 
 fn conclude(ended: &Ended, timing: Option<TimingFormat>) -> u8 {
@@ -185,10 +153,5 @@ mod tests {
         assert_eq!(command_line(&config, false), "console=ttyS0,115200n8r root=/dev/vda");
         let config = VmConfig { console: Some(Console::None), ..Default::default() };
         assert_eq!(command_line(&config, false), "");
-    }
-
-    #[test]
-    fn the_hosts_memory_is_known() {
-        assert!(host_memory_mib().unwrap() > 0);
     }
 }

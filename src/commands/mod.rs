@@ -2,14 +2,17 @@
 
 mod attend;
 mod boot;
+mod carry;
 mod doctor;
 mod images;
 mod licenses;
 mod load;
+mod machine;
 mod pack;
 mod progress;
 mod prune;
 mod rmi;
+mod run;
 mod signals;
 mod terminal;
 
@@ -31,7 +34,30 @@ pub enum Failure {
     Usage(anyhow::Error),
     /// They were right, and it couldn't be done: exit code 1.
     Setup(anyhow::Error),
+    /// A container couldn't be run, whatever the reason: exit code 125.
+    Run(anyhow::Error),
 }
+
+impl Failure {
+    /// The reason.
+    pub fn error(&self) -> &anyhow::Error {
+        match self {
+            Self::Usage(error) | Self::Setup(error) | Self::Run(error) => error,
+        }
+    }
+
+    /// What the command returns.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Setup(_) => 1,
+            Self::Run(_) => RUN_FAILED,
+        }
+    }
+}
+
+/// What `bothy run` returns when it is bothy that fails, as docker does.
+pub const RUN_FAILED: u8 = 125;
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
@@ -46,6 +72,9 @@ pub fn run(cli: Cli, exec_ns: u64) -> Result<u8, Failure> {
             let log = start_log(args.log_file.as_deref())?;
             boot::boot(&args, exec_ns, log)
         }
+        Command::Run(args) => with_log(|| Ok(run::run(&args, exec_ns)?)).map_err(|failure| match failure {
+            Failure::Usage(error) | Failure::Setup(error) | Failure::Run(error) => Failure::Run(error),
+        }),
         Command::Load(args) => with_log(|| load::load(&args)),
         Command::Images { json } => with_log(|| images::images(json)),
         Command::Rmi { names } => with_log(|| rmi::rmi(&names)),

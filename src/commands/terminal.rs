@@ -8,6 +8,8 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
+use bothy_guest::protocol::WindowSize;
+
 /// A terminal in raw mode; dropping it restores the mode that it had.
 pub(super) struct RawTerminal {
     fd: RawFd,
@@ -56,18 +58,25 @@ pub(super) fn environment() -> Option<String> {
     if !io::stdin().is_terminal() {
         return None;
     }
-    #[expect(unsafe_code, reason = "std doesn't tell a terminal's size")]
-    // SAFETY: a winsize of zeros is valid, and the call writes within it.
-    let (ret, size) = unsafe {
-        let mut size: libc::winsize = std::mem::zeroed();
-        (libc::ioctl(libc::STDIN_FILENO, libc::TIOCGWINSZ, &raw mut size), size)
-    };
     let term = std::env::var("TERM").ok().filter(|term| is_plain(term)).unwrap_or_else(|| "vt100".into());
-    if ret == 0 && size.ws_row > 0 && size.ws_col > 0 {
-        Some(format!("TERM={term} LINES={} COLUMNS={}", size.ws_row, size.ws_col))
-    } else {
-        Some(format!("TERM={term}"))
-    }
+    Some(match size() {
+        Some(WindowSize { rows, columns }) => format!("TERM={term} LINES={rows} COLUMNS={columns}"),
+        None => format!("TERM={term}"),
+    })
+}
+
+/// The size of the terminal behind standard output, or else standard input; `None` if neither is one that knows.
+pub(super) fn size() -> Option<WindowSize> {
+    [libc::STDOUT_FILENO, libc::STDIN_FILENO].into_iter().find_map(|fd| {
+        #[expect(unsafe_code, reason = "std doesn't tell a terminal's size")]
+        // SAFETY: a winsize of zeros is valid, and the call writes within it.
+        let (ret, size) = unsafe {
+            let mut size: libc::winsize = std::mem::zeroed();
+            (libc::ioctl(fd, libc::TIOCGWINSZ, &raw mut size), size)
+        };
+        let (rows, columns) = (size.ws_row, size.ws_col);
+        (ret == 0 && rows > 0 && columns > 0).then_some(WindowSize { rows, columns })
+    })
 }
 
 /// Whether a word means nothing but itself on a kernel command line.

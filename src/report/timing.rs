@@ -35,6 +35,23 @@ const PHASES: [(&str, &str, Mark, Mark); 8] = [
     ("init to power-off", "the guest's user space", Mark::InitStarted, Mark::PowerOffBegins),
     ("power-off to end", "the guest's kernel shuts down", Mark::PowerOffBegins, Mark::Ended),
 ];
+
+/// The phases of a run up to PID 1 are those of any VM.
+const TO_INIT: usize = 6;
+
+/// When what only `bothy run` knows happened, in nanoseconds of CLOCK_MONOTONIC.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RunMoments {
+    /// The agent said hello.
+    pub hello: Option<u64>,
+    /// The container's file systems and network are there.
+    pub ready: Option<u64>,
+    /// The command's program runs.
+    pub started: Option<u64>,
+    /// The command has ended.
+    pub ended: Option<u64>,
+}
+
 const TEAR_DOWN: (&str, &str) = ("tear-down", "disks and taps released, output drained");
 
 impl Timing {
@@ -48,6 +65,28 @@ impl Timing {
         let since = |mark| Some(us(Duration::from_nanos(returned_ns.saturating_sub(times.at(mark)?))));
         phases.push(Phase { name: TEAR_DOWN.0, what: TEAR_DOWN.1, us: since(Mark::Ended) });
         Self { phases, total_us: since(Mark::Exec), exits: exits.cloned() }
+    }
+
+    /// From the VM's recorded times, those of the run, and the moment at which the command is about to return.
+    pub fn of_run(times: &Times, run: &RunMoments, returned_ns: u64, exits: Option<&Exits>) -> Self {
+        let us = |from: Option<u64>, to: Option<u64>| Some(to?.saturating_sub(from?) / 1000);
+        let of_vm = PHASES[..TO_INIT].iter().map(|&(name, what, from, to)| Phase {
+            name,
+            what,
+            us: us(times.at(from), times.at(to)),
+        });
+        let init = times.at(Mark::InitStarted);
+        let returned = Some(returned_ns);
+        let of_run = [
+            ("init to hello", "the agent starts and reaches the command", init, run.hello),
+            ("hello to ready", "the container's file systems and network", run.hello, run.ready),
+            ("ready to started", "namespaces, the program's start", run.ready, run.started),
+            ("started to ended", "the command runs", run.started, run.ended),
+            ("ended to return", "output drained, the VM ended", run.ended, returned),
+        ];
+        let of_run = of_run.map(|(name, what, from, to)| Phase { name, what, us: us(from, to) });
+        let phases = of_vm.chain(of_run).collect();
+        Self { phases, total_us: us(times.at(Mark::Exec), returned), exits: exits.cloned() }
     }
 
     /// As one line of JSON.

@@ -1,0 +1,129 @@
+//! The flags of `bothy run`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{TimingFormat, parse_net};
+use crate::config::MemorySize;
+use crate::virtio::net;
+
+/// Flags of `bothy run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal of its own
+    #[arg(short, long)]
+    pub tty: bool,
+    /// What the running container is called, once at a time [default: 12 random digits]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Set an environment variable; without a value it gets the one that it has here
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    pub env: Vec<OsString>,
+    /// Read environment variables from a file, a line each; lines that begin with # are comments
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    /// The working directory [default: the image's]
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<OsString>,
+    /// The user, by name or number [default: the image's]
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Run this in place of the image's entry point; its default command then doesn't count
+    #[arg(long, value_name = "CMD")]
+    pub entrypoint: Option<OsString>,
+    /// The container's host name [default: 12 random digits]
+    #[arg(long, value_name = "HOST")]
+    pub hostname: Option<String>,
+    /// All capabilities, and nothing in /proc and /sys masked or read-only
+    #[arg(long)]
+    pub privileged: bool,
+    /// Virtual CPUs, 1 to 64
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub cpus: u32,
+    /// The virtual machine's memory, from 32M up
+    #[arg(short, long, value_name = "SIZE", default_value = "512M")]
+    pub memory: MemorySize,
+    /// Make the container's file system read-only
+    #[arg(long)]
+    pub read_only: bool,
+    /// A network device on a tap that exists, or none
+    #[arg(long, value_name = "none|tap=NAME[,mac=M][,ip=A/P][,gw=G][,dns=D]", default_value = "none", value_parser = parse_network)]
+    pub net: Network,
+    /// Another kernel than bothy's own
+    #[arg(long, value_name = "PATH")]
+    pub kernel: Option<PathBuf>,
+    /// Print where the time went, and the exits from the guest by reason
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    pub timing: Option<TimingFormat>,
+    /// How long the guest may take until its agent answers, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
+    pub agent_timeout: Duration,
+    /// The image, by name or as `bothy load` takes it, and the command to run in place of its own
+    #[arg(value_name = "IMAGE [COMMAND [ARG...]]", required = true, trailing_var_arg = true)]
+    pub words: Vec<OsString>,
+}
+
+/// The container's network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// Only `lo`.
+    None,
+    /// A device on a tap.
+    Tap(net::Config),
+}
+
+fn parse_network(text: &str) -> Result<Network, String> {
+    if text == "none" { Ok(Network::None) } else { parse_net(text).map(Network::Tap) }
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<u32>().ok().filter(|seconds| *seconds > 0);
+    let seconds = seconds.ok_or_else(|| format!("`{text}` is not a number of seconds"))?;
+    Ok(Duration::from_secs(seconds.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::{Cli, Command};
+    use super::*;
+
+    fn parse(words: &str) -> RunArgs {
+        match Cli::try_parse_from(words.split(' ')).unwrap().command {
+            Command::Run(args) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_stands_behind_the_image_belongs_to_the_command() {
+        let args = parse("bothy run -i --net none busybox ls -l --name x -t");
+        assert_eq!(args.words, ["busybox", "ls", "-l", "--name", "x", "-t"]);
+        assert!(args.interactive && !args.tty && args.name.is_none());
+        assert_eq!((args.net, args.cpus), (Network::None, 1));
+    }
+
+    #[test]
+    fn short_flags_may_be_joined_and_taps_described() {
+        let args = parse("bothy run -it -m 128M -e A=1 -e B --net tap=t0,ip=10.0.0.2/24 x");
+        assert!(args.interactive && args.tty);
+        assert_eq!(args.env, ["A=1", "B"]);
+        assert!(matches!(args.net, Network::Tap(net) if net.tap == "t0"));
+    }
+
+    #[test]
+    fn an_image_is_needed_and_nonsense_refused() {
+        for words in
+            ["bothy run", "bothy run -i", "bothy run --net bridge x", "bothy run --agent-timeout 0 x"]
+        {
+            assert!(Cli::try_parse_from(words.split(' ')).is_err(), "{words}");
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What `bothy boot` and `bothy run` need alike to make a virtual machine.
+
+use anyhow::bail;
+use bothy_guest::net::NetConfig;
+
+use crate::kvm;
+use crate::virtio::net;
+
+/// What bothy's own kernel is told, whatever it is for.
+///
+/// Level 3 keeps the complaint off the console that there is no PCI. With a single CPU the kernel would take the lock prefix off up to 8,000
+/// instructions, each through a page table of its own: an eighth of its boot, and of no use to a machine that lives shortly.
+pub(super) const OWN_KERNEL: &str = "panic=-1 loglevel=3 pci=off noreplace-smp";
+
+/// Fails where the host's KVM is known not to run Linux. `more` is one more way out, for the user.
+pub(super) fn must_run_linux(more: &str) -> anyhow::Result<()> {
+    match kvm::cannot_run_linux() {
+        Some(why) => bail!(
+            "this host can't run Linux guests: {why}; use a host with hardware KVM, or an emulated one (tests/host/run){more}"
+        ),
+        None => Ok(()),
+    }
+}
+
+/// What the guest's init is told of a network device.
+pub(super) fn network(net: &net::Config) -> NetConfig {
+    NetConfig {
+        mac: net.mac(),
+        addresses: net.ip.into_iter().collect(),
+        gateways: net.gw.into_iter().collect(),
+        dns: net.dns.into_iter().collect(),
+    }
+}
+
+/// The memory of this host, by sysinfo(2): /proc/meminfo says the same, and takes longer than parsing the command line.
+pub(super) fn host_memory_mib() -> anyhow::Result<u64> {
+    #[expect(unsafe_code, reason = "std doesn't tell the host's memory")]
+    // SAFETY: a sysinfo of zeros is valid, and the call writes within it.
+    let (ret, info) = unsafe {
+        let mut info: libc::sysinfo = std::mem::zeroed();
+        (libc::sysinfo(&raw mut info), info)
+    };
+    anyhow::ensure!(ret == 0, "sysinfo: {}", std::io::Error::last_os_error());
+    Ok((info.totalram * u64::from(info.mem_unit)) >> 20)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_hosts_memory_is_known() {
+        assert!(super::host_memory_mib().unwrap() > 0);
+    }
+}

@@ -1,0 +1,186 @@
+//! `bothy run`: a command of an image, in a virtual machine of its own.
+//!
+//! ```text
+//! image      IMAGE -> a file system in the store, leased
+//! workload   the image's defaults and the flags -> arguments, environment, directory, user
+//! place      a directory for sockets, named after the container
+//! session    hello, set-up, run; signals; the end
+//! streams    the command's standard streams, carried by threads
+//! ```
+//!
+//! Nothing particular to one run is on the kernel's command line or in the initramfs: all of it goes to the agent once it has said hello. What is written
+//! in the container goes to the guest's memory, so nothing has to be flushed when its command has ended: the virtual machine is ended at once.
+
+mod environment;
+mod image;
+mod place;
+mod session;
+mod streams;
+mod workload;
+
+use std::ffi::OsStr;
+use std::io::{self, IsTerminal};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail};
+use bothy_guest::protocol::{Root, Setup, Upper, WindowSize};
+
+use self::place::Place;
+use self::session::{Finished, Job, Session};
+use self::workload::Workload;
+use super::signals::Signals;
+use super::terminal::{self, RawTerminal};
+use super::{machine, say};
+use crate::agent::{self, Agent};
+use crate::boot::image::{Blob, KernelImage};
+use crate::cli::{Network, RunArgs, TimingFormat};
+use crate::config::{Console, VmConfig};
+use crate::guest_files::GuestFiles;
+use crate::image::{ImageLease, RunConfig};
+use crate::kvm;
+use crate::report::timing::Timing;
+use crate::timeline::{self, Mark, Timeline};
+use crate::virtio::{blk, net, vsock};
+use crate::vmm::Resources;
+use crate::vmm::process::VmProcess;
+
+/// The size of a terminal that doesn't tell its own.
+const USUAL_SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
+/// What the guest calls the disk with the image: it is the first.
+const IMAGE_DEVICE: &str = "vda";
+
+/// Runs the command and gives its exit code. Every error is bothy's own.
+pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
+    let timeline = Timeline::default();
+    timeline.record_at(Mark::Exec, exec_ns);
+    if args.interactive && args.tty && !io::stdin().is_terminal() {
+        bail!("-t with -i needs a terminal as standard input: leave out one of them");
+    }
+    let (image, command) = args.words.split_first().context("IMAGE is missing")?;
+    let (image, lease) = image::find(image)?;
+    let id = hex(agent::random::<6>().context("can't get random numbers")?);
+    let host_name = args.hostname.as_ref().unwrap_or(&id);
+    check_host_name(host_name)?;
+    let workload = Workload::new(&image, args, command, host_name)?;
+    let place = Place::make(args.name.as_deref().unwrap_or(&id))?;
+    let config = configuration(args, &lease, place.vsock());
+    config.validate(machine::host_memory_mib()?)?;
+    let mut agent = Agent::listen(&place.vsock()).context("can't listen for the guest's agent")?;
+    let resources = open(&config, args, lease)?;
+    let job = job(args, workload, host_name, &config, &mut agent)?;
+    let signals = Signals::all().context("can't take signals")?;
+    let vm = VmProcess::spawn(&config, resources, timeline).context("can't start the VM's process")?;
+    let raw = match args.tty && args.interactive {
+        true => RawTerminal::enter().context("can't make the terminal raw")?,
+        false => None,
+    };
+    let finished = Session::new(vm, agent, signals, job, args.agent_timeout)?.attend();
+    drop(raw);
+    drop(place);
+    let finished = finished?;
+    report(&finished, args.timing);
+    Ok(finished.code)
+}
+
+fn configuration(args: &RunArgs, lease: &ImageLease, socket: std::path::PathBuf) -> VmConfig {
+    let image = blk::Config { path: lease.path().into(), read_only: true, id: Some("image".into()) };
+    VmConfig {
+        kernel: args.kernel.clone(),
+        cpus: Some(args.cpus),
+        memory: Some(args.memory),
+        console: Some(Console::None),
+        disk: vec![image],
+        net: match &args.net {
+            Network::None => Vec::new(),
+            Network::Tap(net) => vec![net.clone()],
+        },
+        vsock: Some(vsock::Config { path: socket, cid: None }),
+        ..VmConfig::default()
+    }
+}
+
+/// Opens everything that the VM needs; afterwards only the VM itself can fail.
+fn open(config: &VmConfig, args: &RunArgs, image: ImageLease) -> anyhow::Result<Resources> {
+    let guest = GuestFiles::find()?;
+    let kernel = match &config.kernel {
+        Some(path) => KernelImage::inspect(Blob::open(path).context("--kernel")?).context("--kernel")?,
+        None => KernelImage::inspect(guest.kernel).context("bothy's own guest")?,
+    };
+    machine::must_run_linux("")?;
+    let disk = blk::Disk::from_fd(image.into_fd(), true).context("can't use the image's file system")?;
+    let nets = config.net.iter().map(|net| net::Tap::open(net).context("--net")).collect::<Result<_, _>>()?;
+    let kvm = kvm::open(Path::new("/dev/kvm")).context("can't use KVM")?;
+    let listener = config.vsock.as_ref().map(vsock::Config::listen).transpose();
+    Ok(Resources {
+        kvm,
+        kernel,
+        initrd: Some(guest.agent),
+        cmdline: format!("{} {}", machine::OWN_KERNEL, bothy_guest::KEY_AGENT),
+        disks: vec![disk],
+        nets,
+        vsock: listener.context("can't listen for the guest")?,
+        count_exits: args.timing.is_some(),
+        log: None,
+    })
+}
+
+/// What the agent is to be told.
+fn job(
+    args: &RunArgs,
+    workload: Workload,
+    host_name: &str,
+    config: &VmConfig,
+    agent: &mut Agent,
+) -> anyhow::Result<Job> {
+    let random = "can't get random numbers";
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let setup = Setup {
+        time_ns: u64::try_from(now.as_nanos()).unwrap_or_default(),
+        seed: agent::random().context(random)?,
+        host_name: host_name.into(),
+        root: Root {
+            image: IMAGE_DEVICE.into(),
+            upper: if args.read_only { Upper::ReadOnly } else { Upper::Memory },
+        },
+        networks: config.net.iter().map(|net| machine::network(net).to_string()).collect(),
+        privileged: args.privileged,
+    };
+    let size = args.tty.then(|| terminal::size().unwrap_or(USUAL_SIZE));
+    Job::new(setup, workload, args.interactive, size, || agent.token().context(random))
+}
+
+fn report(finished: &Finished, timing: Option<TimingFormat>) {
+    if let Some(message) = &finished.message {
+        say(&format!("bothy: {message}"));
+    }
+    let Some(format) = timing else { return };
+    let timing =
+        Timing::of_run(&finished.times, &finished.moments, timeline::now_ns(), finished.exits.as_ref());
+    match format {
+        TimingFormat::Text => say(timing.to_string().trim_end()),
+        TimingFormat::Json => say(&timing.json()),
+    }
+}
+
+fn hex(bytes: [u8; 6]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What the kernel, and whoever reads /etc/hosts, takes.
+fn check_host_name(name: &str) -> anyhow::Result<()> {
+    let fits = (1..=63).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+        && !name.starts_with(['-', '.']);
+    if fits {
+        Ok(())
+    } else {
+        bail!("--hostname: {name:?} is not a host name of up to 63 letters, digits, - and .")
+    }
+}
+
+/// The bytes of a word of the command line.
+fn bytes(word: &OsStr) -> Vec<u8> {
+    word.as_bytes().to_vec()
+}

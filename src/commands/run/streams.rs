@@ -1,0 +1,147 @@
+//! The command's standard streams: a socket each, and a thread that carries its bytes.
+//!
+//! Such a thread may block for as long as its reader, or whoever types, likes; signals and the agent are served meanwhile. The thread of standard
+//! input is not waited for: it may be reading from a terminal when everything else has ended.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use anyhow::Context;
+use bothy_guest::protocol::Token;
+
+use crate::commands::carry;
+use crate::poll::{self, Source};
+
+/// The most that is read from standard input at once, in bytes.
+const PIECE: usize = 64 << 10;
+
+/// What a stream is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Stdin,
+    Stdout,
+    Stderr,
+    /// Output, and input if there is any.
+    Terminal {
+        input: bool,
+    },
+}
+
+/// All streams of a command.
+pub(super) struct Streams {
+    expected: Vec<(Token, Purpose)>,
+    /// Each thread that carries output has a copy, and we have it as long as there is one still to come.
+    guard: Option<UnixStream>,
+    /// Ends when the last copy of the guard is gone.
+    done: UnixStream,
+}
+
+impl Streams {
+    /// These are going to be opened.
+    pub(super) fn new(expected: Vec<(Token, Purpose)>) -> anyhow::Result<Self> {
+        let (done, guard) = UnixStream::pair().context("can't make a socket")?;
+        Ok(Self { expected, guard: Some(guard), done })
+    }
+
+    /// Readable when all output has been written.
+    pub(super) fn source(&self) -> Source<'_> {
+        Source::readable(&self.done)
+    }
+
+    /// Whether output is still to be opened.
+    pub(super) fn are_expected(&self) -> bool {
+        self.guard.is_some()
+    }
+
+    /// No more will be opened.
+    pub(super) fn expect_no_more(&mut self) {
+        self.guard = None;
+    }
+
+    /// Begins to carry a stream; `rest` is what has been read of it.
+    pub(super) fn open(&mut self, token: Token, socket: UnixStream, rest: Vec<u8>) -> anyhow::Result<()> {
+        let Some(position) = self.expected.iter().position(|(known, _)| *known == token) else {
+            return Ok(());
+        };
+        let (_, purpose) = self.expected.swap_remove(position);
+        match purpose {
+            Purpose::Stdin => carry_input(socket)?,
+            Purpose::Stdout => self.carry_output("stdout", io::stdout().as_fd(), socket, rest)?,
+            Purpose::Stderr => self.carry_output("stderr", io::stderr().as_fd(), socket, rest)?,
+            Purpose::Terminal { input } => {
+                if input {
+                    carry_input(socket.try_clone().context("can't copy a socket")?)?;
+                }
+                self.carry_output("stdout", io::stdout().as_fd(), socket, rest)?;
+            }
+        }
+        if self.expected.iter().all(|(_, purpose)| *purpose == Purpose::Stdin) {
+            self.guard = None;
+        }
+        Ok(())
+    }
+
+    fn carry_output(
+        &self,
+        name: &str,
+        to: BorrowedFd<'_>,
+        mut socket: UnixStream,
+        rest: Vec<u8>,
+    ) -> anyhow::Result<()> {
+        let mut to = File::from(to.try_clone_to_owned().with_context(|| format!("can't copy {name}"))?);
+        let guard =
+            self.guard.as_ref().map(UnixStream::try_clone).transpose().context("can't copy a socket")?;
+        spawn(name, move || {
+            let taken = carry::write(&mut to, &rest).is_ok() && carry::all(&mut socket, &mut to);
+            if !taken {
+                // So the command hears that nobody listens any more, as from a pipe.
+                close(&socket, Shutdown::Both);
+            }
+            drop(guard);
+        })
+    }
+}
+
+/// Carries standard input to the command, until either of them ends.
+fn carry_input(mut socket: UnixStream) -> anyhow::Result<()> {
+    let stdin = io::stdin().as_fd().try_clone_to_owned().context("can't copy standard input")?;
+    let mut stdin = File::from(stdin);
+    spawn("stdin", move || {
+        let mut piece = vec![0; PIECE];
+        loop {
+            match stdin.read(&mut piece) {
+                Ok(0) => break,
+                Ok(len) => {
+                    if socket.write_all(&piece[..len]).is_err() {
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if poll::wait([Source::readable(&stdin)], None).is_err() {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    log::debug!("standard input: {error}");
+                    break;
+                }
+            }
+        }
+        close(&socket, Shutdown::Write);
+    })
+}
+
+fn close(socket: &UnixStream, how: Shutdown) {
+    if let Err(error) = socket.shutdown(how) {
+        log::debug!("a stream: {error}");
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+    std::thread::Builder::new().name(name.into()).spawn(body).context("can't start a thread")?;
+    Ok(())
+}
