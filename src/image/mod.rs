@@ -5,7 +5,7 @@
 //! load                  a Source            -> images in the store
 //!   files, archive      the files of an image, in a directory or a tar
 //!   layout, docker      which of them are the image that was asked for
-//!   manifest, config    the documents
+//!   manifest, config    the documents, and budget: how many
 //!   blob, decode        layers, decompressed and verified while they stream
 //!   rootfs              layers in, one EROFS file out
 //! store                 names, images, file systems; leases keep what is in use
@@ -18,6 +18,7 @@
 
 mod archive;
 mod blob;
+mod budget;
 mod config;
 mod decode;
 mod digest;
