@@ -24,9 +24,10 @@ use super::files::{ContentError, Directory, Files, check_len};
 use super::layout::{Found, LayerSource, OCI_INDEX, oci_images};
 use super::manifest::Platform;
 use super::reference::{Reference, local};
+use super::room::{Growing, NoRoom};
 use super::rootfs::{self, Layer, Limits, RootfsError};
 use super::source::{ArchiveKind, Source, Which};
-use super::store::{Image, ImageLease, RootfsKey, Store, StoreError};
+use super::store::{Image, ImageLease, LIMIT_VARIABLE, RootfsKey, Store, StoreError};
 
 /// Why nothing was loaded.
 #[derive(Debug, Error)]
@@ -65,6 +66,14 @@ pub enum LoadError {
         name: String,
         /// Why not.
         source: io::Error,
+    },
+    /// It would be alone in the store, and yet too large.
+    #[error("{name} takes more on disk than {LIMIT_VARIABLE} allows for all images together, {limit} bytes")]
+    OverLimit {
+        /// The image.
+        name: String,
+        /// The limit.
+        limit: u64,
     },
     /// A tar that expands without end.
     #[error("{name} has more than {limit} bytes when it is uncompressed (--max-bytes)")]
@@ -208,6 +217,7 @@ impl Loading<'_> {
         self.progress.begin(&format!("reading {name}"), len);
         let limit = self.options.limits.max_bytes;
         let copy = self.store.unlinked()?;
+        let growing = Growing::new(&copy, u64::MAX);
         let unwritten = |source| LoadError::Copy { name: name.into(), source };
         let mut decoded = Decoded::new(Counted { inner: file, progress: self.progress }, name).map_err(io)?;
         let (mut piece, mut copied) = (vec![0; MAX_PIECE], 0);
@@ -218,10 +228,7 @@ impl Loading<'_> {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(io(error)),
             };
-            // A bomb of zeros takes no room.
-            if piece[..n].iter().any(|byte| *byte != 0) {
-                copy.write_all_at(&piece[..n], copied).map_err(unwritten)?;
-            }
+            growing.write_all_at(&piece[..n], copied).map_err(unwritten)?;
             copied += n as u64;
             if copied > limit {
                 return Err(LoadError::TooLong { name: name.into(), limit });
@@ -255,7 +262,9 @@ impl Loading<'_> {
 
     fn add(&self, files: &dyn Files, found: Found, names: Vec<Reference>) -> Result<Loaded, LoadError> {
         let key = RootfsKey::of_layers(found.layers.iter().map(|layer| &layer.diff_id));
-        let (lease, built) = self.store.rootfs(&key, |out| self.build(files, &found.layers, out))?;
+        let called = || names.first().map_or_else(|| found.digest.to_string(), Reference::to_string);
+        let built = self.store.rootfs(&key, |out| self.build(files, &found.layers, out));
+        let (lease, built) = built.map_err(|error| over_limit(error, called))?;
         let image = Image {
             digest: found.digest,
             platform: self.options.platform.clone(),
@@ -286,6 +295,11 @@ impl Loading<'_> {
         Ok(total)
     }
 
+    /// An image that is larger than the whole store may be would put out all others and stay.
+    fn limits(&self) -> Limits {
+        Limits { max_disk: self.store.limit().unwrap_or(u64::MAX), ..self.options.limits }
+    }
+
     fn build(&self, files: &dyn Files, layers: &[LayerSource], out: &File) -> Result<(), LoadError> {
         let total = self.stored_len(files, layers)?;
         self.progress.begin(&format!("building {}", files.name()), Some(total));
@@ -303,7 +317,7 @@ impl Loading<'_> {
             // Whoever reads header by header has the bytes decompressed and hashed in larger pieces all the same.
             Ok(Layer { name: blob_name(layer), tar: Box::new(BufReader::with_capacity(MAX_PIECE, reader)) })
         };
-        if let Err(error) = rootfs::build(layers.iter().map(open), out, &self.options.limits) {
+        if let Err(error) = rootfs::build(layers.iter().map(open), out, &self.limits()) {
             // Nonsense in a layer is most likely damage: it was met before the end, where the digests are checked.
             let is_about_layer = matches!(error, RootfsError::Entry { .. } | RootfsError::Read { .. });
             if let Some(layer) = layers.get(verified.get()).filter(|_| is_about_layer) {
@@ -319,10 +333,10 @@ impl Loading<'_> {
     }
 
     fn dir(&self, dir: &Path) -> Result<Loaded, LoadError> {
-        let limits = &self.options.limits;
+        let limits = &self.limits();
         let fingerprint = rootfs::fingerprint(dir, limits)?;
         let key = RootfsKey::of_dir(&fingerprint);
-        let (lease, built) = self.store.rootfs(&key, |out| -> Result<(), LoadError> {
+        let built = self.store.rootfs(&key, |out| -> Result<(), LoadError> {
             self.progress.begin(&format!("building {}", dir.display()), None);
             rootfs::build_from_dir(dir, out, limits)?;
             if rootfs::fingerprint(dir, limits)? != fingerprint {
@@ -330,7 +344,8 @@ impl Loading<'_> {
             }
             self.progress.end();
             Ok(())
-        })?;
+        });
+        let (lease, built) = built.map_err(|error| over_limit(error, || dir.display().to_string()))?;
         // `dir:.` has a name, too.
         let named = dir.canonicalize().unwrap_or_else(|_| dir.into());
         let names = vec![self.options.name.clone().unwrap_or_else(|| local(&named, None))];
@@ -344,6 +359,18 @@ impl Loading<'_> {
         };
         self.store.add(&image, &names)?;
         Ok(Loaded { image, names, built, lease })
+    }
+}
+
+fn over_limit(error: LoadError, called: impl FnOnce() -> String) -> LoadError {
+    match &error {
+        LoadError::Rootfs(RootfsError::Write(source)) => {
+            match source.get_ref().and_then(|inner| inner.downcast_ref::<NoRoom>()) {
+                Some(NoRoom::Limit(limit)) => LoadError::OverLimit { name: called(), limit: *limit },
+                _ => error,
+            }
+        }
+        _ => error,
     }
 }
 

@@ -169,6 +169,27 @@ fn of_several_images_only_the_one_that_was_just_loaded_is_leased() {
 }
 
 #[test]
+fn an_image_that_is_larger_than_the_whole_store_may_be_is_refused() {
+    let mut setting = Setting::new();
+    let small = setting.write("small.tar", &nameless(1));
+    setting.load(&small, None).unwrap();
+    setting.store = Store::at(&setting.dir.path().join("store"), Some(100_000)).unwrap();
+    let mut parts = Parts::default();
+    let image = image(&mut parts, gzip);
+    parts.index(&[named(image, "v1")]);
+    let large = setting.write("large.tar", &parts.to_tar());
+    let part = "localhost/large:v1 takes more on disk than BOTHY_STORE_LIMIT allows for all images together, 100000 bytes";
+    assert_eq!(setting.load(&large, None).unwrap_err(), part);
+    let root = setting.dir.path().join("root");
+    fs::create_dir(&root).unwrap();
+    fs::write(root.join("file"), vec![1; 200_000]).unwrap();
+    assert!(
+        setting.load(&format!("dir:{}", root.display()), None).unwrap_err().contains("BOTHY_STORE_LIMIT")
+    );
+    assert_eq!(setting.store.images().unwrap().len(), 1, "what was there is there");
+}
+
+#[test]
 fn layers_that_can_not_fit_are_not_read() {
     let setting = Setting::new();
     let mut parts = Parts::default();

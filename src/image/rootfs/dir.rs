@@ -31,7 +31,7 @@ pub fn build_from_dir(root: &Path, out: &File, limits: &Limits) -> Result<Built,
     let itself = rustix::fs::fstat(out).map_err(|error| RootfsError::Write(error.into()))?;
     let mut builder = Builder {
         tree: &mut tree,
-        store: Store::new(out, limits.max_bytes)?,
+        store: Store::new(out, limits)?,
         itself: (itself.st_dev, itself.st_ino),
         seen: HashMap::new(),
         left: limits.max_bytes,

@@ -201,7 +201,7 @@ fn links_that_lead_in_circles_end() {
 #[test]
 fn detours_over_symbolic_links_come_to_an_end() {
     let file = tempfile::tempfile().unwrap();
-    let (mut tree, mut store) = (Tree::new(100), Store::new(&file, 1 << 30).unwrap());
+    let (mut tree, mut store) = (Tree::new(100), Store::new(&file, &LIMITS).unwrap());
     let mut target = Target { tree: &mut tree, store: &mut store, layer: 1, detours: 5 };
     let tar = Tar::new().symlink("l", "d/e").file("l/1", b"").file("l/2", b"").file("l/3", b"").end();
     let mut reader = Reader::new(&tar[..], 1 << 20);
@@ -363,14 +363,26 @@ fn what_higher_layers_replace_costs_no_disk() {
 }
 
 #[test]
+fn zeros_cost_no_disk() {
+    let tar = Tar::new().file("zeros", &vec![0; 8 << 20]).file("z", &[&[1; 4096][..], &[0; 70_000]].concat());
+    // Short ends of files stand beside the inodes, which aren't zeros.
+    let tar = (0..200).fold(tar, |tar, n| tar.file(&format!("{n}"), &[0; 2000]));
+    let image = image(&[tar]);
+    assert_eq!(image.nodes()["/zeros"].size, 8 << 20);
+    assert!(image.nodes()["/zeros"].content.starts_with("e3b0c442"), "nothing but zeros");
+    assert!(image.disk() < 1 << 20, "{} bytes on disk", image.disk());
+}
+
+#[test]
 fn limits_hold() {
-    let limited =
-        |tar: Tar, max_entries, max_bytes| match build_with(&[tar.end()], &Limits { max_entries, max_bytes })
-        {
-            Err(RootfsError::Entry { flaw, .. }) => Some(flaw),
-            Err(other) => panic!("{other}"),
-            Ok(_) => None,
-        };
+    let limited = |tar: Tar, max_entries, max_bytes| match build_with(
+        &[tar.end()],
+        &Limits { max_entries, max_bytes, ..LIMITS },
+    ) {
+        Err(RootfsError::Entry { flaw, .. }) => Some(flaw),
+        Err(other) => panic!("{other}"),
+        Ok(_) => None,
+    };
     assert_eq!(limited(Tar::new().file("a", b"").file("b", b""), 2, 1 << 20), None);
     assert_eq!(limited(Tar::new().file("a", b"").file("b", b""), 1, 1 << 20), Some(Flaw::TooManyEntries));
     assert_eq!(limited(Tar::new().file("a/b", b""), 1, 1 << 20), Some(Flaw::TooManyEntries), "parents count");

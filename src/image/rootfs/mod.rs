@@ -43,13 +43,15 @@ pub struct Limits {
     /// Bytes in the streams of all layers together; also the length of the largest file, holes included, and of what is
     /// built. No more than 8 TiB count.
     pub max_bytes: u64,
+    /// Bytes that what is built may take on disk, without its holes; twice as much while it is built.
+    pub max_disk: u64,
 }
 
 impl Default for Limits {
-    /// 5,000,000 entries, which take 2 GB of memory at most. 1 TiB: while it is built, the file is sparse and up to twice as long, and
-    /// ext4, XFS and Btrfs have room for that.
+    /// 5,000,000 entries, which take 2 GB of memory at most. 64 GiB, several times what the largest images in use have. On disk, whatever
+    /// there is.
     fn default() -> Self {
-        Self { max_entries: 5_000_000, max_bytes: 1 << 40 }
+        Self { max_entries: 5_000_000, max_bytes: 64 << 30, max_disk: u64::MAX }
     }
 }
 
@@ -104,7 +106,7 @@ pub fn build<'a>(
     limits: &Limits,
 ) -> Result<Built, RootfsError> {
     let mut tree = Tree::new(limits.max_entries);
-    let mut store = Store::new(out, limits.max_bytes)?;
+    let mut store = Store::new(out, limits)?;
     let mut left = limits.max_bytes;
     for (layer, number) in layers.into_iter().zip(1_u32..) {
         let layer = layer.map_err(RootfsError::Open)?;

@@ -46,7 +46,7 @@ pub(super) use rootfs::RootfsKey;
 /// Names the directory of the store.
 const DIR_VARIABLE: &str = "BOTHY_STORE";
 /// Limits its size, like `20G`.
-const LIMIT_VARIABLE: &str = "BOTHY_STORE_LIMIT";
+pub(super) const LIMIT_VARIABLE: &str = "BOTHY_STORE_LIMIT";
 
 /// Why the store can't do what it was asked for.
 #[derive(Debug, Error)]
@@ -166,6 +166,11 @@ impl Store {
         Ok(store)
     }
 
+    /// Most bytes on disk that all images may take together.
+    pub(super) fn limit(&self) -> Option<u64> {
+        self.limit
+    }
+
     fn part(&self, part: Part) -> PathBuf {
         self.dir.join(part.name())
     }
@@ -205,7 +210,7 @@ fn sync_dir(dir: &Path) -> Result<(), StoreError> {
 }
 
 /// A number with a unit: `512M`, `20G`, `20GiB`; without one, bytes.
-fn parse_size(text: &str) -> Option<u64> {
+pub fn parse_size(text: &str) -> Option<u64> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     let shift = match unit.to_ascii_uppercase().as_str() {
