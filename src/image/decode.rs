@@ -16,6 +16,8 @@ use super::blob::BlobError;
 pub(super) const MAGIC_LEN: usize = 512;
 /// Enough for few system calls, little enough for the second-level cache.
 const BUFFER_LEN: usize = 128 * 1024;
+/// Most bytes behind a compressed stream. Padding and tables of contents stand there.
+const MAX_TRAILER: usize = 64 << 20;
 const _: () = assert!(BUFFER_LEN > MAGIC_LEN);
 
 /// How a blob is compressed.
@@ -93,12 +95,19 @@ impl<R: Read> Buffered<R> {
         Ok(&self.buffer[self.start..self.end.min(self.start + len)])
     }
 
-    /// Reads on to the end, for the sake of size and digest.
+    /// Reads on to the end, for the sake of size and digest, if that is near.
     fn drain(&mut self) -> io::Result<()> {
-        while !self.fill_buf()?.is_empty() {
+        let mut left = MAX_TRAILER;
+        loop {
+            let n = self.fill_buf()?.len();
+            if n == 0 {
+                return Ok(());
+            }
             self.start = self.end;
+            left = left.checked_sub(n).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::InvalidData, "too much stands behind its end")
+            })?;
         }
-        Ok(())
     }
 }
 

@@ -33,6 +33,7 @@ use thiserror::Error;
 pub use self::dir::{build_from_dir, fingerprint};
 use self::erofs::Store;
 pub use self::flaw::Flaw;
+use self::layer::Ways;
 use self::tree::Tree;
 
 /// What an image may cost.
@@ -107,10 +108,10 @@ pub fn build<'a>(
 ) -> Result<Built, RootfsError> {
     let mut tree = Tree::new(limits.max_entries);
     let mut store = Store::new(out, limits)?;
-    let mut left = limits.max_bytes;
+    let (mut left, mut ways) = (limits.max_bytes, Ways::new());
     for (layer, number) in layers.into_iter().zip(1_u32..) {
         let layer = layer.map_err(RootfsError::Open)?;
-        left = layer::apply(layer, number, left, &mut tree, &mut store)?;
+        left = layer::apply(layer, number, left, &mut ways, &mut tree, &mut store)?;
     }
     erofs::finish(tree, store)
 }
