@@ -14,6 +14,7 @@ use super::layout::{Found, LayerSource};
 use super::manifest::{self, DocumentError, MAX_LAYERS, Platform};
 use super::reference::Reference;
 use super::source::Which;
+use super::store::DigestOf;
 
 /// The list of images.
 pub(super) const DOCKER_MANIFEST: &str = "manifest.json";
@@ -106,6 +107,7 @@ fn docker_image(
     });
     Ok(Found {
         digest: Digest::of(&bytes),
+        digest_of: DigestOf::Config,
         names: tags.to_vec(),
         tag: None,
         created: config.created,

@@ -13,6 +13,7 @@ use super::files::{ContentError, Files};
 use super::manifest::{Descriptor, Document, DocumentError, Manifest, Platform, parse};
 use super::reference::{Reference, is_tag};
 use super::source::Which;
+use super::store::DigestOf;
 
 /// The list of images.
 pub(super) const OCI_INDEX: &str = "index.json";
@@ -26,6 +27,7 @@ const MAX_OFFERED: usize = 50;
 pub(super) struct Found {
     /// The manifest's; docker's archives have none, so there it is the configuration's, which docker calls the image's ID.
     pub(super) digest: Digest,
+    pub(super) digest_of: DigestOf,
     /// The full names that it has where it was found.
     pub(super) names: Vec<Reference>,
     /// Or only a tag.
@@ -206,6 +208,7 @@ impl<'a, 'b> Search<'a, 'b> {
         let (full, tags): (Vec<&str>, Vec<&str>) = names.partition(|name| is_full_name(name));
         Ok(Found {
             digest,
+            digest_of: DigestOf::Manifest,
             names: full.iter().filter_map(|name| name.parse().ok()).take(1).collect(),
             tag: tags.into_iter().find(|tag| is_tag(tag)).map(str::to_owned),
             created: config.created,

@@ -27,7 +27,7 @@ use super::reference::{Reference, local};
 use super::room::{Growing, NoRoom};
 use super::rootfs::{self, Layer, Limits, RootfsError};
 use super::source::{ArchiveKind, Source, Which};
-use super::store::{Image, ImageLease, LIMIT_VARIABLE, RootfsKey, Store, StoreError};
+use super::store::{DigestOf, Image, ImageLease, LIMIT_VARIABLE, RootfsKey, Store, StoreError};
 
 /// Why nothing was loaded.
 #[derive(Debug, Error)]
@@ -267,8 +267,9 @@ impl Loading<'_> {
         let (lease, built) = built.map_err(|error| over_limit(error, called))?;
         let image = Image {
             digest: found.digest,
+            digest_of: found.digest_of,
             platform: self.options.platform.clone(),
-            created: found.created,
+            created: found.created.filter(|text| text.len() <= MAX_TIME_LEN),
             config: found.config,
             diff_ids: found.layers.into_iter().map(|layer| layer.diff_id).collect(),
             rootfs: key.as_str().into(),
@@ -351,6 +352,7 @@ impl Loading<'_> {
         let names = vec![self.options.name.clone().unwrap_or_else(|| local(&named, None))];
         let image = Image {
             digest: Digest::of(format!("bothy dir {fingerprint}").as_bytes()),
+            digest_of: DigestOf::Directory,
             platform: self.options.platform.clone(),
             created: None,
             config: RunConfig::default(),
@@ -420,6 +422,8 @@ fn called(layer: &LayerSource) -> String {
     format!("layer {}", blob_name(layer))
 }
 
+/// Longest time that is kept: all images' are in memory at once when they are listed.
+const MAX_TIME_LEN: usize = 100;
 /// Of an uncompressed layer, in bytes.
 const MAX_PIECE: usize = 128 << 10;
 

@@ -141,7 +141,8 @@ fn images_without_names_do_not_take_each_other_s() {
     let several = setting.write("several.tar", &nameless(3));
     let names: Vec<_> =
         setting.load(&several, None).unwrap().iter().map(|loaded| loaded.names[0].to_string()).collect();
-    let digests: Vec<_> = setting.store.images().unwrap().iter().map(|s| s.image.digest.clone()).collect();
+    let digests: Vec<_> =
+        setting.store.images().unwrap().iter().map(|summary| summary.digest.clone()).collect();
     assert_eq!(digests.len(), 3);
     for digest in &digests {
         assert!(names.contains(&format!("localhost/several:{}", digest.short())), "{names:?}");

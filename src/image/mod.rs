@@ -43,4 +43,4 @@ pub use load::{LoadError, LoadOptions, Loaded, Progress, load};
 pub use manifest::{DocumentError, Platform};
 pub use reference::{Reference, ReferenceError};
 pub use source::{ArchiveKind, Source, Which};
-pub use store::{Image, ImageLease, ImageSummary, Lease, Pruned, Store, StoreError, parse_size};
+pub use store::{DigestOf, Image, ImageLease, ImageSummary, Lease, Pruned, Store, StoreError, parse_size};

@@ -3,16 +3,17 @@
 //! ```text
 //! v1/lock              held (exclusively, for moments) by whoever changes names, images, or removes anything
 //! v1/names/SHA256      one name: JSON with the name itself and the image's digest; the file's name is the name's SHA-256
-//! v1/images/ALG-HEX    one image: JSON with what to run, and the key of its file system
+//! v1/images/ALG-HEX    one image, by its manifest's digest: JSON with what to run, and the key of its file system; those that came without a
+//!                      manifest are config-ALG-HEX or dir-ALG-HEX: a digest of one kind never leads to an image of another
 //! v1/rootfs/KEY        one EROFS file; its mtime says when it was last used
 //! v1/blobs/ALG-HEX     blobs on their way from a registry into a file system
 //! v1/locks/NAME        held by whoever makes the file of that name in rootfs/ or blobs/
-//! v1/tmp/              files in the making, each locked by its maker
+//! v1/tmp/              files in the making, each locked by its maker; none where the file system has files without a name (O_TMPFILE)
 //! ```
 //!
-//! A file appears under its name only when it is complete, verified and on disk (write, fsync, rename, fsync the directory), and never changes
-//! afterwards. So a process that is killed at any moment leaves at most a temporary file, which nobody has locked and which whoever takes the
-//! store's lock next removes; or a file system without an image, which the next load of the image takes and `prune` removes.
+//! A file appears under its name only when it is complete, verified and on disk (write, fsync, link or rename, fsync the directory), and never
+//! changes afterwards. So a process that is killed at any moment leaves at most a temporary file or an empty one in `locks/`, which nobody has
+//! locked and which whoever opens the store next removes; or a file system without an image, which the next load of the image takes and `prune` removes.
 //!
 //! All locks are flock(2) locks. They belong to the open file description: they end with the process, however it ends, and go with a
 //! descriptor into another one. A [`Lease`] is a shared lock on a file of the store; what is leased is never removed. Lock order: a
@@ -38,7 +39,7 @@ use thiserror::Error;
 
 use super::digest::{DigestError, shown};
 
-pub use images::{Image, ImageSummary};
+pub use images::{DigestOf, Image, ImageSummary};
 pub use lease::{ImageLease, Lease};
 pub use prune::Pruned;
 pub(super) use rootfs::RootfsKey;
@@ -162,6 +163,10 @@ impl Store {
                 let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
                 made.map_err(StoreError::io("create", &path))?;
             }
+        }
+        // What was killed has left little, if anything; whoever can't remove it can use the store all the same.
+        for part in [Part::Tmp, Part::Locks] {
+            let _left = store.sweep(part).inspect_err(|error| log::debug!("{error}"));
         }
         Ok(store)
     }
