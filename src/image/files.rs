@@ -75,6 +75,14 @@ pub enum ContentError {
         /// What is wrong.
         source: ReferenceError,
     },
+    /// A layout of the future.
+    #[error("{name} is an OCI image layout of version {}, and 1.0.0 is what bothy reads", shown(version))]
+    Version {
+        /// The layout or archive.
+        name: String,
+        /// Its version.
+        version: String,
+    },
     /// An index that leads to too much.
     #[error("the indexes in {name} are nested too deep or name too many manifests")]
     TooMany {

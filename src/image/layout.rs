@@ -6,6 +6,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use serde::Deserialize;
+
 use super::budget::Budget;
 use super::config::{ImageConfig, RunConfig};
 use super::digest::Digest;
@@ -17,6 +19,8 @@ use super::store::DigestOf;
 
 /// The list of images.
 pub(super) const OCI_INDEX: &str = "index.json";
+/// Says which version of the specification the layout follows.
+const OCI_LAYOUT: &str = "oci-layout";
 /// Deepest nesting of indexes; two levels are usual.
 const MAX_DEPTH: usize = 5;
 /// Most platforms that an error can name.
@@ -54,6 +58,7 @@ pub(super) fn oci_images(
     which: &Which,
     platform: &Platform,
 ) -> Result<Vec<Found>, ContentError> {
+    check_version(files)?;
     let what = format!("{OCI_INDEX} in {}", files.name());
     let descriptors = match Document::parse(&files.read(OCI_INDEX)?, "", &what)? {
         Document::Index(descriptors) => descriptors,
@@ -83,6 +88,24 @@ pub(super) fn oci_images(
         Some(error) if offered.0.is_empty() => Err(error),
         _ => Err(offered.error(files, platform)),
     }
+}
+
+/// Whoever changes what the other files mean writes another number here. Some tools leave the file out.
+fn check_version(files: &dyn Files) -> Result<(), ContentError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Layout {
+        image_layout_version: String,
+    }
+    if files.open(OCI_LAYOUT)?.is_none() {
+        return Ok(());
+    }
+    let what = format!("{OCI_LAYOUT} in {}", files.name());
+    let Layout { image_layout_version: version } = parse(&files.read(OCI_LAYOUT)?, &what)?;
+    if version.starts_with("1.") {
+        return Ok(());
+    }
+    Err(ContentError::Version { name: files.name().into(), version })
 }
 
 /// Manifests of one name belong together: they are one image for several platforms. So do those without a name as far as each says that

@@ -121,6 +121,25 @@ fn indexes_that_are_too_deep_or_lead_to_too_much_are_refused() {
 }
 
 #[test]
+fn only_layouts_of_version_1_are_read() {
+    let mut parts = Parts::default();
+    let image = parts.small_image("amd64");
+    parts.index(&[image]);
+    for (text, part) in [
+        (r#"{"imageLayoutVersion":"2.0.0"}"#, "DIR is an OCI image layout of version 2.0.0"),
+        ("{}", "oci-layout in DIR is malformed"),
+        ("", "oci-layout in DIR is malformed"),
+    ] {
+        parts.0.insert(OCI_LAYOUT.into(), text.into());
+        refused(&parts, part);
+    }
+    parts.0.insert(OCI_LAYOUT.into(), r#"{"imageLayoutVersion":"1.1.0"}"#.into());
+    assert!(find(&parts, &Which::All, "linux/amd64").is_ok());
+    parts.0.remove(OCI_LAYOUT);
+    assert!(find(&parts, &Which::All, "linux/amd64").is_ok());
+}
+
+#[test]
 fn the_budget_is_one_for_all_images_of_a_layout() {
     let mut parts = Parts::default();
     let mut image = parts.small_image("amd64");

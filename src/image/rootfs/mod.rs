@@ -2,7 +2,7 @@
 //!
 //! - [`tar`] reads a layer's stream and believes nothing in it;
 //! - `layer` applies its entries to the tree, whiteouts and all, and streams file data straight to its place;
-//! - `dir` does the same with a directory of the host, and fingerprints one; `walk` is its way through it;
+//! - `dir` does the same with a directory of the host, and fingerprints one; `walk` is its way through it, `filesystem` what it is on;
 //! - [`tree`] is the merged tree in memory: metadata and names, never data;
 //! - [`erofs`] holds the data while it comes, and writes the metadata behind it.
 //!
@@ -18,6 +18,7 @@
 
 mod dir;
 mod erofs;
+mod filesystem;
 mod flaw;
 mod layer;
 mod tar;
