@@ -11,6 +11,7 @@ use flate2::bufread::GzDecoder;
 use zstd::stream::raw::{Decoder as ZstdDecoder, Operation};
 
 use super::blob::BlobError;
+use super::rootfs::tar;
 
 /// Bytes that tell what a blob is: a tar header.
 pub(super) const MAGIC_LEN: usize = 512;
@@ -54,17 +55,7 @@ fn is_zstd_frame(start: &[u8]) -> bool {
 
 /// Whether these bytes begin like a tar: a header whose checksum fits, or the zeros that end an empty one.
 pub(super) fn is_tar(start: &[u8]) -> bool {
-    let Some(header) = start.first_chunk::<MAGIC_LEN>() else { return false };
-    header.iter().all(|byte| *byte == 0) || tar_checksum_fits(header)
-}
-
-/// The sum of a tar header's bytes, its own field taken as spaces, against what the header says.
-pub(super) fn tar_checksum_fits(header: &[u8; MAGIC_LEN]) -> bool {
-    let (before, field, after) = (&header[..148], &header[148..156], &header[156..]);
-    let sum: u32 = before.iter().chain(after).map(|byte| u32::from(*byte)).sum::<u32>() + 8 * u32::from(b' ');
-    let digits = field.iter().skip_while(|byte| **byte == b' ').take_while(|byte| byte.is_ascii_digit());
-    let said = digits.fold(0u32, |value, digit| value.wrapping_mul(8).wrapping_add(u32::from(digit - b'0')));
-    said == sum
+    start.first_chunk::<MAGIC_LEN>().is_some_and(tar::is_header)
 }
 
 /// A buffer that can be looked into without taking from it.

@@ -92,7 +92,7 @@ impl From<Full> for Flaw {
 
 /// What ends the building in the middle of an entry; who knows which one makes a [`RootfsError`] of it.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub(in crate::image) enum Trouble {
     Flaw(Flaw),
     /// The source can't be read.
     Read(io::Error),

@@ -21,7 +21,7 @@ mod erofs;
 mod filesystem;
 mod flaw;
 mod layer;
-mod tar;
+pub(in crate::image) mod tar;
 mod tree;
 mod walk;
 
@@ -34,6 +34,7 @@ use thiserror::Error;
 pub use self::dir::{build_from_dir, fingerprint};
 use self::erofs::Store;
 pub use self::flaw::Flaw;
+pub(in crate::image) use self::flaw::Trouble;
 use self::layer::Ways;
 use self::tree::Tree;
 
