@@ -57,7 +57,7 @@ pub enum Command {
     ///
     /// Exit code 1 if Linux guests can't run here.
     Doctor,
-    /// Name the programs that are part of the guest, with their sources and licences
+    /// Name the programs and libraries that are part of the guest and of bothy, with their sources and licences
     Licenses,
     /// Write a bothy that has the guest inside: one file, to be copied to other machines
     #[command(hide = true)]
