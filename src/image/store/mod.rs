@@ -28,6 +28,7 @@ mod files;
 mod images;
 mod lease;
 mod prune;
+mod record;
 mod rootfs;
 
 use std::fs::{self, DirBuilder, File};
@@ -39,9 +40,10 @@ use thiserror::Error;
 
 use super::digest::{DigestError, shown};
 
-pub use images::{DigestOf, Image, ImageSummary};
+pub use images::ImageSummary;
 pub use lease::{ImageLease, Lease};
 pub use prune::Pruned;
+pub use record::{DigestOf, Image};
 pub(super) use rootfs::RootfsKey;
 
 /// Names the directory of the store.

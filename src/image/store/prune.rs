@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::SystemTime;
 
-use super::images::{Head, disk_size};
+use super::images::disk_size;
 use super::lease::try_own;
+use super::record::Head;
 use super::{LIMIT_VARIABLE, Part, Store, StoreError};
 
 /// What was removed.
