@@ -7,7 +7,7 @@ use super::{Part, Store, StoreError};
 use crate::image::digest::Digest;
 
 /// Stands in every key: another number when the writer makes other bytes of the same layers.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Names a file system by what it is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
