@@ -31,7 +31,8 @@ pub enum Command {
     /// Put images into the store
     ///
     /// From directories and archives as skopeo, umoci, buildah, docker and podman write them. An image that has no name of its own gets
-    /// that of its file: localhost/NAME:latest. What has been loaded is named on standard output.
+    /// that of its file: localhost/NAME:latest, or localhost/NAME:DIGEST where there are several. What has been loaded is named on standard
+    /// output.
     Load(LoadArgs),
     /// List the images in the store
     Images {

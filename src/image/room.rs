@@ -47,6 +47,10 @@ impl<'a> Growing<'a> {
         Self { file, max_disk, granted: Rc::default() }
     }
 
+    pub(super) fn sequential(self) -> Sequential<'a> {
+        Sequential { growing: self, at: 0 }
+    }
+
     pub(super) fn file(&self) -> &'a File {
         self.file
     }
@@ -93,6 +97,31 @@ impl<'a> Growing<'a> {
     }
 }
 
+/// Writes a file from front to back.
+pub(super) struct Sequential<'a> {
+    growing: Growing<'a>,
+    at: u64,
+}
+
+impl Sequential<'_> {
+    /// What has been written is the whole file: zeros at its end are part of it.
+    pub(super) fn finish(self) -> io::Result<()> {
+        self.growing.file.set_len(self.at)
+    }
+}
+
+impl io::Write for Sequential<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.growing.write_all_at(bytes, self.at)?;
+        self.at += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// How much may be written besides `len` bytes that are about to be.
 fn grant(total: u64, left: u64, len: u64) -> Result<u64, NoRoom> {
     // Some file systems don't know how large they are.
@@ -122,6 +151,7 @@ fn run(bytes: &[u8], at: u64, zeros: bool) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
 
     #[test]
     fn blocks_of_zeros_become_holes() {
@@ -136,6 +166,16 @@ mod tests {
         file.read_exact_at(&mut seen, 100).unwrap();
         assert!(seen == content);
         assert!(file.metadata().unwrap().blocks() <= 4 * 8, "{}", file.metadata().unwrap().blocks());
+    }
+
+    #[test]
+    fn a_file_that_ends_in_zeros_keeps_them() {
+        let file = tempfile::tempfile().unwrap();
+        let mut out = Growing::new(&file, u64::MAX).sequential();
+        io::copy(&mut (&b"x"[..]).chain(io::repeat(0).take(100_000)), &mut out).unwrap();
+        out.finish().unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 100_001);
+        assert!(file.metadata().unwrap().blocks() <= 8);
     }
 
     #[test]
