@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Console, MemorySize, VmConfig};
-use crate::image::{Platform, Reference};
+use crate::image::{self, Platform, Reference};
 use crate::virtio::{blk, net, vsock};
 
 pub use run::{Network, RunArgs};
@@ -43,7 +43,8 @@ pub enum Command {
     /// Put images into the store
     ///
     /// From directories and archives as skopeo, umoci, buildah, docker and podman write them. An image that has no name of its own gets
-    /// that of its file: localhost/NAME:latest. What has been loaded is named on standard output.
+    /// that of its file: localhost/NAME:latest, or localhost/NAME:DIGEST where there are several. What has been loaded is named on standard
+    /// output.
     Load(LoadArgs),
     /// List the images in the store
     Images {
@@ -69,7 +70,7 @@ pub enum Command {
     ///
     /// Exit code 1 if Linux guests can't run here.
     Doctor,
-    /// Name the programs that are part of the guest, with their sources and licences
+    /// Name the programs and libraries that are part of the guest and of bothy, with their sources and licences
     Licenses,
     /// Write a bothy that has the guest inside: one file, to be copied to other machines
     #[command(hide = true)]
@@ -95,6 +96,10 @@ pub struct LoadArgs {
     /// Most files and directories of an image [default: 5000000]
     #[arg(long, value_name = "N")]
     pub max_entries: Option<u64>,
+    /// Most bytes of an image, of its layers together when they are uncompressed, and of an archive that is compressed or comes through a
+    /// pipe
+    #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = parse_bytes)]
+    pub max_bytes: u64,
 }
 
 /// Flags of `bothy boot`.
@@ -162,6 +167,11 @@ impl ValueEnum for Console {
             Self::None => clap::builder::PossibleValue::new("none"),
         })
     }
+}
+
+/// `512M`, `64G`.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    image::parse_size(text).ok_or_else(|| "expected a number with K, M, G or T after it, like 64G".into())
 }
 
 /// `PATH[,ro][,id=NAME]`. A path with a comma goes into a `--config` file.
@@ -259,12 +269,23 @@ mod tests {
             ("bothy load", ["SRC", "see --help"]),
             ("bothy load x --platform amd64", ["--platform", "linux/amd64"]),
             ("bothy load x --name A", ["--name", "lower-case"]),
+            ("bothy load x --max-bytes lots", ["--max-bytes", "like 64G"]),
             ("bothy rmi", ["NAME", "see --help"]),
         ] {
             let error = Cli::try_parse_from(words.split(' ')).unwrap_err();
             let line = one_line(&error.to_string());
             assert!(parts.iter().all(|part| line.contains(part)) && !line.contains('\n'), "{line}");
         }
+    }
+
+    #[test]
+    fn the_default_limits_of_an_image_are_those_of_the_library() {
+        let Command::Load(args) = Cli::parse_from(["bothy", "load", "x"]).command else { panic!() };
+        assert_eq!(args.max_bytes, image::rootfs::Limits::default().max_bytes);
+        let Command::Load(args) = Cli::parse_from(["bothy", "load", "x", "--max-bytes", "5M"]).command else {
+            panic!()
+        };
+        assert_eq!(args.max_bytes, 5 << 20);
     }
 
     #[test]

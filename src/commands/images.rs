@@ -6,7 +6,7 @@ use anyhow::Context;
 use serde_json::json;
 
 use super::{Failure, print, size};
-use crate::image::{ImageSummary, Store};
+use crate::image::{Image, ImageSummary, Store};
 
 const DAY: i64 = 86_400;
 
@@ -14,18 +14,24 @@ const DAY: i64 = 86_400;
 pub(super) fn images(as_json: bool) -> Result<u8, Failure> {
     let store = Store::open().context("can't open the store")?;
     let images = store.images().context("can't list the images")?;
-    let text = if as_json {
-        let all: Vec<_> = images.iter().map(entry).collect();
-        format!("{:#}\n", serde_json::Value::from(all))
-    } else {
-        table(&images, seconds(SystemTime::now()))
-    };
-    print(&text)?;
+    if !as_json {
+        print(&table(&images, seconds(SystemTime::now())))?;
+        return Ok(0);
+    }
+    // One by one, because configurations may be long.
+    let mut before = "[";
+    for summary in &images {
+        // It may be gone by now.
+        let Some(image) = store.image(summary).context("can't list the images")? else { continue };
+        let text = format!("{:#}", entry(summary, &image));
+        print(&format!("{before}\n  {}", text.replace('\n', "\n  ")))?;
+        before = ",";
+    }
+    print(if before == "[" { "[]\n" } else { "\n]\n" })?;
     Ok(0)
 }
 
-fn entry(summary: &ImageSummary) -> serde_json::Value {
-    let image = &summary.image;
+fn entry(summary: &ImageSummary, image: &Image) -> serde_json::Value {
     json!({
         "names": summary.names,
         "digest": image.digest,
@@ -43,14 +49,14 @@ fn entry(summary: &ImageSummary) -> serde_json::Value {
 fn table(images: &[ImageSummary], now: i64) -> String {
     let mut rows = vec![["NAME", "DIGEST", "SIZE", "CREATED", "LAST USED"].map(String::from)];
     for summary in images {
-        let created = summary.image.created.as_deref().and_then(parse_rfc3339);
+        let created = summary.created.as_deref().and_then(parse_rfc3339);
         let ago = |time: Option<i64>| time.map_or_else(|| "-".into(), |time| age(now - time));
         let unnamed = ["<none>".to_owned()];
         let names = if summary.names.is_empty() { &unnamed[..] } else { &summary.names };
         rows.extend(names.iter().map(|name| {
             [
                 name.clone(),
-                summary.image.digest.short().into(),
+                summary.digest.short().into(),
                 size(summary.size),
                 ago(created),
                 ago(summary.last_used.map(seconds)),

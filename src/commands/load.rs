@@ -17,15 +17,21 @@ pub(super) fn load(args: &LoadArgs) -> Result<u8, Failure> {
     }
     let sources = args.sources.iter().map(|text| parse(text)).collect::<Result<Vec<_>, _>>()?;
     let store = Store::open().context("can't open the store")?;
-    let mut limits = Limits::default();
+    let mut limits = Limits { max_bytes: args.max_bytes, ..Limits::default() };
     limits.max_entries = args.max_entries.unwrap_or(limits.max_entries);
     let options = LoadOptions { name: args.name.clone(), platform: args.platform.clone(), limits };
     for (source, text) in sources.iter().zip(&args.sources) {
         let bar = Bar::new();
-        let loaded =
-            image::load(&store, source, &options, &bar).with_context(|| format!("can't load {text}"))?;
+        let mut printed = Ok(());
+        let mut tell = |loaded: Loaded| {
+            if printed.is_ok() {
+                printed = print(&line(&loaded));
+            }
+        };
+        let loaded = image::load(&store, source, &options, &bar, &mut tell);
         drop(bar);
-        print(&loaded.iter().map(line).collect::<String>())?;
+        loaded.with_context(|| format!("can't load {text}"))?;
+        printed?;
     }
     Ok(0)
 }

@@ -4,7 +4,7 @@
 //! one, and what comes through a pipe, is written to an unlinked file first (see `load`).
 //!
 //! Of a path that is there twice the last one counts, as for any reader of tars; but metadata that is there twice is refused: two readers
-//! could see two images. Paths with `..`, names that aren't UTF-8 or too long, sparse files and special files are passed over. The number of entries and
+//! could see two images. Headers are read as those of layers are (`rootfs::tar`): broken ones are refused. Paths with `..`, names that aren't UTF-8 or too long, sparse files and special files are passed over. The number of entries and
 //! the length of names are capped.
 
 use std::collections::HashMap;
@@ -12,21 +12,23 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
-use super::decode::tar_checksum_fits;
 use super::digest::shown;
 use super::docker::DOCKER_MANIFEST;
 use super::files::{ContentError, Files, Opened};
 use super::layout::OCI_INDEX;
+use super::rootfs::tar::{self, Reader, Skip, What};
+use super::rootfs::{Flaw, Trouble};
 
 /// Most entries of an archive: two for each layer and some more are usual.
 const MAX_ENTRIES: usize = 50_000;
 /// Longest path that is kept, in bytes; with the number of entries it limits the memory for both to some 50 MiB.
 const MAX_PATH_LEN: usize = 512;
-/// Longest extended header, in bytes. Paths have 4096 at most.
-const MAX_EXTENSION_LEN: u64 = 64 << 10;
 /// Most links from one name to the next; podman and old docker save a layer that is there twice as a link.
 const MAX_LINKS: usize = 8;
-const BLOCK: usize = 512;
+/// Enough for some headers; what stands between them isn't read.
+const BUFFER: usize = 4096;
+/// Length of a header, in bytes.
+const HEADER: u64 = 512;
 
 #[derive(Debug)]
 enum Entry {
@@ -58,71 +60,51 @@ impl Archive {
         ContentError::Tar { name: self.name.clone(), what: what.into() }
     }
 
-    fn io(&self, source: io::Error) -> ContentError {
-        if source.kind() == io::ErrorKind::UnexpectedEof {
-            return self.bad("it is cut off");
+    fn index(&mut self) -> Result<(), ContentError> {
+        let file = self.file.try_clone().map_err(|source| self.io(source))?;
+        let len = file.metadata().map_err(|source| self.io(source))?.len();
+        let mut reader = Reader::with_buffer(Section { file: &file, at: 0, left: len }, len, BUFFER);
+        loop {
+            match reader.next() {
+                Ok(Some(entry)) => self.add(entry, reader.position())?,
+                Ok(None) => return Ok(()),
+                Err(trouble) => return Err(self.blame(trouble, reader.position(), &reader.label())),
+            }
+            reader.pass().map_err(|trouble| self.blame(trouble, reader.position(), &reader.label()))?;
         }
+    }
+
+    fn io(&self, source: io::Error) -> ContentError {
         ContentError::Io { name: self.name.clone(), source }
     }
 
-    fn index(&mut self) -> Result<(), ContentError> {
-        let end = self.file.metadata().map_err(|source| self.io(source))?.len();
-        let mut at = 0;
-        let mut extensions = Extensions::default();
-        while at < end {
-            let mut header = [0; BLOCK];
-            self.file.read_exact_at(&mut header, at).map_err(|source| self.io(source))?;
-            if header.iter().all(|byte| *byte == 0) {
-                return Ok(());
+    /// Says what is wrong, and where.
+    fn blame(&self, trouble: Trouble, at: u64, entry: &str) -> ContentError {
+        match trouble {
+            Trouble::Flaw(Flaw::Checksum) if at <= HEADER => self.bad("it is not a tar"),
+            Trouble::Flaw(Flaw::Truncated | Flaw::Size) => {
+                self.bad(format!("it is cut off at entry {entry}"))
             }
-            if !tar_checksum_fits(&header) {
-                let what = if at == 0 { "it is not a tar".into() } else { format!("no header at byte {at}") };
-                return Err(self.bad(what));
+            Trouble::Flaw(flaw) => self.bad(format!("entry {entry}: {flaw}")),
+            Trouble::Read(source) if source.kind() == io::ErrorKind::UnexpectedEof => {
+                self.bad("it has become shorter")
             }
-            let header = Header::parse(&header);
-            let own_len = header.len.ok_or_else(|| self.bad(format!("no length at byte {at}")))?;
-            let offset = at + BLOCK as u64;
-            let is_extension = matches!(header.kind, b'x' | b'g' | b'L' | b'K');
-            let len = if is_extension { own_len } else { extensions.len.unwrap_or(own_len) };
-            let next = len.checked_next_multiple_of(BLOCK as u64).and_then(|len| len.checked_add(offset));
-            // The last padding may be missing.
-            let next = match next {
-                Some(next) if offset + len <= end => next,
-                _ => return Err(self.bad("it is cut off")),
-            };
-            if is_extension {
-                if len > MAX_EXTENSION_LEN {
-                    return Err(self.bad(format!("an extended header of {len} bytes at byte {at}")));
-                }
-                let mut text = vec![0; usize::try_from(len).expect("capped")];
-                self.file.read_exact_at(&mut text, offset).map_err(|source| self.io(source))?;
-                extensions.add(header.kind, &text);
-            } else {
-                self.add(&header, std::mem::take(&mut extensions), offset, len)?;
-            }
-            at = next;
+            Trouble::Read(source) => self.io(source),
+            // Nothing is written.
+            Trouble::Out(error) => self.bad(error.to_string()),
         }
-        Ok(())
     }
 
-    fn add(
-        &mut self,
-        header: &Header,
-        extensions: Extensions,
-        offset: u64,
-        len: u64,
-    ) -> Result<(), ContentError> {
-        let path = extensions.path.or_else(|| header.path()).and_then(|path| normal(&path));
-        let Some(path) = path else { return Ok(()) };
-        let link = || extensions.link.clone().or_else(|| text(&header.link));
-        let entry = match header.kind {
-            b'0' | 0 | b'7' if !extensions.sparse => Some(Entry::File { offset, len }),
-            b'1' => link().and_then(|target| normal(&target)).map(Entry::Link),
-            b'2' => {
+    fn add(&mut self, entry: tar::Entry, offset: u64) -> Result<(), ContentError> {
+        let Some(path) = normal_bytes(&entry.name) else { return Ok(()) };
+        let entry = match entry.what {
+            What::File(len) => Some(Entry::File { offset, len }),
+            What::HardLink(target) => normal_bytes(&target).map(Entry::Link),
+            What::Symlink(target) => {
                 let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);
-                link().and_then(|target| resolve(dir, &target)).map(Entry::Link)
+                str::from_utf8(&target).ok().and_then(|target| resolve(dir, target)).map(Entry::Link)
             }
-            _ => None,
+            What::Sparse(_) | What::Dir | What::Fifo | What::Device(..) => None,
         };
         let Some(entry) = entry else { return Ok(()) };
         if path.len() > MAX_PATH_LEN || matches!(&entry, Entry::Link(target) if target.len() > MAX_PATH_LEN) {
@@ -181,99 +163,15 @@ impl Read for Section<'_> {
     }
 }
 
-/// What matters of a tar header (POSIX.1-2024, pax, "ustar Interchange Format").
-struct Header {
-    name: [u8; 100],
-    prefix: [u8; 155],
-    link: [u8; 100],
-    kind: u8,
-    /// `None` if it isn't a number.
-    len: Option<u64>,
-}
-
-impl Header {
-    fn parse(block: &[u8; BLOCK]) -> Self {
-        fn field<const N: usize>(block: &[u8; BLOCK], at: usize) -> [u8; N] {
-            *block[at..].first_chunk().expect("inside of the block")
-        }
-        // GNU's headers have other things where the prefix is.
-        let is_posix = &block[257..263] == b"ustar\0";
-        Self {
-            name: field(block, 0),
-            prefix: if is_posix { field(block, 345) } else { [0; 155] },
-            link: field(block, 157),
-            kind: block[156],
-            len: number(&block[124..136]),
-        }
-    }
-
-    fn path(&self) -> Option<String> {
-        let name = text(&self.name)?;
-        Some(match text(&self.prefix) {
-            Some(prefix) if !prefix.is_empty() => format!("{prefix}/{name}"),
-            _ => name,
-        })
+impl Skip for Section<'_> {
+    fn skip(&mut self, len: u64) {
+        self.at = self.at.saturating_add(len);
+        self.left = self.left.saturating_sub(len);
     }
 }
 
-/// Up to the first zero byte.
-fn text(field: &[u8]) -> Option<String> {
-    let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
-    String::from_utf8(field[..end].to_vec()).ok()
-}
-
-/// Octal digits, or GNU's binary numbers.
-fn number(field: &[u8]) -> Option<u64> {
-    if field.first()? & 0x80 != 0 {
-        let bytes = std::iter::once(field[0] & 0x7f).chain(field[1..].iter().copied());
-        return bytes
-            .into_iter()
-            .try_fold(0u64, |value, byte| Some(value.checked_mul(256)? + u64::from(byte)));
-    }
-    let digits = std::str::from_utf8(field).ok()?.trim_matches(['\0', ' ']);
-    if digits.is_empty() { Some(0) } else { u64::from_str_radix(digits, 8).ok() }
-}
-
-/// What the headers before an entry said of it.
-#[derive(Default)]
-struct Extensions {
-    path: Option<String>,
-    link: Option<String>,
-    len: Option<u64>,
-    sparse: bool,
-}
-
-impl Extensions {
-    fn add(&mut self, kind: u8, bytes: &[u8]) {
-        match kind {
-            b'L' => self.path = text(bytes),
-            b'K' => self.link = text(bytes),
-            b'x' => self.add_pax(bytes),
-            // What is said of all entries concerns none that matters here.
-            _ => {}
-        }
-    }
-
-    /// Records of `LENGTH KEY=VALUE\n`.
-    fn add_pax(&mut self, mut bytes: &[u8]) {
-        while let Some((len, _)) = bytes.iter().position(|byte| *byte == b' ').map(|at| bytes.split_at(at)) {
-            let len = std::str::from_utf8(len).ok().and_then(|len| len.parse::<usize>().ok());
-            let Some((record, rest)) = len.and_then(|len| bytes.split_at_checked(len)) else { return };
-            let record = std::str::from_utf8(record).unwrap_or_default().trim_end_matches('\n');
-            let record = record.split_once(' ').and_then(|(_, record)| record.split_once('='));
-            match record {
-                Some(("path", value)) => self.path = Some(value.into()),
-                Some(("linkpath", value)) => self.link = Some(value.into()),
-                Some(("size", value)) => self.len = value.parse().ok(),
-                Some((key, _)) if key.starts_with("GNU.sparse.") => self.sparse = true,
-                _ => {}
-            }
-            if record.is_none() && rest.len() == bytes.len() {
-                return;
-            }
-            bytes = rest;
-        }
-    }
+fn normal_bytes(path: &[u8]) -> Option<String> {
+    str::from_utf8(path).ok().and_then(normal)
 }
 
 /// A path in the archive without `.` and empty parts; `None` if it leads out of it.

@@ -41,6 +41,18 @@ fn a_good_layer_is_verified_at_its_end() {
 }
 
 #[test]
+fn what_stands_behind_a_layer_comes_to_an_end() {
+    let plain = layer();
+    for stored in [gzip(&plain), zstd(&plain)] {
+        let expected = Expected { digest: None, len: None, ..expected(&stored, &plain) };
+        let endless = stored.chain(io::repeat(0));
+        let mut reader = LayerReader::new(endless, expected, Rc::default()).unwrap();
+        let error = chain(&reader.read_to_end(&mut Vec::new()).unwrap_err());
+        assert!(error.contains("too much stands behind its end"), "{error}");
+    }
+}
+
+#[test]
 fn a_sha512_digest_counts_as_well() {
     let plain = layer();
     let mut hasher = Hasher::new(super::super::digest::Algorithm::Sha512);

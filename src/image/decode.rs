@@ -11,11 +11,14 @@ use flate2::bufread::GzDecoder;
 use zstd::stream::raw::{Decoder as ZstdDecoder, Operation};
 
 use super::blob::BlobError;
+use super::rootfs::tar;
 
 /// Bytes that tell what a blob is: a tar header.
 pub(super) const MAGIC_LEN: usize = 512;
 /// Enough for few system calls, little enough for the second-level cache.
 const BUFFER_LEN: usize = 128 * 1024;
+/// Most bytes behind a compressed stream. Padding and tables of contents stand there.
+const MAX_TRAILER: usize = 64 << 20;
 const _: () = assert!(BUFFER_LEN > MAGIC_LEN);
 
 /// How a blob is compressed.
@@ -52,17 +55,7 @@ fn is_zstd_frame(start: &[u8]) -> bool {
 
 /// Whether these bytes begin like a tar: a header whose checksum fits, or the zeros that end an empty one.
 pub(super) fn is_tar(start: &[u8]) -> bool {
-    let Some(header) = start.first_chunk::<MAGIC_LEN>() else { return false };
-    header.iter().all(|byte| *byte == 0) || tar_checksum_fits(header)
-}
-
-/// The sum of a tar header's bytes, its own field taken as spaces, against what the header says.
-pub(super) fn tar_checksum_fits(header: &[u8; MAGIC_LEN]) -> bool {
-    let (before, field, after) = (&header[..148], &header[148..156], &header[156..]);
-    let sum: u32 = before.iter().chain(after).map(|byte| u32::from(*byte)).sum::<u32>() + 8 * u32::from(b' ');
-    let digits = field.iter().skip_while(|byte| **byte == b' ').take_while(|byte| byte.is_ascii_digit());
-    let said = digits.fold(0u32, |value, digit| value.wrapping_mul(8).wrapping_add(u32::from(digit - b'0')));
-    said == sum
+    start.first_chunk::<MAGIC_LEN>().is_some_and(tar::is_header)
 }
 
 /// A buffer that can be looked into without taking from it.
@@ -93,12 +86,19 @@ impl<R: Read> Buffered<R> {
         Ok(&self.buffer[self.start..self.end.min(self.start + len)])
     }
 
-    /// Reads on to the end, for the sake of size and digest.
+    /// Reads on to the end, for the sake of size and digest, if that is near.
     fn drain(&mut self) -> io::Result<()> {
-        while !self.fill_buf()?.is_empty() {
+        let mut left = MAX_TRAILER;
+        loop {
+            let n = self.fill_buf()?.len();
+            if n == 0 {
+                return Ok(());
+            }
             self.start = self.end;
+            left = left.checked_sub(n).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::InvalidData, "too much stands behind its end")
+            })?;
         }
-        Ok(())
     }
 }
 

@@ -6,13 +6,15 @@
 
 use serde::Deserialize;
 
+use super::budget::Budget;
 use super::config::ImageConfig;
 use super::digest::{Digest, shown};
 use super::files::{ContentError, Files, check_digest};
 use super::layout::{Found, LayerSource};
-use super::manifest::{self, Platform};
+use super::manifest::{self, DocumentError, MAX_LAYERS, Platform};
 use super::reference::Reference;
 use super::source::Which;
+use super::store::DigestOf;
 
 /// The list of images.
 pub(super) const DOCKER_MANIFEST: &str = "manifest.json";
@@ -67,7 +69,9 @@ pub(super) fn docker_images(
         let there = named.iter().flat_map(|(_, tags)| tags).map(Reference::to_string).collect();
         return Err(ContentError::NoSuch { name: name.into(), wanted, there });
     }
-    chosen.into_iter().map(|(image, tags)| docker_image(files, image, tags, platform)).collect()
+    let mut budget = Budget::new(name);
+    budget.images(chosen.len())?;
+    chosen.into_iter().map(|(image, tags)| docker_image(files, image, tags, platform, &mut budget)).collect()
 }
 
 fn docker_image(
@@ -75,9 +79,14 @@ fn docker_image(
     image: &Saved,
     tags: &[Reference],
     platform: &Platform,
+    budget: &mut Budget<'_>,
 ) -> Result<Found, ContentError> {
     let what = format!("{} in {}", shown(&image.config), files.name());
+    if image.layers.len() > MAX_LAYERS {
+        return Err(DocumentError::Layers(what).into());
+    }
     let bytes = files.read(&image.config)?;
+    budget.spend(bytes.len() as u64)?;
     // Its path says what is in it, in every version of docker and podman.
     if let Some(digest) = digest_in_path(&image.config) {
         check_digest(&digest, &bytes, what.clone())?;
@@ -98,6 +107,7 @@ fn docker_image(
     });
     Ok(Found {
         digest: Digest::of(&bytes),
+        digest_of: DigestOf::Config,
         names: tags.to_vec(),
         tag: None,
         created: config.created,

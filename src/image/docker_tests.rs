@@ -56,6 +56,43 @@ fn images_are_chosen_by_name_and_number() {
 }
 
 #[test]
+fn a_short_archive_can_not_hold_images_without_end() {
+    let refused = |images: &[Value], parts: &mut Parts, part: &str| {
+        manifest(parts, images);
+        let message = chain(&docker_images(&archive(parts), &Which::All, &NATIVE()).unwrap_err());
+        assert!(message.contains(part) && message.contains("a.tar"), "{message}");
+    };
+    let mut parts = Parts::default();
+    let image = saved(&mut parts, "amd64", &[]);
+    refused(&vec![image.clone(); 1001], &mut parts, "holds 1001 images");
+    let many = archive(&parts);
+    assert_eq!(docker_images(&many, &Which::Number(1000), &NATIVE()).unwrap().len(), 1, "one can be had");
+    // One long configuration that many images have.
+    let mut config: Value = serde_json::from_slice(&parts.0[image["Config"].as_str().unwrap()]).unwrap();
+    config["config"] = json!({"Env": vec![""; 1 << 20]});
+    parts.0.insert("long.json".into(), config.to_string().into());
+    let long = json!({"Config": "long.json", "RepoTags": null, "Layers": image["Layers"]});
+    refused(&vec![long; 20], &mut parts, "too long, all together");
+}
+
+#[test]
+fn an_image_has_a_thousand_layers_at_most() {
+    let mut parts = Parts::default();
+    let layers = |count: usize| {
+        let diff_ids = vec![Digest::of(b""); count];
+        json!({"architecture": "amd64", "os": "linux", "rootfs": {"diff_ids": diff_ids}}).to_string()
+    };
+    parts.0.insert("1000.json".into(), layers(1000).into());
+    parts.0.insert("1001.json".into(), layers(1001).into());
+    let image = |count: usize| json!({"Config": format!("{count}.json"), "Layers": vec!["a"; count]});
+    manifest(&mut parts, &[image(1000), image(1001)]);
+    let archive = archive(&parts);
+    assert!(docker_images(&archive, &Which::Number(0), &NATIVE()).is_ok());
+    let message = chain(&docker_images(&archive, &Which::Number(1), &NATIVE()).unwrap_err());
+    assert_eq!(message, "1001.json in a.tar has more than 1000 layers");
+}
+
+#[test]
 fn what_is_wrong_is_said() {
     let check = |change: &dyn Fn(&mut Parts, &mut Value), part: &str| {
         let mut parts = Parts::default();

@@ -3,6 +3,7 @@
 //!
 //! Refuses: paths and symbolic links that lead out of the directory, what is no regular file, documents that are too long.
 
+use std::cmp::Ordering;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -12,6 +13,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use thiserror::Error;
 
 use super::blob::BlobError;
+use super::budget::MAX_IMAGES;
 use super::digest::{read_capped, shown};
 use super::manifest::{Descriptor, DocumentError, MAX_DOCUMENT_LEN, Platform};
 use super::reference::ReferenceError;
@@ -73,11 +75,35 @@ pub enum ContentError {
         /// What is wrong.
         source: ReferenceError,
     },
+    /// A layout of the future.
+    #[error("{name} is an OCI image layout of version {}, and 1.0.0 is what bothy reads", shown(version))]
+    Version {
+        /// The layout or archive.
+        name: String,
+        /// Its version.
+        version: String,
+    },
     /// An index that leads to too much.
     #[error("the indexes in {name} are nested too deep or name too many manifests")]
     TooMany {
         /// The layout or archive.
         name: String,
+    },
+    /// Documents that are too long together.
+    #[error("the manifests and configurations in {name} are too long, all together")]
+    TooMuch {
+        /// The layout or archive.
+        name: String,
+    },
+    /// More images than anybody saves in one place.
+    #[error(
+        "{name} holds {count} images, and no more than {MAX_IMAGES} are loaded at once: say which one, with :TAG or :@0 after the path"
+    )]
+    TooManyImages {
+        /// The layout or archive.
+        name: String,
+        /// How many there are.
+        count: usize,
     },
     /// Images for other machines only.
     #[error("{name} has no image for {wanted}: there {} {}", if offered.len() == 1 { "is only" } else { "are" }, list(offered))]
@@ -157,16 +183,20 @@ pub(super) trait Files {
     /// The document that a descriptor points to, verified.
     fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, ContentError> {
         let path = descriptor.digest.blob_path();
+        check_len(self.need(&path)?.len, descriptor.size, path.clone())?;
         let bytes = self.read(&path)?;
-        let (name, expected, seen) = (path, descriptor.size, bytes.len() as u64);
-        if seen > expected {
-            return Err(BlobError::TooLong { name, expected }.into());
-        }
-        if seen < expected {
-            return Err(BlobError::TooShort { name, expected, seen }.into());
-        }
-        check_digest(&descriptor.digest, &bytes, name)?;
+        check_len(bytes.len() as u64, descriptor.size, path.clone())?;
+        check_digest(&descriptor.digest, &bytes, path)?;
         Ok(bytes)
+    }
+}
+
+/// Insists that a blob is as long as its descriptor says.
+pub(super) fn check_len(seen: u64, expected: u64, name: String) -> Result<(), BlobError> {
+    match seen.cmp(&expected) {
+        Ordering::Equal => Ok(()),
+        Ordering::Greater => Err(BlobError::TooLong { name, expected }),
+        Ordering::Less => Err(BlobError::TooShort { name, expected, seen }),
     }
 }
 

@@ -1,28 +1,37 @@
 //! OCI image layouts (OCI image-spec, image-layout.md): from index.json to the image that was asked for, in a directory or in an archive.
 //!
-//! Every document is verified against its descriptor before it is parsed, so an index can't contain itself; how deep and to how many
-//! documents they lead is capped all the same. What an index says about a platform decides which manifests are looked at; what the
+//! Every document is verified against its descriptor before it is parsed, so an index can't contain itself; how deep they lead is capped
+//! all the same, and to how many documents those of a whole load do (see `budget`). What an index says about a platform decides which manifests are looked at; what the
 //! configuration says decides whether the image runs here.
 
+use std::collections::{HashMap, HashSet};
+
+use serde::Deserialize;
+
+use super::budget::Budget;
 use super::config::{ImageConfig, RunConfig};
 use super::digest::Digest;
 use super::files::{ContentError, Files};
 use super::manifest::{Descriptor, Document, DocumentError, Manifest, Platform, parse};
-use super::reference::Reference;
+use super::reference::{Reference, is_tag};
 use super::source::Which;
+use super::store::DigestOf;
 
 /// The list of images.
 pub(super) const OCI_INDEX: &str = "index.json";
+/// Says which version of the specification the layout follows.
+const OCI_LAYOUT: &str = "oci-layout";
 /// Deepest nesting of indexes; two levels are usual.
 const MAX_DEPTH: usize = 5;
-/// Most manifests and indexes that are looked at for one image.
-const MAX_DOCUMENTS: usize = 200;
+/// Most platforms that an error can name.
+const MAX_OFFERED: usize = 50;
 
 /// An image that can be loaded.
 #[derive(Debug)]
 pub(super) struct Found {
     /// The manifest's; docker's archives have none, so there it is the configuration's, which docker calls the image's ID.
     pub(super) digest: Digest,
+    pub(super) digest_of: DigestOf,
     /// The full names that it has where it was found.
     pub(super) names: Vec<Reference>,
     /// Or only a tag.
@@ -49,6 +58,7 @@ pub(super) fn oci_images(
     which: &Which,
     platform: &Platform,
 ) -> Result<Vec<Found>, ContentError> {
+    check_version(files)?;
     let what = format!("{OCI_INDEX} in {}", files.name());
     let descriptors = match Document::parse(&files.read(OCI_INDEX)?, "", &what)? {
         Document::Index(descriptors) => descriptors,
@@ -59,31 +69,91 @@ pub(super) fn oci_images(
         return Err(ContentError::Empty(files.name().into()));
     }
     let chosen = choose(files, &groups, which)?;
-    let (mut found, mut foreign) = (Vec::new(), None);
+    let mut budget = Budget::new(files.name());
+    budget.images(chosen.len())?;
+    let (mut found, mut foreign, mut offered) = (Vec::new(), None, Offered::default());
     for group in chosen {
-        match Search::new(files, platform).image(group) {
+        match Search::new(files, platform, &mut budget).image(group) {
             // Signatures have tags of their own, beside the images.
             Err(error @ ContentError::Document(DocumentError::Foreign { .. })) => foreign = Some(error),
+            // Nobody has asked for this one.
+            Err(ContentError::Platform { offered: others, .. }) if group[0].names().next().is_none() => {
+                others.into_iter().for_each(|platform| offered.add(platform));
+            }
             image => found.push(image?),
         }
     }
     match foreign {
-        Some(error) if found.is_empty() => Err(error),
-        _ => Ok(found),
+        _ if !found.is_empty() => Ok(found),
+        Some(error) if offered.0.is_empty() => Err(error),
+        _ => Err(offered.error(files, platform)),
     }
 }
 
-/// Manifests of one name belong together: they are one image for several platforms.
+/// Whoever changes what the other files mean writes another number here. Some tools leave the file out.
+fn check_version(files: &dyn Files) -> Result<(), ContentError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Layout {
+        image_layout_version: String,
+    }
+    if files.open(OCI_LAYOUT)?.is_none() {
+        return Ok(());
+    }
+    let what = format!("{OCI_LAYOUT} in {}", files.name());
+    let Layout { image_layout_version: version } = parse(&files.read(OCI_LAYOUT)?, &what)?;
+    if version.starts_with("1.") {
+        return Ok(());
+    }
+    Err(ContentError::Version { name: files.name().into(), version })
+}
+
+/// Manifests of one name belong together: they are one image for several platforms. So do those without a name as far as each says that
+/// it is for another platform; otherwise each is an image.
 fn group(descriptors: Vec<Descriptor>) -> Vec<Vec<Descriptor>> {
+    #[derive(PartialEq, Eq, Hash)]
+    enum Key {
+        Name(String),
+        /// One of so many for the same platform.
+        Unnamed(usize),
+    }
     let mut groups: Vec<Vec<Descriptor>> = Vec::new();
+    let (mut places, mut unnamed, mut of_platform) = (HashMap::new(), HashSet::new(), HashMap::new());
     for descriptor in descriptors.into_iter().filter(|descriptor| !descriptor.is_about_another()) {
-        let name = descriptor.names().next();
-        match groups.iter_mut().find(|group| group[0].names().next() == name) {
-            Some(group) => group.push(descriptor),
-            None => groups.push(vec![descriptor]),
+        let key = match (descriptor.names().next(), &descriptor.platform) {
+            (Some(name), _) => Some(Key::Name(name.into())),
+            (None, _) if !unnamed.insert(descriptor.digest.clone()) => continue,
+            (None, Some(platform)) => {
+                let number = of_platform.entry(platform.clone()).or_insert(0);
+                *number += 1;
+                Some(Key::Unnamed(*number))
+            }
+            (None, None) => None,
+        };
+        let place = key.map_or(groups.len(), |key| *places.entry(key).or_insert(groups.len()));
+        if place == groups.len() {
+            groups.push(Vec::new());
         }
+        groups[place].push(descriptor);
     }
     groups
+}
+
+/// The platforms that there are images for, as many as anybody reads.
+#[derive(Default)]
+struct Offered(Vec<Platform>);
+
+impl Offered {
+    fn add(&mut self, platform: Platform) {
+        if self.0.len() < MAX_OFFERED && !self.0.contains(&platform) {
+            self.0.push(platform);
+        }
+    }
+
+    fn error(mut self, files: &dyn Files, wanted: &Platform) -> ContentError {
+        self.0.sort_by_key(Platform::to_string);
+        ContentError::Platform { name: files.name().into(), wanted: wanted.clone(), offered: self.0 }
+    }
 }
 
 fn choose<'a>(
@@ -124,18 +194,18 @@ struct Candidate {
 }
 
 /// The way through the indexes of one image.
-struct Search<'a> {
+struct Search<'a, 'b> {
     files: &'a dyn Files,
     platform: &'a Platform,
-    documents: usize,
+    budget: &'a mut Budget<'b>,
     best: Option<Candidate>,
-    offered: Vec<Platform>,
+    offered: Offered,
     foreign: Option<DocumentError>,
 }
 
-impl<'a> Search<'a> {
-    fn new(files: &'a dyn Files, platform: &'a Platform) -> Self {
-        Self { files, platform, documents: 0, best: None, offered: Vec::new(), foreign: None }
+impl<'a, 'b> Search<'a, 'b> {
+    fn new(files: &'a dyn Files, platform: &'a Platform, budget: &'a mut Budget<'b>) -> Self {
+        Self { files, platform, budget, best: None, offered: Offered::default(), foreign: None }
     }
 
     fn image(mut self, group: &[Descriptor]) -> Result<Found, ContentError> {
@@ -145,13 +215,8 @@ impl<'a> Search<'a> {
         let name = self.files.name().to_owned();
         let Some(Candidate { digest, manifest, config, .. }) = self.best else {
             return Err(match self.foreign {
-                Some(error) if self.offered.is_empty() => error.into(),
-                _ => {
-                    let mut offered = self.offered;
-                    offered.sort_by_key(Platform::to_string);
-                    offered.dedup();
-                    ContentError::Platform { name, wanted: self.platform.clone(), offered }
-                }
+                Some(error) if self.offered.0.is_empty() => error.into(),
+                _ => self.offered.error(self.files, self.platform),
             });
         };
         config.check_layers(manifest.layers.len(), &format!("the image in {name}"))?;
@@ -166,8 +231,9 @@ impl<'a> Search<'a> {
         let (full, tags): (Vec<&str>, Vec<&str>) = names.partition(|name| is_full_name(name));
         Ok(Found {
             digest,
+            digest_of: DigestOf::Manifest,
             names: full.iter().filter_map(|name| name.parse().ok()).take(1).collect(),
-            tag: tags.first().map(|tag| (*tag).to_owned()),
+            tag: tags.into_iter().find(|tag| is_tag(tag)).map(str::to_owned),
             created: config.created,
             config: config.config,
             layers: layers.collect(),
@@ -181,14 +247,13 @@ impl<'a> Search<'a> {
         if let Some(offered) = &descriptor.platform
             && self.platform.distance(offered).is_none()
         {
-            self.offered.push(offered.clone());
+            self.offered.add(offered.clone());
             return Ok(());
         }
-        self.documents += 1;
-        if depth > MAX_DEPTH || self.documents > MAX_DOCUMENTS {
+        if depth > MAX_DEPTH {
             return Err(ContentError::TooMany { name: self.files.name().into() });
         }
-        let bytes = self.files.document(descriptor)?;
+        let bytes = self.document(descriptor)?;
         let what = descriptor.digest.blob_path();
         match Document::parse(&bytes, &descriptor.media_type, &what) {
             Ok(Document::Index(children)) => {
@@ -204,15 +269,21 @@ impl<'a> Search<'a> {
         }
     }
 
+    fn document(&mut self, descriptor: &Descriptor) -> Result<Vec<u8>, ContentError> {
+        let bytes = self.files.document(descriptor)?;
+        self.budget.spend(bytes.len() as u64)?;
+        Ok(bytes)
+    }
+
     fn consider(&mut self, descriptor: &Descriptor, manifest: Manifest) -> Result<(), ContentError> {
-        let bytes = self.files.document(&manifest.config)?;
+        let bytes = self.document(&manifest.config)?;
         let config: ImageConfig = parse(&bytes, &manifest.config.digest.blob_path())?;
         let mut offered = config.platform();
         if let Some(platform) = &descriptor.platform {
             offered.variant.clone_from(&platform.variant);
         }
         let Some(distance) = self.platform.distance(&offered) else {
-            self.offered.push(offered);
+            self.offered.add(offered);
             return Ok(());
         };
         if self.best.as_ref().is_none_or(|best| distance < best.distance) {

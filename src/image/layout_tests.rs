@@ -121,6 +121,93 @@ fn indexes_that_are_too_deep_or_lead_to_too_much_are_refused() {
 }
 
 #[test]
+fn only_layouts_of_version_1_are_read() {
+    let mut parts = Parts::default();
+    let image = parts.small_image("amd64");
+    parts.index(&[image]);
+    for (text, part) in [
+        (r#"{"imageLayoutVersion":"2.0.0"}"#, "DIR is an OCI image layout of version 2.0.0"),
+        ("{}", "oci-layout in DIR is malformed"),
+        ("", "oci-layout in DIR is malformed"),
+    ] {
+        parts.0.insert(OCI_LAYOUT.into(), text.into());
+        refused(&parts, part);
+    }
+    parts.0.insert(OCI_LAYOUT.into(), r#"{"imageLayoutVersion":"1.1.0"}"#.into());
+    assert!(find(&parts, &Which::All, "linux/amd64").is_ok());
+    parts.0.remove(OCI_LAYOUT);
+    assert!(find(&parts, &Which::All, "linux/amd64").is_ok());
+}
+
+#[test]
+fn the_budget_is_one_for_all_images_of_a_layout() {
+    let mut parts = Parts::default();
+    let mut image = parts.small_image("amd64");
+    for _ in 0..MAX_DEPTH {
+        image = parts.document(OCI_INDEX_TYPE, &json!({"schemaVersion": 2, "manifests": [image]}));
+    }
+    let images =
+        |count: usize| -> Vec<Value> { (0..count).map(|n| named(image.clone(), &format!("v{n}"))).collect() };
+    parts.index(&images(500));
+    assert_eq!(find(&parts, &Which::All, "linux/amd64").unwrap().len(), 500);
+    parts.index(&images(700));
+    refused(&parts, "too many manifests");
+    // As many as fit into an index: to put them in order takes no time that anybody notices.
+    parts.index(&images(16_000));
+    let begin = std::time::Instant::now();
+    refused(&parts, "DIR holds 16000 images, and no more than 1000 are loaded at once");
+    assert_eq!(find(&parts, &Which::Named("v9999".into()), "linux/amd64").unwrap().len(), 1);
+    assert!(begin.elapsed().as_secs() < 20, "{:?}", begin.elapsed());
+}
+
+#[test]
+fn documents_may_not_be_long_all_together() {
+    let mut parts = Parts::default();
+    let image = parts.small_image("amd64");
+    let index = json!({"schemaVersion": 2, "manifests": [image], "annotations": {"x": "x".repeat(3 << 20)}});
+    let index = parts.document(OCI_INDEX_TYPE, &index);
+    parts.index(&(0..5).map(|n| named(index.clone(), &format!("v{n}"))).collect::<Vec<_>>());
+    assert_eq!(find(&parts, &Which::All, "linux/amd64").unwrap().len(), 5);
+    parts.index(&(0..20).map(|n| named(index.clone(), &format!("v{n}"))).collect::<Vec<_>>());
+    refused(&parts, "too long, all together");
+}
+
+#[test]
+fn images_without_names_are_several_unless_their_platforms_differ() {
+    let mut parts = Parts::default();
+    let (one, two, arm) = (parts.small_image("amd64"), parts.image("amd64", &[]), parts.small_image("arm64"));
+    let found = |parts: &Parts, which: &Which| -> Vec<Digest> {
+        find(parts, which, "linux/amd64").unwrap().into_iter().map(|found| found.digest).collect()
+    };
+    parts.index(&[one.clone(), two.clone(), one.clone()]);
+    assert_eq!(found(&parts, &Which::All), [digest(&one), digest(&two)]);
+    assert_eq!(found(&parts, &Which::Number(1)), [digest(&two)]);
+    let amd = |image: &Value| platform(image.clone(), "amd64", "");
+    parts.index(&[amd(&one), platform(arm.clone(), "arm64", ""), amd(&two)]);
+    assert_eq!(found(&parts, &Which::All), [digest(&one), digest(&two)]);
+    assert_eq!(found(&parts, &Which::Number(0)), [digest(&one)]);
+    let other = parts.image("arm64", &[]);
+    parts.index(&[platform(arm, "arm64", "v8"), other]);
+    refused(&parts, "there are linux/arm64, linux/arm64/v8");
+}
+
+#[test]
+fn of_platforms_without_end_some_are_named() {
+    let mut parts = Parts::default();
+    let image = parts.small_image("amd64");
+    let images: Vec<_> =
+        (0..10_000).map(|n| named(platform(image.clone(), &format!("a{n}"), ""), "v1")).collect();
+    parts.index(&images);
+    let dir = tempfile::tempdir().unwrap();
+    parts.write_to(dir.path());
+    let files = Directory::open(dir.path()).unwrap();
+    match oci_images(&files, &Which::All, &Platform::native()) {
+        Err(ContentError::Platform { offered, .. }) => assert_eq!(offered.len(), MAX_OFFERED),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn hostile_and_broken_layouts_are_refused() {
     let mut parts = Parts::default();
     refused(&parts, "DIR has no index.json");

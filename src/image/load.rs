@@ -4,6 +4,7 @@
 //! unlinked file in the store's file system first, uncompressed: its files may stand in any order. It is gone with this process.
 
 use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
 use std::os::fd::AsFd;
@@ -19,13 +20,14 @@ use super::config::RunConfig;
 use super::decode::{Compression, Decoded, MAGIC_LEN};
 use super::digest::{Digest, shown};
 use super::docker::{DOCKER_MANIFEST, docker_images};
-use super::files::{ContentError, Directory, Files};
+use super::files::{ContentError, Directory, Files, check_len};
 use super::layout::{Found, LayerSource, OCI_INDEX, oci_images};
 use super::manifest::Platform;
 use super::reference::{Reference, local};
+use super::room::{Growing, NoRoom};
 use super::rootfs::{self, Layer, Limits, RootfsError};
 use super::source::{ArchiveKind, Source, Which};
-use super::store::{Image, ImageLease, RootfsKey, Store, StoreError};
+use super::store::{DigestOf, Image, ImageLease, LIMIT_VARIABLE, RootfsKey, Store, StoreError};
 
 /// Why nothing was loaded.
 #[derive(Debug, Error)]
@@ -65,11 +67,29 @@ pub enum LoadError {
         /// Why not.
         source: io::Error,
     },
+    /// It would be alone in the store, and yet too large.
+    #[error("{name} takes more on disk than {LIMIT_VARIABLE} allows for all images together, {limit} bytes")]
+    OverLimit {
+        /// The image.
+        name: String,
+        /// The limit.
+        limit: u64,
+    },
     /// A tar that expands without end.
-    #[error("{name} has more than {limit} bytes when it is uncompressed")]
+    #[error("{name} has more than {limit} bytes when it is uncompressed (--max-bytes)")]
     TooLong {
         /// The archive.
         name: String,
+        /// The limit.
+        limit: u64,
+    },
+    /// Layers that are longer than what they may be uncompressed.
+    #[error("the layers in {name} have {total} bytes, and an image may have {limit} (--max-bytes)")]
+    Layers {
+        /// The layout or archive.
+        name: String,
+        /// As they are stored.
+        total: u64,
         /// The limit.
         limit: u64,
     },
@@ -115,13 +135,15 @@ pub struct Loaded {
     pub lease: ImageLease,
 }
 
-/// Loads all images of a source, or the one that it names.
+/// Loads all images of a source, or the one that it names. Each is handed to `each` as soon as it is in the store, and may be used by others
+/// from then on, whatever becomes of the next one; its file system is leased for as long as `each` keeps what it gets.
 pub fn load(
     store: &Store,
     source: &Source,
     options: &LoadOptions,
     progress: &dyn Progress,
-) -> Result<Vec<Loaded>, LoadError> {
+    each: &mut dyn FnMut(Loaded),
+) -> Result<(), LoadError> {
     if !options.platform.runs_here() {
         return Err(LoadError::Foreign(options.platform.clone()));
     }
@@ -130,20 +152,23 @@ pub fn load(
         Source::Layout { dir, which } => {
             let files = Directory::open(dir)?;
             let found = oci_images(&files, which, &options.platform)?;
-            loading.add_all(&files, found, Some(dir))
+            loading.add_all(&files, found, Some(dir), each)
         }
         Source::Archive { file: path, kind, which } => {
             let name = path.display().to_string();
             let file = File::open(path).map_err(|source| ContentError::Io { name: name.clone(), source })?;
-            loading.archive(file, name, *kind, which, Some(path))
+            loading.archive(file, name, (*kind, which), Some(path), each)
         }
         Source::Stdin => {
             let name = "standard input".to_owned();
             let own = io::stdin().as_fd().try_clone_to_owned();
             let own = own.map_err(|source| ContentError::Io { name: name.clone(), source })?;
-            loading.archive(own.into(), name, ArchiveKind::Any, &Which::All, None)
+            loading.archive(own.into(), name, (ArchiveKind::Any, &Which::All), None, each)
         }
-        Source::Dir(dir) => Ok(vec![loading.dir(dir)?]),
+        Source::Dir(dir) => {
+            each(loading.dir(dir)?);
+            Ok(())
+        }
         Source::Name(name) => Err(LoadError::Registry(name.to_string())),
     }
 }
@@ -160,10 +185,10 @@ impl Loading<'_> {
         &self,
         file: File,
         name: String,
-        kind: ArchiveKind,
-        which: &Which,
+        (kind, which): (ArchiveKind, &Which),
         path: Option<&Path>,
-    ) -> Result<Vec<Loaded>, LoadError> {
+        each: &mut dyn FnMut(Loaded),
+    ) -> Result<(), LoadError> {
         let files = Archive::open(self.plain_tar(file, &name)?, name)?;
         let is_docker = match kind {
             ArchiveKind::Oci => false,
@@ -174,7 +199,7 @@ impl Loading<'_> {
         };
         let images = if is_docker { docker_images } else { oci_images };
         let found = images(&files, which, &self.options.platform)?;
-        self.add_all(&files, found, path)
+        self.add_all(&files, found, path, each)
     }
 
     /// A tar that can be read at any place: this one, or an uncompressed copy.
@@ -192,6 +217,7 @@ impl Loading<'_> {
         self.progress.begin(&format!("reading {name}"), len);
         let limit = self.options.limits.max_bytes;
         let copy = self.store.unlinked()?;
+        let growing = Growing::new(&copy, u64::MAX);
         let unwritten = |source| LoadError::Copy { name: name.into(), source };
         let mut decoded = Decoded::new(Counted { inner: file, progress: self.progress }, name).map_err(io)?;
         let (mut piece, mut copied) = (vec![0; MAX_PIECE], 0);
@@ -202,10 +228,7 @@ impl Loading<'_> {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(io(error)),
             };
-            // A bomb of zeros takes no room.
-            if piece[..n].iter().any(|byte| *byte != 0) {
-                copy.write_all_at(&piece[..n], copied).map_err(unwritten)?;
-            }
+            growing.write_all_at(&piece[..n], copied).map_err(unwritten)?;
             copied += n as u64;
             if copied > limit {
                 return Err(LoadError::TooLong { name: name.into(), limit });
@@ -221,28 +244,32 @@ impl Loading<'_> {
         files: &dyn Files,
         found: Vec<Found>,
         path: Option<&Path>,
-    ) -> Result<Vec<Loaded>, LoadError> {
+        each: &mut dyn FnMut(Loaded),
+    ) -> Result<(), LoadError> {
         if let Some(wanted) = &self.options.name
             && found.len() > 1
         {
             let (name, count, wanted) = (files.name().into(), found.len(), wanted.to_string());
             return Err(LoadError::OneName { name, count, wanted });
         }
-        found.into_iter().map(|found| self.add(files, found, path)).collect()
+        let names = names(&found, self.options.name.as_ref(), path);
+        for (found, names) in found.into_iter().zip(names) {
+            // What this gives is a lease: of a thousand images only one may be kept.
+            each(self.add(files, found, names)?);
+        }
+        Ok(())
     }
 
-    fn add(&self, files: &dyn Files, found: Found, path: Option<&Path>) -> Result<Loaded, LoadError> {
+    fn add(&self, files: &dyn Files, found: Found, names: Vec<Reference>) -> Result<Loaded, LoadError> {
         let key = RootfsKey::of_layers(found.layers.iter().map(|layer| &layer.diff_id));
-        let (lease, built) = self.store.rootfs(&key, |out| self.build(files, &found.layers, out))?;
-        let names = match (&self.options.name, path) {
-            (Some(name), _) => vec![name.clone()],
-            (None, Some(path)) if found.names.is_empty() => vec![local(path, found.tag.as_deref())],
-            (None, _) => found.names,
-        };
+        let called = || names.first().map_or_else(|| found.digest.to_string(), Reference::to_string);
+        let built = self.store.rootfs(&key, |out| self.build(files, &found.layers, out));
+        let (lease, built) = built.map_err(|error| over_limit(error, called))?;
         let image = Image {
             digest: found.digest,
+            digest_of: found.digest_of,
             platform: self.options.platform.clone(),
-            created: found.created,
+            created: found.created.filter(|text| text.len() <= MAX_TIME_LEN),
             config: found.config,
             diff_ids: found.layers.into_iter().map(|layer| layer.diff_id).collect(),
             rootfs: key.as_str().into(),
@@ -251,19 +278,37 @@ impl Loading<'_> {
         Ok(Loaded { image, names, built, lease })
     }
 
-    fn build(&self, files: &dyn Files, layers: &[LayerSource], out: &File) -> Result<(), LoadError> {
-        let mut total = 0;
+    /// How long the layers are, as they are stored. One that isn't as long as its descriptor says, or layers that are longer than an image may
+    /// be, aren't worth the reading.
+    fn stored_len(&self, files: &dyn Files, layers: &[LayerSource]) -> Result<u64, LoadError> {
+        let limit = self.options.limits.max_bytes;
+        let mut total = 0_u64;
         for layer in layers {
-            total += files.need(&layer.path)?.len;
+            let seen = files.need(&layer.path)?.len;
+            if let Some(expected) = layer.len {
+                check_len(seen, expected, called(layer)).map_err(ContentError::Blob)?;
+            }
+            total = total.saturating_add(seen);
         }
+        if total > limit {
+            return Err(LoadError::Layers { name: files.name().into(), total, limit });
+        }
+        Ok(total)
+    }
+
+    /// An image that is larger than the whole store may be would put out all others and stay.
+    fn limits(&self) -> Limits {
+        Limits { max_disk: self.store.limit().unwrap_or(u64::MAX), ..self.options.limits }
+    }
+
+    fn build(&self, files: &dyn Files, layers: &[LayerSource], out: &File) -> Result<(), LoadError> {
+        let total = self.stored_len(files, layers)?;
         self.progress.begin(&format!("building {}", files.name()), Some(total));
         let verified = Rc::new(Cell::new(0));
         let open = |layer: &LayerSource| -> io::Result<Layer<'_>> {
             let opened = files.need(&layer.path).map_err(io::Error::other)?;
-            // In docker's archives paths are any text.
-            let name = layer.digest.as_ref().map_or_else(|| shown(&layer.path), Digest::to_string);
             let expected = Expected {
-                name: format!("layer {name}"),
+                name: called(layer),
                 digest: layer.digest.clone(),
                 len: layer.len,
                 diff_id: layer.diff_id.clone(),
@@ -271,11 +316,12 @@ impl Loading<'_> {
             let counted = Counted { inner: opened.reader, progress: self.progress };
             let reader = LayerReader::new(counted, expected, verified.clone())?;
             // Whoever reads header by header has the bytes decompressed and hashed in larger pieces all the same.
-            Ok(Layer { name, tar: Box::new(BufReader::with_capacity(MAX_PIECE, reader)) })
+            Ok(Layer { name: blob_name(layer), tar: Box::new(BufReader::with_capacity(MAX_PIECE, reader)) })
         };
-        if let Err(error) = rootfs::build(layers.iter().map(open), out, &self.options.limits) {
+        if let Err(error) = rootfs::build(layers.iter().map(open), out, &self.limits()) {
             // Nonsense in a layer is most likely damage: it was met before the end, where the digests are checked.
-            if let Some(layer) = layers.get(verified.get()) {
+            let is_about_layer = matches!(error, RootfsError::Entry { .. } | RootfsError::Read { .. });
+            if let Some(layer) = layers.get(verified.get()).filter(|_| is_about_layer) {
                 check_blob(files, layer)?;
             }
             return Err(error.into());
@@ -288,10 +334,10 @@ impl Loading<'_> {
     }
 
     fn dir(&self, dir: &Path) -> Result<Loaded, LoadError> {
-        let limits = &self.options.limits;
+        let limits = &self.limits();
         let fingerprint = rootfs::fingerprint(dir, limits)?;
         let key = RootfsKey::of_dir(&fingerprint);
-        let (lease, built) = self.store.rootfs(&key, |out| -> Result<(), LoadError> {
+        let built = self.store.rootfs(&key, |out| -> Result<(), LoadError> {
             self.progress.begin(&format!("building {}", dir.display()), None);
             rootfs::build_from_dir(dir, out, limits)?;
             if rootfs::fingerprint(dir, limits)? != fingerprint {
@@ -299,12 +345,14 @@ impl Loading<'_> {
             }
             self.progress.end();
             Ok(())
-        })?;
+        });
+        let (lease, built) = built.map_err(|error| over_limit(error, || dir.display().to_string()))?;
         // `dir:.` has a name, too.
         let named = dir.canonicalize().unwrap_or_else(|_| dir.into());
         let names = vec![self.options.name.clone().unwrap_or_else(|| local(&named, None))];
         let image = Image {
             digest: Digest::of(format!("bothy dir {fingerprint}").as_bytes()),
+            digest_of: DigestOf::Directory,
             platform: self.options.platform.clone(),
             created: None,
             config: RunConfig::default(),
@@ -316,10 +364,43 @@ impl Loading<'_> {
     }
 }
 
+fn over_limit(error: LoadError, called: impl FnOnce() -> String) -> LoadError {
+    match &error {
+        LoadError::Rootfs(RootfsError::Write(source)) => {
+            match source.get_ref().and_then(|inner| inner.downcast_ref::<NoRoom>()) {
+                Some(NoRoom::Limit(limit)) => LoadError::OverLimit { name: called(), limit: *limit },
+                _ => error,
+            }
+        }
+        _ => error,
+    }
+}
+
+/// What each image will be called: as somebody wants it, as the source says, or else after the file that it is from. Those that would all
+/// get the file's name, because they have none, are told apart by their digests.
+fn names(found: &[Found], wanted: Option<&Reference>, path: Option<&Path>) -> Vec<Vec<Reference>> {
+    let mut heirs: BTreeMap<Reference, BTreeSet<&Digest>> = BTreeMap::new();
+    if let Some(path) = path {
+        for found in found.iter().filter(|found| found.names.is_empty()) {
+            heirs.entry(local(path, found.tag.as_deref())).or_default().insert(&found.digest);
+        }
+    }
+    let name = |found: &Found| match (wanted, path) {
+        (Some(wanted), _) => vec![wanted.clone()],
+        (None, Some(path)) if found.names.is_empty() => {
+            let name = local(path, found.tag.as_deref());
+            let is_contested = found.tag.is_none() && heirs.get(&name).is_some_and(|heirs| heirs.len() > 1);
+            vec![if is_contested { local(path, Some(found.digest.short())) } else { name }]
+        }
+        (None, _) => found.names.clone(),
+    };
+    found.iter().map(name).collect()
+}
+
 /// Reads a layer's blob, as it is stored, to see whether it is the one that its descriptor names.
 fn check_blob(files: &dyn Files, layer: &LayerSource) -> Result<(), LoadError> {
     let Some(digest) = &layer.digest else { return Ok(()) };
-    let name = format!("layer {digest}");
+    let name = called(layer);
     let reader = files.need(&layer.path)?.reader;
     let mut checked = Checked::new(reader, name.clone(), Some(digest.clone()), layer.len);
     // An error of ours needs no words before it; the host's does.
@@ -332,6 +413,17 @@ fn check_blob(files: &dyn Files, layer: &LayerSource) -> Result<(), LoadError> {
     Ok(checked.verify().map_err(ContentError::Blob)?)
 }
 
+/// What errors call a layer's blob. In docker's archives paths are any text.
+fn blob_name(layer: &LayerSource) -> String {
+    layer.digest.as_ref().map_or_else(|| shown(&layer.path), Digest::to_string)
+}
+
+fn called(layer: &LayerSource) -> String {
+    format!("layer {}", blob_name(layer))
+}
+
+/// Longest time that is kept: all images' are in memory at once when they are listed.
+const MAX_TIME_LEN: usize = 100;
 /// Of an uncompressed layer, in bytes.
 const MAX_PIECE: usize = 128 << 10;
 

@@ -24,7 +24,9 @@ impl Setting {
         let name = name.map(|name| name.parse().unwrap());
         let options = LoadOptions { name, platform: Platform::native(), limits: Limits::default() };
         let source: Source = source.parse().map_err(|error| chain(&error))?;
-        load(&self.store, &source, &options, &()).map_err(|error| chain(&error))
+        let mut all = Vec::new();
+        let loaded = load(&self.store, &source, &options, &(), &mut |loaded| all.push(loaded));
+        loaded.map(|()| all).map_err(|error| chain(&error))
     }
 
     /// Nothing but empty directories and the lock.
@@ -122,6 +124,109 @@ fn names_come_from_the_option_the_source_or_the_file() {
     );
 }
 
+/// An archive of images without names, each of a layer of its own.
+fn nameless(count: u8) -> Vec<u8> {
+    let mut parts = Parts::default();
+    let image = |parts: &mut Parts, n| {
+        let layer = tar(&[file("n", &[n])]);
+        parts.image("amd64", &[(layer.clone(), layer)])
+    };
+    let images: Vec<_> = (0..count).map(|n| image(&mut parts, n)).collect();
+    parts.index(&images).to_tar()
+}
+
+#[test]
+fn images_without_names_do_not_take_each_other_s() {
+    let setting = Setting::new();
+    let several = setting.write("several.tar", &nameless(3));
+    let names: Vec<_> =
+        setting.load(&several, None).unwrap().iter().map(|loaded| loaded.names[0].to_string()).collect();
+    let digests: Vec<_> =
+        setting.store.images().unwrap().iter().map(|summary| summary.digest.clone()).collect();
+    assert_eq!(digests.len(), 3);
+    for digest in &digests {
+        assert!(names.contains(&format!("localhost/several:{}", digest.short())), "{names:?}");
+    }
+    let one = setting.load(&format!("oci-archive:{several}:@1"), None).unwrap().remove(0);
+    assert_eq!(one.names[0].to_string(), "localhost/several:latest");
+    // One that is called `latest` by its maker keeps that.
+    let mut parts = Parts::default();
+    let (first, second) = (image(&mut parts, gzip), image(&mut parts, zstd));
+    parts.index(&[named(first, "latest"), second]);
+    let loaded = setting.load(&setting.write("mixed.tar", &parts.to_tar()), None).unwrap();
+    assert_eq!(loaded[0].names[0].to_string(), "localhost/mixed:latest");
+    assert_eq!(loaded[1].names[0].to_string(), format!("localhost/mixed:{}", loaded[1].image.digest.short()));
+}
+
+#[test]
+fn of_several_images_only_the_one_that_was_just_loaded_is_leased() {
+    let setting = Setting::new();
+    let source: Source = setting.write("several.tar", &nameless(3)).parse().unwrap();
+    let options = LoadOptions { name: None, platform: Platform::native(), limits: Limits::default() };
+    let mut removed = Vec::new();
+    let mut each = |_leased: Loaded| removed.push(setting.store.prune(true).unwrap().images);
+    load(&setting.store, &source, &options, &(), &mut each).unwrap();
+    assert_eq!(removed, [0, 1, 1]);
+}
+
+#[test]
+fn an_image_that_is_larger_than_the_whole_store_may_be_is_refused() {
+    let mut setting = Setting::new();
+    let small = setting.write("small.tar", &nameless(1));
+    setting.load(&small, None).unwrap();
+    setting.store = Store::at(&setting.dir.path().join("store"), Some(100_000)).unwrap();
+    let mut parts = Parts::default();
+    let image = image(&mut parts, gzip);
+    parts.index(&[named(image, "v1")]);
+    let large = setting.write("large.tar", &parts.to_tar());
+    let part = "localhost/large:v1 takes more on disk than BOTHY_STORE_LIMIT allows for all images together, 100000 bytes";
+    assert_eq!(setting.load(&large, None).unwrap_err(), part);
+    let root = setting.dir.path().join("root");
+    fs::create_dir(&root).unwrap();
+    fs::write(root.join("file"), vec![1; 200_000]).unwrap();
+    assert!(
+        setting.load(&format!("dir:{}", root.display()), None).unwrap_err().contains("BOTHY_STORE_LIMIT")
+    );
+    assert_eq!(setting.store.images().unwrap().len(), 1, "what was there is there");
+}
+
+#[test]
+fn layers_that_can_not_fit_are_not_read() {
+    let setting = Setting::new();
+    let mut parts = Parts::default();
+    let image = image(&mut parts, <[u8]>::to_vec);
+    parts.index(&[image]);
+    let source = setting.write("a.tar", &parts.to_tar()).parse().unwrap();
+    let limits = Limits { max_bytes: 300_000, ..Limits::default() };
+    let options = LoadOptions { name: None, platform: Platform::native(), limits };
+    struct Read(Cell<u64>);
+    impl Progress for Read {
+        fn begin(&self, _what: &str, _bytes: Option<u64>) {}
+        fn advance(&self, bytes: u64) {
+            self.0.set(self.0.get() + bytes);
+        }
+        fn end(&self) {}
+    }
+    let read = Read(Cell::new(0));
+    let error = load(&setting.store, &source, &options, &read, &mut drop).unwrap_err().to_string();
+    assert!(error.contains("bytes, and an image may have 300000 (--max-bytes)"), "{error}");
+    assert_eq!(read.0.get(), 0);
+    assert!(setting.is_empty());
+}
+
+#[test]
+fn a_layer_of_another_length_is_not_read() {
+    let mut parts = Parts::default();
+    let image = image(&mut parts, gzip);
+    parts.index(&[image]);
+    let layer = Digest::of(&gzip(&tar(&[file("b", b"b")]))).blob_path();
+    // Behind the compressed data, where no decoder looks.
+    parts.0.get_mut(&layer).unwrap().push(0);
+    let setting = Setting::new();
+    let message = setting.load(&setting.write("a.tar", &parts.to_tar()), None).unwrap_err();
+    assert!(message.contains("is longer than the"), "{message}");
+}
+
 #[test]
 fn a_directory_is_an_image_until_it_changes() {
     let setting = Setting::new();
@@ -157,12 +262,12 @@ fn what_can_not_be_loaded_is_said_in_a_line() {
     }
     let foreign =
         LoadOptions { name: None, platform: "linux/arm64".parse().unwrap(), limits: Limits::default() };
-    let error = load(&setting.store, &"oci:x".parse().unwrap(), &foreign, &()).unwrap_err();
+    let error = load(&setting.store, &"oci:x".parse().unwrap(), &foreign, &(), &mut drop).unwrap_err();
     assert!(error.to_string().contains("linux/arm64 can't run here"), "{error}");
     let small = Limits { max_bytes: 5000, ..Limits::default() };
     let options = LoadOptions { name: None, platform: Platform::native(), limits: small };
     let bomb = setting.write("bomb.tgz", &gzip(&tar(&[file("a", &[0; 1 << 20])])));
-    let error = load(&setting.store, &bomb.parse().unwrap(), &options, &()).unwrap_err();
+    let error = load(&setting.store, &bomb.parse().unwrap(), &options, &(), &mut drop).unwrap_err();
     assert!(error.to_string().contains("more than 5000 bytes"), "{error}");
     assert!(setting.is_empty());
 }

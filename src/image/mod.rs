@@ -5,9 +5,9 @@
 //! load                  a Source            -> images in the store
 //!   files, archive      the files of an image, in a directory or a tar
 //!   layout, docker      which of them are the image that was asked for
-//!   manifest, config    the documents
+//!   manifest, config    the documents, and budget: how many
 //!   blob, decode        layers, decompressed and verified while they stream
-//!   rootfs              layers in, one EROFS file out
+//!   rootfs              layers in, one EROFS file out; room says whether it fits
 //! store                 names, images, file systems; leases keep what is in use
 //! ```
 //!
@@ -18,6 +18,7 @@
 
 mod archive;
 mod blob;
+mod budget;
 mod config;
 mod decode;
 mod digest;
@@ -27,6 +28,7 @@ mod layout;
 mod load;
 mod manifest;
 mod reference;
+mod room;
 pub mod rootfs;
 mod source;
 mod store;
@@ -41,4 +43,4 @@ pub use load::{LoadError, LoadOptions, Loaded, Progress, load};
 pub use manifest::{DocumentError, Platform};
 pub use reference::{Reference, ReferenceError};
 pub use source::{ArchiveKind, Source, Which};
-pub use store::{Image, ImageLease, ImageSummary, Lease, Pruned, Store, StoreError};
+pub use store::{DigestOf, Image, ImageLease, ImageSummary, Lease, Pruned, Store, StoreError, parse_size};

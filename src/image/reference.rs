@@ -229,6 +229,11 @@ fn check_tag(tag: &str) -> Result<(), String> {
     Err(format!("`{}` is not a tag: expected 1 to {MAX_TAG_LEN} letters, digits, . _ -", shown(tag)))
 }
 
+/// Whether a text can be a tag.
+pub(super) fn is_tag(text: &str) -> bool {
+    check_tag(text).is_ok()
+}
+
 /// The name of something that was loaded and has none of its own: `localhost/NAME:TAG`, with NAME made of a file's name.
 pub(super) fn local(path: &Path, tag: Option<&str>) -> Reference {
     let stem = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
@@ -241,7 +246,7 @@ pub(super) fn local(path: &Path, tag: Option<&str>) -> Reference {
     let name: String = kept.take(100).collect();
     let name = name.trim_matches(['.', '_', '-']);
     let name = if part_fits(name) { name } else { "image" };
-    let tag = tag.filter(|tag| check_tag(tag).is_ok()).unwrap_or("latest");
+    let tag = tag.filter(|tag| is_tag(tag)).unwrap_or("latest");
     Reference { registry: "localhost".into(), repository: name.into(), tag: Some(tag.into()), digest: None }
 }
 

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::store::Store;
-use crate::support::eventually;
+use crate::support::{could_not_run, eventually, is_root};
 
 /// A store with an image of a directory for each name.
 fn with(names: &[&str]) -> Store {
@@ -55,7 +55,9 @@ fn what_is_in_use_stays_until_its_user_is_gone() {
         .says("image root is in use by a virtual machine or by another bothy");
     assert_eq!(store.bothy(["prune", "--all"]).run().output(), b"removed 0 images, 0 B\n");
     fs::create_dir_all(store.dir().join("other/etc")).unwrap();
-    store.bothy(["load", "dir:other"]).env("BOTHY_STORE_LIMIT", "0").run().code(0);
+    // One of the two fits.
+    let size = fs::metadata(&store.files("rootfs")[0]).unwrap().len();
+    store.bothy(["load", "dir:other"]).env("BOTHY_STORE_LIMIT", (size + 4096).to_string()).run().code(0);
     assert_eq!(store.names(), ["localhost/other:latest", "localhost/root:latest"]);
     drop(user);
     assert!(eventually(Duration::from_secs(5), || store.bothy(["rmi", "root"]).run().code == 0));
@@ -99,6 +101,38 @@ fn prune_takes_what_has_no_name() {
     );
     store.bothy(["prune", "--all"]).run().code(0);
     store.is_empty();
+}
+
+#[test]
+fn an_image_larger_than_the_limit_is_refused_and_others_stay() {
+    let store = with(&["root"]);
+    fs::create_dir_all(store.dir().join("large/etc")).unwrap();
+    fs::write(store.dir().join("large/etc/file"), vec![1; 1 << 20]).unwrap();
+    let load = store.bothy(["load", "dir:large"]).env("BOTHY_STORE_LIMIT", "512K");
+    load.run().code(1).says("large takes more on disk than BOTHY_STORE_LIMIT allows for all images together");
+    assert_eq!(store.names(), ["localhost/root:latest"]);
+    assert_eq!((store.files("rootfs").len(), store.files("tmp").len()), (1, 0));
+}
+
+#[test]
+fn a_full_file_system_is_said_before_it_is_full() {
+    let name = "a_full_file_system_is_said_before_it_is_full";
+    if !is_root() {
+        could_not_run(name, "only root may mount a small file system");
+        return;
+    }
+    let store = Store::new();
+    fs::create_dir_all(store.dir().join("root/etc")).unwrap();
+    fs::create_dir(store.path()).unwrap();
+    fs::write(store.dir().join("root/etc/file"), vec![1; 15_000_000]).unwrap();
+    let load = |size: &str| {
+        let script = format!(
+            "exec unshare --mount sh -c 'mount -t tmpfs -o size={size} tmpfs \"$BOTHY_STORE\" && exec \"$@\"' sh \"$@\""
+        );
+        store.bothy(["load", "dir:root"]).in_shell(&script).run()
+    };
+    load("32M").code(0);
+    load("15010000").code(1).says("stay free");
 }
 
 #[test]

@@ -181,6 +181,39 @@ fn a_directory_is_loaded_and_found_again() {
 }
 
 #[test]
+fn another_file_system_in_the_same_place_is_not_the_same_directory() {
+    let name = "another_file_system_in_the_same_place_is_not_the_same_directory";
+    if !is_root() {
+        could_not_run(name, "only root may mount a file system");
+        return;
+    }
+    if !have(name, &["mkfs.erofs"]) {
+        return;
+    }
+    let store = Store::new();
+    let dir = store.dir();
+    fs::create_dir(dir.join("root")).unwrap();
+    let load = |content: &str| -> Option<String> {
+        let tree = dir.join(content);
+        fs::create_dir(&tree).unwrap();
+        fs::write(tree.join("file"), content).unwrap();
+        // The same recipe: the same times, numbers and identity.
+        let uuid = "00000000-0000-0000-0000-000000000000";
+        words(dir, &format!("mkfs.erofs -T 1000000000 -U {uuid} image {content}"));
+        let script =
+            "exec unshare --mount sh -c 'mount -o ro,loop image root || exit 99; exec \"$@\"' sh \"$@\"";
+        let finished = store.bothy(["load", "dir:root"]).in_shell(script).run();
+        if finished.code == 99 {
+            could_not_run(name, "EROFS can't be mounted from a file here");
+            return None;
+        }
+        Some(String::from_utf8(finished.output()).unwrap())
+    };
+    let (Some(one), Some(two)) = (load("one"), load("two")) else { return };
+    assert!(one != two && !two.contains("was there already"), "{one}{two}");
+}
+
+#[test]
 fn the_store_is_where_the_environment_says() {
     let store = Store::new();
     fs::create_dir_all(store.dir().join("root/etc")).unwrap();

@@ -47,4 +47,7 @@ fn a_packed_binary_boots_its_own_guest_anywhere_and_names_its_licences() {
             assert!(line.contains(value), "no {key} {value}: {licences}");
         }
     }
+    for part in ["zstd: BSD-3-Clause", "Meta Platforms", "zlib-rs: Zlib", "Trifecta"] {
+        assert!(licences.contains(part), "no {part}: {licences}");
+    }
 }

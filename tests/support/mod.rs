@@ -119,6 +119,12 @@ impl Bothy {
         words.push(self.command.get_program().into());
         words.extend(self.command.get_args().map(Into::into));
         let mut outer = Self::program("sh", words);
+        for (key, value) in self.command.get_envs() {
+            match value {
+                Some(value) => outer.command.env(key, value),
+                None => outer.command.env_remove(key),
+            };
+        }
         outer.command.env(TOKEN, &self.token);
         if let Some(dir) = self.command.get_current_dir() {
             outer.command.current_dir(dir);

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::erofs::{self, Store, device, encode_xattrs};
+use super::filesystem::FileSystems;
 use super::flaw::{Flaw, Trouble};
 use super::layer::symlink_target;
 use super::tree::{Data, EntryId, Inode, InodeId, Kind, Meta, ROOT, Tree};
@@ -31,7 +32,7 @@ pub fn build_from_dir(root: &Path, out: &File, limits: &Limits) -> Result<Built,
     let itself = rustix::fs::fstat(out).map_err(|error| RootfsError::Write(error.into()))?;
     let mut builder = Builder {
         tree: &mut tree,
-        store: Store::new(out, limits.max_bytes)?,
+        store: Store::new(out, limits)?,
         itself: (itself.st_dev, itself.st_ino),
         seen: HashMap::new(),
         left: limits.max_bytes,
@@ -41,16 +42,22 @@ pub fn build_from_dir(root: &Path, out: &File, limits: &Limits) -> Result<Built,
     erofs::finish(tree, store)
 }
 
-/// A digest over names, metadata and content identity (device, inode, size, mtime, ctime) of a tree; equal if nothing changed.
+/// A digest over names, metadata and content identity (file system, device, inode, size, mtime, ctime) of a tree; equal if nothing changed,
+/// as far as `filesystem` can see.
 pub fn fingerprint(root: &Path, limits: &Limits) -> Result<String, RootfsError> {
     let mut digest = Sha256::new();
-    digest.update(b"bothy directory 1\n");
+    digest.update(b"bothy directory 2\n");
     let (mut left, mut number) = (limits.max_entries, 0_u64);
+    let mut systems = FileSystems::default();
     walk(root, |found: Found<'_, u64>| {
         if found.parent.is_some() {
             left = left.checked_sub(1).ok_or(Flaw::TooManyEntries)?;
         }
         let stat = found.stat;
+        if let Some(system) = systems.meet(stat.st_dev, found.dir, found.name)? {
+            digest.update(b"file system");
+            digest.update(system.bytes());
+        }
         digest.update(found.parent.copied().unwrap_or_default().to_le_bytes());
         digest.update(found.name.to_bytes_with_nul());
         digest.update(stat.st_mode.to_le_bytes());
@@ -152,7 +159,7 @@ impl Builder<'_, '_> {
         }
         let size = u64::try_from(stat.st_size).map_err(|_| Flaw::Size)?;
         let sparse = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512) < size;
-        let parts = if sparse { parts(&file, size)? } else { None };
+        let parts = if sparse { parts(|from| fs::seek(&file, from), size)? } else { None };
         let stored = parts.as_ref().map_or(size, |parts| parts.iter().map(|(_, len)| len).sum());
         self.left = self.left.checked_sub(stored).ok_or(Flaw::TooManyBytes)?;
         let mut file =
@@ -196,21 +203,30 @@ impl Parts {
 }
 
 /// Where a file has data; None if that is everywhere, nobody knows, or it is in too many places.
-fn parts(file: &OwnedFd, size: u64) -> rustix::io::Result<Option<Vec<(u64, u64)>>> {
+/// A file that has changed while it is asked has no answer: the rest of it would become a hole.
+fn parts(
+    mut seek: impl FnMut(SeekFrom) -> rustix::io::Result<u64>,
+    size: u64,
+) -> Result<Option<Vec<(u64, u64)>>, Trouble> {
     let mut parts = Vec::new();
     let mut at = 0;
     while at < size {
-        let start = match fs::seek(file, SeekFrom::Data(at)) {
-            Ok(start) => start.min(size),
-            // No data from here on.
-            Err(Errno::NXIO) => break,
+        let start = match seek(SeekFrom::Data(at)) {
+            Ok(start) if start < size => start,
+            // No data from here on, or only what has been added.
+            Ok(_) | Err(Errno::NXIO) => break,
             Err(Errno::INVAL) => return Ok(None),
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
-        // Both can only go forward, but a file system that is broken mustn't keep us here.
-        let end = fs::seek(file, SeekFrom::Hole(start))?.min(size);
-        if end <= start {
-            break;
+        let end = match seek(SeekFrom::Hole(start)) {
+            Ok(end) => end.min(size),
+            // Where there was data just now is the file's end.
+            Err(Errno::NXIO) => return Err(Flaw::Changed.into()),
+            Err(error) => return Err(error.into()),
+        };
+        // Or a hole. Nor does a broken file system keep us here.
+        if start < at || end <= start {
+            return Err(Flaw::Changed.into());
         }
         if parts.len() == MAX_PARTS {
             return Ok(None);

@@ -96,6 +96,24 @@ fn a_fingerprint_changes_with_everything_that_an_image_has() {
 }
 
 #[test]
+fn a_file_that_changes_while_its_holes_are_looked_for_is_refused() {
+    // What the file system answers, in order.
+    let answer = |answers: &[rustix::io::Result<u64>]| {
+        let mut answers = answers.iter();
+        parts(|_| *answers.next().unwrap(), 100)
+    };
+    assert_eq!(answer(&[Ok(10), Ok(20), Ok(50), Ok(100)]).unwrap(), Some(vec![(10, 10), (50, 50)]));
+    assert_eq!(answer(&[Ok(10), Ok(20), Err(Errno::NXIO)]).unwrap(), Some(vec![(10, 10)]));
+    assert_eq!(answer(&[Ok(10), Ok(20), Ok(100)]).unwrap(), Some(vec![(10, 10)]), "data that was added");
+    assert_eq!(answer(&[Ok(0), Ok(120)]).unwrap(), None, "data everywhere");
+    assert_eq!(answer(&[Err(Errno::INVAL)]).unwrap(), None, "nobody knows");
+    for changed in [[Ok(10), Ok(10)], [Ok(10), Err(Errno::NXIO)], [Ok(10), Ok(5)]] {
+        assert!(matches!(answer(&changed), Err(Trouble::Flaw(Flaw::Changed))), "{changed:?}");
+    }
+    assert!(matches!(answer(&[Ok(10), Ok(20), Ok(15), Ok(30)]), Err(Trouble::Flaw(Flaw::Changed))));
+}
+
+#[test]
 fn deep_directories_need_few_descriptors() {
     let dir = tempfile::tempdir().unwrap();
     let mut path = dir.path().to_path_buf();

@@ -57,6 +57,8 @@ pub enum Flaw {
     NotADirectory,
     #[error("its directory is behind more than 40 symbolic links, or too long a way")]
     Loop,
+    #[error("the ways to directories of this image are too long, all together")]
+    Ways,
     #[error("as a symbolic link it has no target, or one that is longer than 4095 bytes")]
     Target,
     // Hard links.
@@ -90,7 +92,7 @@ impl From<Full> for Flaw {
 
 /// What ends the building in the middle of an entry; who knows which one makes a [`RootfsError`] of it.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub(in crate::image) enum Trouble {
     Flaw(Flaw),
     /// The source can't be read.
     Read(io::Error),

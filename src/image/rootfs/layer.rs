@@ -4,11 +4,13 @@
 //!
 //! - An entry replaces what has its name, with all that is below; a directory over a directory only its metadata.
 //! - `.wh.NAME` takes away what lower layers have at NAME, `.wh..wh..opq` what they have in its directory. Neither touches its own layer,
-//!   wherever it stands in it. Other names that begin with `.wh..wh.` are AUFS' own and mean nothing.
+//!   wherever it stands in it. Other names that begin with `.wh..wh.` are AUFS' own and mean nothing, but for the files in the root's
+//!   `.wh..wh.plnk`: AUFS keeps those there that have several names, and the names are hard links to them.
 //! - A character device 0:0 is overlayfs' whiteout, and is taken for one: a guest that lays overlayfs over it would do the same.
 //! - A parent that isn't there is made: 0755, root's, of 1970. A parent that is a symbolic link is followed, inside the tree.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::io::Read;
 
 use super::erofs::{Store, device, encode_xattrs};
@@ -24,26 +26,40 @@ pub(super) const MAX_PATH: usize = 4095;
 pub(super) const MAX_NAME: usize = 255;
 /// As many as Linux follows.
 const MAX_LINKS: usize = 40;
-/// Parts of names on the way to one directory, and those that symbolic links add to all ways of a layer: links that lead through links
-/// mustn't take minutes. An honest layer has a few of the latter for each entry at most.
+/// Parts of names on the way to one directory.
 const MAX_STEPS: usize = 4096;
-const MAX_DETOURS: usize = 20_000_000;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const AUFS: &[u8] = b".wh..wh.";
+const PLINKS: &[u8] = b".wh..wh.plnk";
+
+/// What the ways to all directories of an image may cost, in parts of names: layers are many, and links that lead through links mustn't
+/// take minutes. An honest image has some ten parts for each entry, and a few at most that symbolic links add.
+pub(super) struct Ways {
+    steps: u64,
+    /// Those that symbolic links add.
+    detours: u64,
+}
+
+impl Ways {
+    pub(super) fn new() -> Self {
+        Self { steps: 1 << 30, detours: 20_000_000 }
+    }
+}
 
 /// Applies a layer that may have `allowed` bytes, and says how many it might have had besides.
 pub(super) fn apply(
     layer: Layer<'_>,
     number: u32,
     allowed: u64,
+    ways: &mut Ways,
     tree: &mut Tree,
     store: &mut Store<'_>,
 ) -> Result<u64, RootfsError> {
     let Layer { name, tar } = layer;
     let mut reader = Reader::new(tar, allowed);
-    let mut target = Target { tree, store, layer: number, detours: MAX_DETOURS };
+    let mut target = Target { tree, store, layer: number, ways, plinks: HashMap::new() };
     let blame = |trouble, entry: String| match trouble {
         Trouble::Flaw(flaw) => RootfsError::Entry { layer: name.clone(), entry, flaw },
         Trouble::Read(source) => RootfsError::Read { layer: name.clone(), entry, source },
@@ -52,6 +68,7 @@ pub(super) fn apply(
     while let Some(entry) = reader.next().map_err(|trouble| blame(trouble, reader.label()))? {
         target.entry(&entry, &mut reader).map_err(|trouble| blame(trouble, reader.label()))?;
     }
+    target.end()?;
     let label = reader.label();
     reader.finish().map_err(|trouble| blame(trouble, label))
 }
@@ -61,8 +78,9 @@ struct Target<'t, 'a> {
     tree: &'t mut Tree,
     store: &'t mut Store<'a>,
     layer: u32,
-    /// Parts of names that symbolic links may yet add.
-    detours: usize,
+    ways: &'t mut Ways,
+    /// Files in AUFS' directory of them, by name.
+    plinks: HashMap<Vec<u8>, InodeId>,
 }
 
 impl Target<'_, '_> {
@@ -72,6 +90,9 @@ impl Target<'_, '_> {
         let Some((name, parents)) = path.split_last() else {
             return self.root(entry);
         };
+        if *parents == [PLINKS] && matches!(entry.what, What::File(_) | What::Sparse(_)) {
+            return self.add_plink(name, entry, reader);
+        }
         if parents.iter().any(|name| name.starts_with(AUFS)) {
             return Ok(());
         }
@@ -154,9 +175,41 @@ impl Target<'_, '_> {
         Ok(())
     }
 
+    /// Keeps a file that only hard links of this layer lead to.
+    fn add_plink<R: Read>(
+        &mut self,
+        name: &[u8],
+        entry: &Entry,
+        reader: &mut Reader<R>,
+    ) -> Result<(), Trouble> {
+        let inode = self.inode(entry, reader)?;
+        let inode = self.tree.add_inode(inode);
+        self.tree.hold(inode);
+        match self.plinks.insert(name.to_vec(), inode) {
+            Some(replaced) => self.release(replaced),
+            None => Ok(()),
+        }
+    }
+
+    fn release(&mut self, inode: InodeId) -> Result<(), Trouble> {
+        self.tree.release(inode);
+        Ok(self.store.free(self.tree.take_freed())?)
+    }
+
+    /// The layer has no more entries.
+    fn end(&mut self) -> Result<(), RootfsError> {
+        for (_, inode) in std::mem::take(&mut self.plinks) {
+            self.tree.release(inode);
+        }
+        self.store.free(self.tree.take_freed())
+    }
+
     fn hard_link(&mut self, target: &[u8]) -> Result<InodeId, Trouble> {
         let path = path(target)?;
         let Some((name, parents)) = path.split_last() else { return Err(Flaw::LinkToDirectory.into()) };
+        if *parents == [PLINKS] {
+            return Ok(*self.plinks.get(*name).ok_or(Flaw::NoTarget)?);
+        }
         let dir = self.resolve(parents, false)?.ok_or(Flaw::NoTarget)?;
         let id = self.tree.child(dir, name).ok_or(Flaw::NoTarget)?;
         if self.tree.is_dir(id) {
@@ -216,6 +269,7 @@ impl Target<'_, '_> {
             if steps > MAX_STEPS {
                 return Err(Flaw::Loop.into());
             }
+            self.ways.steps = self.ways.steps.checked_sub(1).ok_or(Flaw::Ways)?;
             if depth > MAX_DEPTH {
                 return Err(Flaw::Depth.into());
             }
@@ -248,7 +302,7 @@ impl Target<'_, '_> {
                         if part.len() > MAX_NAME {
                             return Err(Flaw::NameLength.into());
                         }
-                        self.detours = self.detours.checked_sub(1).ok_or(Flaw::Loop)?;
+                        self.ways.detours = self.ways.detours.checked_sub(1).ok_or(Flaw::Ways)?;
                         todo.push(Cow::Owned(part.to_vec()));
                     }
                 }

@@ -201,15 +201,52 @@ fn links_that_lead_in_circles_end() {
 #[test]
 fn detours_over_symbolic_links_come_to_an_end() {
     let file = tempfile::tempfile().unwrap();
-    let (mut tree, mut store) = (Tree::new(100), Store::new(&file, 1 << 30).unwrap());
-    let mut target = Target { tree: &mut tree, store: &mut store, layer: 1, detours: 5 };
-    let tar = Tar::new().symlink("l", "d/e").file("l/1", b"").file("l/2", b"").file("l/3", b"").end();
-    let mut reader = Reader::new(&tar[..], 1 << 20);
-    let mut results = Vec::new();
-    while let Some(entry) = reader.next().unwrap() {
-        results.push(target.entry(&entry, &mut reader).is_ok());
-    }
-    assert_eq!(results, [true, true, true, false]);
+    let (mut tree, mut store) = (Tree::new(100), Store::new(&file, &LIMITS).unwrap());
+    let mut apply = |number, ways: &mut Ways| {
+        let tar = Tar::new().symlink("l", "d/e").file("l/1", b"").file("l/2", b"").end();
+        let layer = Layer { name: "x".into(), tar: Box::new(std::io::Cursor::new(tar)) };
+        super::apply(layer, number, 1 << 20, ways, &mut tree, &mut store)
+    };
+    // Four for each layer: they are counted for all layers together.
+    let mut ways = Ways { steps: 100, detours: 10 };
+    apply(1, &mut ways).unwrap();
+    apply(2, &mut ways).unwrap();
+    assert!(matches!(apply(3, &mut ways), Err(RootfsError::Entry { flaw: Flaw::Ways, .. })));
+    // Three steps to each file but those at the root.
+    let mut ways = Ways { steps: 13, detours: 100 };
+    apply(4, &mut ways).unwrap();
+    apply(5, &mut ways).unwrap();
+    assert!(matches!(apply(6, &mut ways), Err(RootfsError::Entry { flaw: Flaw::Ways, .. })));
+}
+
+#[test]
+fn aufs_files_of_several_names_are_kept_for_their_hard_links() {
+    let big = vec![7; 3 << 20];
+    let tar = Tar::new()
+        .dir(".wh..wh.plnk")
+        .file(".wh..wh.plnk/1.2", &big)
+        .file(".wh..wh.plnk/3.4", &[1; 5000])
+        .hard_link("a", ".wh..wh.plnk/1.2")
+        .hard_link("d/b", "/./.wh..wh.plnk/1.2")
+        // The only name goes, and comes again.
+        .hard_link("c", ".wh..wh.plnk/3.4")
+        .file("c", b"")
+        .hard_link("c", ".wh..wh.plnk/3.4");
+    let lower = Tar::new().file("e", &big);
+    let image = image(&[lower, tar.clone(), Tar::new().file("a", b"").file("d/b", b"").file("e", b"")]);
+    assert_eq!(image.names(), ["/a", "/c", "/d", "/d/b", "/e"]);
+    assert!(image.disk() < 1 << 20, "what has no name any more costs no disk");
+    let image = super::super::testing::image(&[tar]);
+    let nodes = image.nodes();
+    assert_eq!((nodes["/a"].size, &nodes["/a"].content), (3 << 20, &nodes["/d/b"].content));
+    assert_eq!((nodes["/c"].size, nodes["/a"].links), (5000, 2));
+    assert_eq!(flaw(Tar::new().hard_link("a", ".wh..wh.plnk/1.2")), Flaw::NoTarget);
+    assert_eq!(
+        flaw(Tar::new().file("d/.wh..wh.plnk/1", b"").hard_link("a", "d/.wh..wh.plnk/1")),
+        Flaw::NoTarget
+    );
+    let unused = super::super::testing::image(&[Tar::new().file(".wh..wh.plnk/1.2", &big).file("x", b"")]);
+    assert!(unused.names() == ["/x"] && unused.disk() < 1 << 20);
 }
 
 #[test]
@@ -363,14 +400,26 @@ fn what_higher_layers_replace_costs_no_disk() {
 }
 
 #[test]
+fn zeros_cost_no_disk() {
+    let tar = Tar::new().file("zeros", &vec![0; 8 << 20]).file("z", &[&[1; 4096][..], &[0; 70_000]].concat());
+    // Short ends of files stand beside the inodes, which aren't zeros.
+    let tar = (0..200).fold(tar, |tar, n| tar.file(&format!("{n}"), &[0; 2000]));
+    let image = image(&[tar]);
+    assert_eq!(image.nodes()["/zeros"].size, 8 << 20);
+    assert!(image.nodes()["/zeros"].content.starts_with("e3b0c442"), "nothing but zeros");
+    assert!(image.disk() < 1 << 20, "{} bytes on disk", image.disk());
+}
+
+#[test]
 fn limits_hold() {
-    let limited =
-        |tar: Tar, max_entries, max_bytes| match build_with(&[tar.end()], &Limits { max_entries, max_bytes })
-        {
-            Err(RootfsError::Entry { flaw, .. }) => Some(flaw),
-            Err(other) => panic!("{other}"),
-            Ok(_) => None,
-        };
+    let limited = |tar: Tar, max_entries, max_bytes| match build_with(
+        &[tar.end()],
+        &Limits { max_entries, max_bytes, ..LIMITS },
+    ) {
+        Err(RootfsError::Entry { flaw, .. }) => Some(flaw),
+        Err(other) => panic!("{other}"),
+        Ok(_) => None,
+    };
     assert_eq!(limited(Tar::new().file("a", b"").file("b", b""), 2, 1 << 20), None);
     assert_eq!(limited(Tar::new().file("a", b"").file("b", b""), 1, 1 << 20), Some(Flaw::TooManyEntries));
     assert_eq!(limited(Tar::new().file("a/b", b""), 1, 1 << 20), Some(Flaw::TooManyEntries), "parents count");

@@ -2,7 +2,7 @@
 //!
 //! - [`tar`] reads a layer's stream and believes nothing in it;
 //! - `layer` applies its entries to the tree, whiteouts and all, and streams file data straight to its place;
-//! - `dir` does the same with a directory of the host, and fingerprints one; `walk` is its way through it;
+//! - `dir` does the same with a directory of the host, and fingerprints one; `walk` is its way through it, `filesystem` what it is on;
 //! - [`tree`] is the merged tree in memory: metadata and names, never data;
 //! - [`erofs`] holds the data while it comes, and writes the metadata behind it.
 //!
@@ -18,9 +18,10 @@
 
 mod dir;
 mod erofs;
+mod filesystem;
 mod flaw;
 mod layer;
-mod tar;
+pub(in crate::image) mod tar;
 mod tree;
 mod walk;
 
@@ -33,6 +34,8 @@ use thiserror::Error;
 pub use self::dir::{build_from_dir, fingerprint};
 use self::erofs::Store;
 pub use self::flaw::Flaw;
+pub(in crate::image) use self::flaw::Trouble;
+use self::layer::Ways;
 use self::tree::Tree;
 
 /// What an image may cost.
@@ -43,13 +46,15 @@ pub struct Limits {
     /// Bytes in the streams of all layers together; also the length of the largest file, holes included, and of what is
     /// built. No more than 8 TiB count.
     pub max_bytes: u64,
+    /// Bytes that what is built may take on disk, without its holes; twice as much while it is built.
+    pub max_disk: u64,
 }
 
 impl Default for Limits {
-    /// 5,000,000 entries, which take 2 GB of memory at most. 1 TiB: while it is built, the file is sparse and up to twice as long, and
-    /// ext4, XFS and Btrfs have room for that.
+    /// 5,000,000 entries, which take 2 GB of memory at most. 64 GiB, several times what the largest images in use have. On disk, whatever
+    /// there is.
     fn default() -> Self {
-        Self { max_entries: 5_000_000, max_bytes: 1 << 40 }
+        Self { max_entries: 5_000_000, max_bytes: 64 << 30, max_disk: u64::MAX }
     }
 }
 
@@ -104,11 +109,11 @@ pub fn build<'a>(
     limits: &Limits,
 ) -> Result<Built, RootfsError> {
     let mut tree = Tree::new(limits.max_entries);
-    let mut store = Store::new(out, limits.max_bytes)?;
-    let mut left = limits.max_bytes;
+    let mut store = Store::new(out, limits)?;
+    let (mut left, mut ways) = (limits.max_bytes, Ways::new());
     for (layer, number) in layers.into_iter().zip(1_u32..) {
         let layer = layer.map_err(RootfsError::Open)?;
-        left = layer::apply(layer, number, left, &mut tree, &mut store)?;
+        left = layer::apply(layer, number, left, &mut ways, &mut tree, &mut store)?;
     }
     erofs::finish(tree, store)
 }

@@ -104,7 +104,7 @@ pub(super) struct Image {
     pub(super) built: Built,
 }
 
-pub(super) const LIMITS: Limits = Limits { max_entries: 1_000_000, max_bytes: 1 << 36 };
+pub(super) const LIMITS: Limits = Limits { max_entries: 1_000_000, max_bytes: 1 << 36, max_disk: u64::MAX };
 
 pub(super) fn build_with(layers: &[Vec<u8>], limits: &Limits) -> Result<Image, RootfsError> {
     let file = NamedTempFile::new().unwrap();

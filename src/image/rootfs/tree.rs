@@ -225,6 +225,20 @@ impl Tree {
         u32::try_from(self.inodes.len() - 1).unwrap_or(NONE)
     }
 
+    /// Keeps an inode's blocks, whatever becomes of its names, until it is released.
+    pub(super) fn hold(&mut self, inode: InodeId) {
+        self.inodes[inode as usize].links += 1;
+    }
+
+    /// The end of [`Tree::hold`].
+    pub(super) fn release(&mut self, inode: InodeId) {
+        let inode = &mut self.inodes[inode as usize];
+        inode.links -= 1;
+        if inode.links == 0 && !inode.blocks.is_empty() {
+            self.freed.push(std::mem::replace(&mut inode.blocks, 0..0));
+        }
+    }
+
     /// Gives an inode a name in a directory that has no such name. The name is at most 255 bytes long.
     pub(super) fn link(
         &mut self,
@@ -278,8 +292,8 @@ impl Tree {
     pub(super) fn replace(&mut self, id: EntryId, inode: InodeId, layer: u32) -> Result<EntryId, Full> {
         let parent = self.parent(id);
         let name = self.name(id).to_vec();
-        // Held, so that its blocks aren't free when its last name goes.
-        self.inodes[inode as usize].links += 1;
+        // Its blocks aren't free when its last name goes.
+        self.hold(inode);
         self.remove(id);
         self.inodes[inode as usize].links -= 1;
         self.link(parent, &name, inode, layer)
@@ -354,11 +368,7 @@ impl Tree {
             self.entries[next as usize].previous = previous;
         }
         self.live -= 1;
-        let inode = &mut self.inodes[inode as usize];
-        inode.links -= 1;
-        if inode.links == 0 && !inode.blocks.is_empty() {
-            self.freed.push(std::mem::replace(&mut inode.blocks, 0..0));
-        }
+        self.release(inode);
     }
 
     /// Puts the entries of every directory in the order of their names' bytes.

@@ -8,6 +8,7 @@ use super::lease::Lease;
 use super::{Part, Store, StoreError};
 use crate::image::blob::Checked;
 use crate::image::digest::Digest;
+use crate::image::room::Growing;
 
 impl Store {
     /// The blob, leased. If it isn't there, `fetch` opens a stream of it, which is verified against digest and length while it is
@@ -18,9 +19,11 @@ impl Store {
         len: Option<u64>,
         fetch: impl FnOnce() -> io::Result<R>,
     ) -> Result<Lease, StoreError> {
-        let write = |mut file: &File| -> io::Result<()> {
+        let write = |file: &File| -> io::Result<()> {
             let mut checked = Checked::new(fetch()?, digest.to_string(), Some(digest.clone()), len);
+            let mut file = Growing::new(file, u64::MAX).sequential();
             io::copy(&mut checked, &mut file)?;
+            file.finish()?;
             Ok(checked.verify()?)
         };
         let name = format!("{}-{}", digest.algorithm().name(), digest.hex());

@@ -1,23 +1,28 @@
-//! Files in the making: temporary, locked by their maker, complete on disk before they get their name; and the sweeping of those
-//! whose maker is gone.
+//! Files in the making: without a name, or with a temporary one and locked by their maker; complete on disk before they get their name.
+//! And the sweeping of those whose maker is gone.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, linkat};
+use rustix::io::Errno;
 
 use super::lease::{Guard, is_still_at, try_lock, try_own};
 use super::{Part, Store, StoreError, sync_dir};
 
-/// A file without a name that counts. Gone when dropped.
+/// A file without a name that counts, or without any name where the file system can do that: then nothing is left of it by `kill -9`.
+/// Gone when dropped.
 #[derive(Debug)]
 pub(super) struct Temporary {
     file: File,
-    path: PathBuf,
-    kept: bool,
+    /// Where temporary files are.
+    dir: PathBuf,
+    /// Its name there.
+    path: Option<PathBuf>,
 }
 
 impl Temporary {
@@ -27,33 +32,87 @@ impl Temporary {
 
     /// Everything on disk.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
-        self.file.sync_all().map_err(StoreError::io("write", &self.path))
+        self.file.sync_all().map_err(StoreError::io("write", &self.dir))
     }
 
     /// Gives it its name, in place of what has it now, and unlocks it.
     pub(super) fn persist(mut self, path: &Path) -> Result<(), StoreError> {
-        fs::rename(&self.path, path).map_err(StoreError::io("write", path))?;
-        self.kept = true;
+        let error = |source| StoreError::io("write", path)(source);
+        if self.path.is_none() {
+            match link(&self.file, path) {
+                Err(Errno::EXIST) => self.path = Some(self.name().map_err(error)?),
+                result => {
+                    result.map_err(|source| error(source.into()))?;
+                    return sync_dir(path.parent().unwrap_or(path));
+                }
+            }
+        }
+        if let Some(own) = &self.path {
+            fs::rename(own, path).map_err(error)?;
+        }
+        self.path = None;
         sync_dir(path.parent().unwrap_or(path))
+    }
+
+    /// A name for what has none, because only something with a name can take another file's.
+    fn name(&self) -> io::Result<PathBuf> {
+        // Nobody else knows the file.
+        try_lock(&self.file, FlockOperation::NonBlockingLockExclusive)?;
+        loop {
+            let path = next_name(&self.dir);
+            match link(&self.file, &path) {
+                Err(Errno::EXIST) => {}
+                result => return Ok(result.map(|()| path)?),
+            }
+        }
     }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        if !self.kept {
-            // Whoever locks the store next sweeps it.
-            let _left = fs::remove_file(&self.path);
+        if let Some(path) = &self.path {
+            // Whoever opens the store next sweeps it.
+            let _left = fs::remove_file(path);
         }
     }
+}
+
+/// One that no other process has that is alive, in this PID namespace at least.
+fn next_name(dir: &Path) -> PathBuf {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    dir.join(format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)))
+}
+
+/// Gives a file without a name its first one (open(2), "O_TMPFILE": without privileges, only by this path).
+fn link(file: &File, path: &Path) -> rustix::io::Result<()> {
+    let own = format!("{DESCRIPTORS}/{}", file.as_raw_fd());
+    linkat(CWD, own, CWD, path, AtFlags::SYMLINK_FOLLOW)
+}
+
+const DESCRIPTORS: &str = "/proc/self/fd";
+
+/// A file that has no name, if there can be such files in this directory.
+fn unnamed(dir: &Path) -> Option<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR).ok().map(File::from)
 }
 
 impl Store {
     /// A new, empty file.
     pub(super) fn temporary(&self) -> Result<Temporary, StoreError> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let dir = self.part(Part::Tmp);
+        // Without /proc it could never get a name.
+        match unnamed(&dir).filter(|_| Path::new(DESCRIPTORS).is_dir()) {
+            Some(file) => Ok(Temporary { file, dir, path: None }),
+            None => self.named(),
+        }
+    }
+
+    /// The same with a temporary name, where it needs one.
+    pub(super) fn named(&self) -> Result<Temporary, StoreError> {
+        let dir = self.part(Part::Tmp);
         loop {
-            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-            let path = self.path(Part::Tmp, &format!("{}-{number}", std::process::id()));
+            let path = next_name(&dir);
             let create = || -> io::Result<Option<File>> {
                 let mut options = OpenOptions::new();
                 let file = match options.create_new(true).read(true).write(true).mode(0o600).open(&path) {
@@ -67,15 +126,20 @@ impl Store {
                 Ok(ours.then_some(file))
             };
             if let Some(file) = create().map_err(StoreError::io("create", &path))? {
-                return Ok(Temporary { file, path, kept: false });
+                return Ok(Temporary { file, dir, path: Some(path) });
             }
         }
     }
 
     /// A file in the store's file system that is gone with its last descriptor.
     pub(in crate::image) fn unlinked(&self) -> Result<File, StoreError> {
-        let temporary = self.temporary()?;
-        temporary.file().try_clone().map_err(StoreError::io("open", &temporary.path))
+        match unnamed(&self.part(Part::Tmp)) {
+            Some(file) => Ok(file),
+            None => {
+                let temporary = self.named()?;
+                temporary.file().try_clone().map_err(StoreError::io("open", &temporary.dir))
+            }
+        }
     }
 
     /// Writes a small file as a whole.
@@ -90,11 +154,18 @@ impl Store {
     /// Waits for the store's own lock, and removes the temporary files that nobody makes any more.
     pub(super) fn lock(&self) -> Result<Guard, StoreError> {
         let guard = Guard::wait(&self.dir.join("lock"))?;
-        for name in self.list(Part::Tmp)? {
-            if let Some(_stale) = try_own(&self.path(Part::Tmp, &name))? {
-                self.remove(Part::Tmp, &name)?;
+        self.sweep(Part::Tmp)?;
+        Ok(guard)
+    }
+
+    /// Removes the files of a part that nobody has locked. Needs no lock of the store's: whoever makes or waits for such a file looks whether it is
+    /// still there.
+    pub(super) fn sweep(&self, part: Part) -> Result<(), StoreError> {
+        for name in self.list(part)? {
+            if let Some(_stale) = try_own(&self.path(part, &name))? {
+                self.remove(part, &name)?;
             }
         }
-        Ok(guard)
+        Ok(())
     }
 }

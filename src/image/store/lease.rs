@@ -61,8 +61,10 @@ impl Guard {
 /// The right to remove a file: nobody else uses it, and nobody can begin to. `None` if somebody does, or it is gone.
 pub(super) fn try_own(path: &Path) -> Result<Option<File>, StoreError> {
     let own = || -> io::Result<Option<File>> {
-        let file = match File::open(path) {
+        // NFS has exclusive locks only for what can be written.
+        let file = match OpenOptions::new().read(true).write(true).open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => File::open(path)?,
             result => result?,
         };
         let owned = try_lock(&file, FlockOperation::NonBlockingLockExclusive)? && is_still_at(&file, path)?;

@@ -3,16 +3,17 @@
 //! ```text
 //! v1/lock              held (exclusively, for moments) by whoever changes names, images, or removes anything
 //! v1/names/SHA256      one name: JSON with the name itself and the image's digest; the file's name is the name's SHA-256
-//! v1/images/ALG-HEX    one image: JSON with what to run, and the key of its file system
+//! v1/images/ALG-HEX    one image, by its manifest's digest: JSON with what to run, and the key of its file system; those that came without a
+//!                      manifest are config-ALG-HEX or dir-ALG-HEX: a digest of one kind never leads to an image of another
 //! v1/rootfs/KEY        one EROFS file; its mtime says when it was last used
 //! v1/blobs/ALG-HEX     blobs on their way from a registry into a file system
 //! v1/locks/NAME        held by whoever makes the file of that name in rootfs/ or blobs/
-//! v1/tmp/              files in the making, each locked by its maker
+//! v1/tmp/              files in the making, each locked by its maker; none where the file system has files without a name (O_TMPFILE)
 //! ```
 //!
-//! A file appears under its name only when it is complete, verified and on disk (write, fsync, rename, fsync the directory), and never changes
-//! afterwards. So a process that is killed at any moment leaves at most a temporary file, which nobody has locked and which whoever takes the
-//! store's lock next removes; or a file system without an image, which the next load of the image takes and `prune` removes.
+//! A file appears under its name only when it is complete, verified and on disk (write, fsync, link or rename, fsync the directory), and never
+//! changes afterwards. So a process that is killed at any moment leaves at most a temporary file or an empty one in `locks/`, which nobody has
+//! locked and which whoever opens the store next removes; or a file system without an image, which the next load of the image takes and `prune` removes.
 //!
 //! All locks are flock(2) locks. They belong to the open file description: they end with the process, however it ends, and go with a
 //! descriptor into another one. A [`Lease`] is a shared lock on a file of the store; what is leased is never removed. Lock order: a
@@ -27,6 +28,7 @@ mod files;
 mod images;
 mod lease;
 mod prune;
+mod record;
 mod rootfs;
 
 use std::fs::{self, DirBuilder, File};
@@ -38,15 +40,16 @@ use thiserror::Error;
 
 use super::digest::{DigestError, shown};
 
-pub use images::{Image, ImageSummary};
+pub use images::ImageSummary;
 pub use lease::{ImageLease, Lease};
 pub use prune::Pruned;
+pub use record::{DigestOf, Image};
 pub(super) use rootfs::RootfsKey;
 
 /// Names the directory of the store.
 const DIR_VARIABLE: &str = "BOTHY_STORE";
 /// Limits its size, like `20G`.
-const LIMIT_VARIABLE: &str = "BOTHY_STORE_LIMIT";
+pub(super) const LIMIT_VARIABLE: &str = "BOTHY_STORE_LIMIT";
 
 /// Why the store can't do what it was asked for.
 #[derive(Debug, Error)]
@@ -163,7 +166,16 @@ impl Store {
                 made.map_err(StoreError::io("create", &path))?;
             }
         }
+        // What was killed has left little, if anything; whoever can't remove it can use the store all the same.
+        for part in [Part::Tmp, Part::Locks] {
+            let _left = store.sweep(part).inspect_err(|error| log::debug!("{error}"));
+        }
         Ok(store)
+    }
+
+    /// Most bytes on disk that all images may take together.
+    pub(super) fn limit(&self) -> Option<u64> {
+        self.limit
     }
 
     fn part(&self, part: Part) -> PathBuf {
@@ -205,7 +217,7 @@ fn sync_dir(dir: &Path) -> Result<(), StoreError> {
 }
 
 /// A number with a unit: `512M`, `20G`, `20GiB`; without one, bytes.
-fn parse_size(text: &str) -> Option<u64> {
+pub fn parse_size(text: &str) -> Option<u64> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     let shift = match unit.to_ascii_uppercase().as_str() {

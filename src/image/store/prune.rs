@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::SystemTime;
 
-use super::images::{Image, disk_size};
+use super::images::disk_size;
 use super::lease::try_own;
-use super::{Part, Store, StoreError};
+use super::record::Head;
+use super::{LIMIT_VARIABLE, Part, Store, StoreError};
 
 /// What was removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub struct Pruned {
 /// A file system, and the images that have it.
 struct Candidate {
     name: String,
-    images: Vec<Image>,
+    images: Vec<Head>,
     last_used: SystemTime,
     size: u64,
 }
@@ -33,7 +34,7 @@ impl Store {
         let names = self.names()?;
         for candidate in self.candidates()? {
             let (named, unnamed): (Vec<_>, Vec<_>) =
-                candidate.images.iter().partition(|image| names.contains_key(&image.digest));
+                candidate.images.iter().partition(|image| names.contains_key(&image.id()));
             if all || named.is_empty() {
                 if self.remove_candidate(&candidate)? {
                     pruned.images += candidate.images.len();
@@ -46,11 +47,7 @@ impl Store {
                 pruned.images += unnamed.len();
             }
         }
-        for name in self.list(Part::Locks)? {
-            if let Some(_unused) = try_own(&self.path(Part::Locks, &name))? {
-                self.remove(Part::Locks, &name)?;
-            }
-        }
+        self.sweep(Part::Locks)?;
         self.remove_damaged()?;
         Ok(pruned)
     }
@@ -62,7 +59,7 @@ impl Store {
         let blobs: u64 = self.sizes(Part::Blobs)?.values().sum();
         let mut total = candidates.iter().map(|candidate| candidate.size).sum::<u64>() + blobs;
         if total > limit {
-            total -= self.prune_blobs()?;
+            total = total.saturating_sub(self.prune_blobs()?);
         }
         candidates.sort_by_key(|candidate| candidate.last_used);
         for candidate in candidates {
@@ -70,7 +67,8 @@ impl Store {
                 break;
             }
             if self.remove_candidate(&candidate)? {
-                total -= candidate.size;
+                log::info!("{LIMIT_VARIABLE}: removed file system {}", candidate.name);
+                total = total.saturating_sub(candidate.size);
             }
         }
         Ok(())
@@ -98,12 +96,12 @@ impl Store {
 
     /// The file systems that there are, and those that images name and that are missing.
     fn candidates(&self) -> Result<Vec<Candidate>, StoreError> {
-        let mut by_rootfs: BTreeMap<String, Vec<Image>> = BTreeMap::new();
+        let mut by_rootfs: BTreeMap<String, Vec<Head>> = BTreeMap::new();
         for name in self.list(Part::Rootfs)? {
             by_rootfs.insert(name, Vec::new());
         }
         for file_name in self.list(Part::Images)? {
-            if let Some(image) = self.read::<Image>(Part::Images, &file_name)? {
+            if let Some(image) = self.read::<Head>(Part::Images, &file_name)? {
                 by_rootfs.entry(image.rootfs.clone()).or_default().push(image);
             }
         }
@@ -125,7 +123,7 @@ impl Store {
         }
         let mut names = self.names()?;
         for image in &candidate.images {
-            for name in names.remove(&image.digest).unwrap_or_default() {
+            for name in names.remove(&image.id()).unwrap_or_default() {
                 self.remove_name(&name)?;
             }
             self.remove_record(image)?;
@@ -137,7 +135,7 @@ impl Store {
     /// What can't be read as what it should be, only ever by another's hand; and names that lead nowhere.
     fn remove_damaged(&self) -> Result<(), StoreError> {
         for file_name in self.list(Part::Images)? {
-            if self.read::<Image>(Part::Images, &file_name)?.is_none() {
+            if self.read::<Head>(Part::Images, &file_name)?.is_none() {
                 self.remove(Part::Images, &file_name)?;
             }
         }

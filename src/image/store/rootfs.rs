@@ -7,7 +7,7 @@ use super::{Part, Store, StoreError};
 use crate::image::digest::Digest;
 
 /// Stands in every key: another number when the writer makes other bytes of the same layers.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Names a file system by what it is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,8 +29,10 @@ impl RootfsKey {
         Self(Digest::of(format!("bothy rootfs {FORMAT} {kind}\n{content}").as_bytes()).hex().into())
     }
 
-    pub(super) fn from_text(text: &str) -> Self {
-        Self(text.into())
+    /// A key as a record has it: nothing else becomes a path.
+    pub(super) fn from_text(text: &str) -> Option<Self> {
+        let is_key = text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        is_key.then(|| Self(text.into()))
     }
 
     /// 64 hexadecimal digits.

@@ -3,8 +3,10 @@ use super::super::digest::Digest;
 use super::super::manifest::Platform;
 use super::super::reference::Reference;
 use super::super::testing::chain;
+use super::lease::Guard;
 use super::*;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -26,6 +28,7 @@ fn add(store: &Store, name: &str, len: usize) -> (Image, ImageLease) {
     let (lease, _) = store.rootfs(&key(name), write).unwrap();
     let image = Image {
         digest: Digest::of(name.as_bytes()),
+        digest_of: DigestOf::Manifest,
         platform: Platform::native(),
         created: None,
         config: RunConfig::default(),
@@ -73,19 +76,98 @@ fn an_image_is_found_by_its_name_and_digest() {
     let (image, _lease) = add(&store, "localhost/app", 10);
     let digest = image.digest.to_string();
     let whole = format!("anything@{digest}");
-    for name in
+    for text in
         ["localhost/app", "localhost/app:latest", "app", &whole, &digest, &digest[..19], image.digest.short()]
     {
-        let (found, lease) = store.find(&reference(name)).unwrap().unwrap();
-        assert_eq!(found, image, "{name}");
+        let (found, lease) = store.look_up(text).unwrap().unwrap();
+        assert_eq!(found, image, "{text}");
         assert_eq!(lease.file().metadata().unwrap().len(), 10);
     }
-    for name in ["other", "app:v2", "quay.io/app", "sha512:0000", "0000"] {
-        assert!(store.find(&reference(name)).unwrap().is_none(), "{name}");
+    for text in ["other", "app:v2", "quay.io/app", "sha512:0000", "0000"] {
+        assert!(store.look_up(text).unwrap().is_none(), "{text}");
+    }
+    for (text, is_there) in [("localhost/app", true), (&whole, true), ("app", false), (&digest, false)] {
+        assert_eq!(store.find(&reference(text)).unwrap().is_some(), is_there, "exactly {text}");
     }
     // docker.io's own comes before the local one.
     let (hub, _lease) = add(&store, "app", 10);
-    assert_eq!(store.find(&reference("app")).unwrap().unwrap().0, hub);
+    assert_eq!(store.look_up("app").unwrap().unwrap().0, hub);
+}
+
+#[test]
+fn a_full_name_means_nothing_else() {
+    let (_dir, store) = store(None);
+    let (image, _) = add(&store, "localhost/app", 10);
+    let digits = image.digest.short();
+    for text in [
+        "docker.io/library/app",
+        "docker.io/app:latest",
+        "library/app",
+        &format!("docker.io/library/{digits}"),
+        &format!("library/{digits}"),
+        &format!("localhost/{digits}"),
+        &format!("localhost/app@{digits}"),
+    ] {
+        assert!(store.look_up(text).unwrap().is_none(), "{text}");
+        assert!(matches!(store.remove_image(text), Err(StoreError::Unknown(_))), "{text}");
+    }
+    assert_eq!(store.remove_image("app").unwrap()[0], "localhost/app:latest");
+}
+
+#[test]
+fn a_configuration_is_not_taken_for_a_manifest() {
+    let (_dir, store) = store(None);
+    let (image, lease) = add(&store, "pinned", 10);
+    drop(lease);
+    let (_, lease) = add(&store, "another", 10);
+    let other = Image {
+        digest_of: DigestOf::Config,
+        rootfs: key("another").as_str().into(),
+        created: Some("now".into()),
+        ..image.clone()
+    };
+    // What is both a manifest and a configuration, and has the same digest as either.
+    store.add(&other, &[reference("evil")]).unwrap();
+    drop(lease);
+    let pinned = format!("pinned@{}", image.digest);
+    assert_eq!(store.find(&reference(&pinned)).unwrap().unwrap().0, image);
+    assert_eq!(store.look_up("pinned").unwrap().unwrap().0, image);
+    assert_eq!(store.look_up("evil").unwrap().unwrap().0, other);
+    assert!(matches!(store.look_up(image.digest.short()), Err(StoreError::Several { .. })));
+    assert_eq!(names(&store).len(), 3);
+    assert_eq!(store.remove_image("evil").unwrap().len(), 2);
+    assert_eq!(store.look_up(image.digest.short()).unwrap().unwrap().0, image);
+    for of in [DigestOf::Config, DigestOf::Directory] {
+        let only = Image { digest_of: of, digest: Digest::of(b"only"), ..image.clone() };
+        store.add(&only, &[reference("only")]).unwrap();
+        assert_eq!(store.look_up(only.digest.short()).unwrap().unwrap().0, only);
+        assert!(store.find(&reference(&format!("x@{}", only.digest))).unwrap().is_none());
+        assert_eq!(
+            store.remove_image("only").unwrap(),
+            ["docker.io/library/only:latest".to_owned(), only.digest.to_string()]
+        );
+    }
+}
+
+#[test]
+fn the_key_of_a_file_system_is_never_a_path() {
+    let (dir, store) = store(None);
+    let (image, _) = add(&store, "app", 10);
+    let outside = dir.path().join("outside");
+    fs::write(&outside, "precious").unwrap();
+    for key in
+        ["../../outside", outside.to_str().unwrap(), "", &image.rootfs[1..], &image.rootfs.to_uppercase()]
+    {
+        let mut record = serde_json::to_value(&image).unwrap();
+        record["rootfs"] = key.into();
+        let file = format!("sha256-{}", image.digest.hex());
+        store.write(Part::Images, &file, record.to_string().as_bytes()).unwrap();
+        assert!(store.look_up("app").unwrap().is_none(), "{key}");
+        assert!(store.images().unwrap().is_empty());
+        store.prune(true).unwrap();
+        assert!(outside.exists(), "{key}");
+        add(&store, "app", 10);
+    }
 }
 
 #[test]
@@ -98,7 +180,7 @@ fn a_name_moves_to_the_image_that_was_loaded_last() {
     let unnamed: Vec<_> =
         store.images().unwrap().into_iter().filter(|summary| summary.names.is_empty()).collect();
     assert_eq!(unnamed.len(), 1);
-    assert_eq!(unnamed[0].image, old);
+    assert_eq!(store.image(&unnamed[0]).unwrap().unwrap(), old);
     let pruned = store.prune(false).unwrap();
     assert_eq!((pruned.images, count(&store, Part::Rootfs)), (1, 1));
 }
@@ -239,7 +321,7 @@ fn makers_and_removers_at_once_leave_a_good_store() {
 #[test]
 fn stale_files_are_swept_and_live_ones_are_not() {
     let (_dir, store) = store(None);
-    let live = store.temporary().unwrap();
+    let live = store.named().unwrap();
     let stale = store.path(Part::Tmp, "999999-0");
     fs::write(&stale, "left by kill -9").unwrap();
     drop(store.lock().unwrap());
@@ -249,6 +331,52 @@ fn stale_files_are_swept_and_live_ones_are_not() {
     let unlinked = store.unlinked().unwrap();
     assert_eq!(count(&store, Part::Tmp), 0);
     (&unlinked).write_all(b"still there").unwrap();
+}
+
+#[test]
+fn opening_the_store_sweeps_what_was_left() {
+    let (dir, first) = store(None);
+    let live = first.named().unwrap();
+    let making = Guard::wait(&first.path(Part::Locks, "making")).unwrap();
+    fs::write(first.path(Part::Tmp, "999999-0"), "left by kill -9").unwrap();
+    fs::write(first.path(Part::Locks, "left"), "").unwrap();
+    let second = Store::at(dir.path(), None).unwrap();
+    assert_eq!((count(&second, Part::Tmp), count(&second, Part::Locks)), (1, 1), "those in use");
+    drop((live, making));
+    Store::at(dir.path(), None).unwrap();
+    assert_eq!((count(&first, Part::Tmp), count(&first, Part::Locks)), (0, 0));
+}
+
+#[test]
+fn files_in_the_making_have_no_name() {
+    let (_dir, store) = store(None);
+    let file = store.temporary().unwrap();
+    (&mut file.file()).write_all(b"new").unwrap();
+    assert_eq!(count(&store, Part::Tmp), 0, "the file system of this test has such files");
+    let path = store.path(Part::Rootfs, "x");
+    file.persist(&path).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"new");
+    // In place of another one, with a name or without.
+    for (file, content) in
+        [(store.temporary().unwrap(), b"newer"), (store.named().unwrap(), b"newest")] as [(_, &[u8]); 2]
+    {
+        (&mut file.file()).write_all(content).unwrap();
+        file.persist(&path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), content);
+    }
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!((count(&store, Part::Tmp), count(&store, Part::Rootfs)), (0, 1));
+    assert!(super::lease::try_own(&path).unwrap().is_some(), "unlocked");
+}
+
+#[test]
+fn what_is_owned_can_be_written() {
+    let (_dir, store) = store(None);
+    let (image, lease) = add(&store, "app", 10);
+    drop(lease);
+    let owned = super::lease::try_own(&store.path(Part::Rootfs, &image.rootfs)).unwrap().unwrap();
+    let flags = rustix::fs::fcntl_getfl(&owned).unwrap();
+    assert!(flags.contains(rustix::fs::OFlags::RDWR), "NFS locks exclusively only what can be written");
 }
 
 #[test]
@@ -266,7 +394,7 @@ fn the_limit_removes_what_was_used_longest_ago() {
     let full = |name: &str| format!("docker.io/library/{name}:latest");
     assert_eq!(names(&store), [full("middle"), full("new"), full("newest")]);
     // To use one makes it young, and an orphan is removed like anything else.
-    drop(store.find(&reference("middle")).unwrap().unwrap());
+    drop(store.look_up("middle").unwrap().unwrap());
     store.rootfs(&key("orphan"), |_| Ok::<(), StoreError>(())).unwrap();
     add(&store, "fifth", 8192);
     assert_eq!(names(&store), [full("fifth"), full("middle"), full("newest")]);

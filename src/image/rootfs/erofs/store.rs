@@ -1,20 +1,22 @@
-//! The image's file while data comes: blocks of data from the front, and a spool behind everything.
+//! The image's file while data comes: blocks of data from the front, and a spool behind everything. Blocks of zeros are holes of the file.
 //!
 //! The spool takes what has no bound in memory but belongs beside the inodes, whose places are known only at the end: ends of files,
 //! symbolic links' targets, xattrs, addresses of chunks. It begins at the offset that the image can't reach, and is cut off at the end, so it
 //! costs disk only meanwhile and no file of its own.
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
-use super::super::RootfsError;
 use super::super::flaw::{Flaw, Trouble};
 use super::super::tree::{Data, Inode};
+use super::super::{Limits, RootfsError};
 use super::format::{BLOCK, HOLE, INODE};
+use crate::image::room::Growing;
 
 /// Whatever the limit is, the spool behind it has to fit into a file: 16 TiB are ext4's.
 const MAX_IMAGE: u64 = 8 << 40;
@@ -29,7 +31,7 @@ const MAX_TAIL: usize = 2048;
 
 /// Collects bytes and writes them in big pieces, one after the other.
 pub(super) struct Writer<'a> {
-    out: &'a File,
+    out: Growing<'a>,
     /// Where in the file the buffer goes.
     start: u64,
     buffer: Box<[u8]>,
@@ -37,7 +39,7 @@ pub(super) struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    pub(super) fn new(out: &'a File, start: u64) -> Self {
+    pub(super) fn new(out: Growing<'a>, start: u64) -> Self {
         Self { out, start, buffer: vec![0; BUFFER].into_boxed_slice(), len: 0 }
     }
 
@@ -96,7 +98,7 @@ impl<'a> Writer<'a> {
         let mut flushed = 0;
         if at < self.start {
             flushed = usize::try_from(self.start - at).unwrap_or(usize::MAX).min(bytes.len());
-            self.out.read_exact_at(&mut bytes[..flushed], at).map_err(RootfsError::Write)?;
+            read_at(self.out.file(), &mut bytes[..flushed], at).map_err(RootfsError::Write)?;
         }
         let from = usize::try_from(at.saturating_sub(self.start)).unwrap_or(usize::MAX);
         let rest = &mut bytes[flushed..];
@@ -107,11 +109,27 @@ impl<'a> Writer<'a> {
     }
 }
 
+/// Reads what was written. Behind the file's end there were zeros.
+fn read_at(file: &File, mut bytes: &mut [u8], mut at: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match file.read_at(bytes, at) {
+            Ok(0) => {
+                bytes.fill(0);
+                return Ok(());
+            }
+            Ok(n) => (bytes, at) = (&mut bytes[n..], at + n as u64),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Reads some of a file's data; 0 at its end.
 pub(in crate::image::rootfs) type ReadSome<'r> = dyn FnMut(&mut [u8]) -> Result<usize, Trouble> + 'r;
 
 pub(in crate::image::rootfs) struct Store<'a> {
-    pub(super) out: &'a File,
+    pub(super) out: Growing<'a>,
     /// Longest image, in bytes.
     pub(super) max: u64,
     pub(super) data: Writer<'a>,
@@ -122,10 +140,11 @@ pub(in crate::image::rootfs) struct Store<'a> {
 
 impl<'a> Store<'a> {
     /// What the file has is lost: holes have to be zeros.
-    pub(in crate::image::rootfs) fn new(out: &'a File, max_bytes: u64) -> Result<Self, RootfsError> {
+    pub(in crate::image::rootfs) fn new(out: &'a File, limits: &Limits) -> Result<Self, RootfsError> {
         out.set_len(0).map_err(RootfsError::Write)?;
-        let max = max_bytes.min(MAX_IMAGE).next_multiple_of(BLOCK);
-        let (data, spool) = (Writer::new(out, BLOCK), Writer::new(out, max));
+        let max = limits.max_bytes.min(MAX_IMAGE).next_multiple_of(BLOCK);
+        let out = Growing::new(out, limits.max_disk);
+        let (data, spool) = (Writer::new(out.clone(), BLOCK), Writer::new(out.clone(), max));
         Ok(Self { out, max, data, spool, punches: true })
     }
 
@@ -315,7 +334,7 @@ impl<'a> Store<'a> {
                 continue;
             }
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            match fallocate(self.out, flags, start, end - start) {
+            match fallocate(self.out.file(), flags, start, end - start) {
                 Ok(()) => {}
                 Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.punches = false,
                 Err(error) => return Err(RootfsError::Write(error.into())),
@@ -324,7 +343,7 @@ impl<'a> Store<'a> {
         Ok(())
     }
 
-    /// Everything is in the file; says where data ends, in blocks.
+    /// Everything that isn't zeros is in the file; says where data ends, in blocks.
     pub(super) fn flush(&mut self) -> Result<u32, RootfsError> {
         self.data.flush()?;
         self.spool.flush()?;

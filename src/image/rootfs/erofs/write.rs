@@ -1,14 +1,13 @@
 //! The metadata: directories and inodes get their places, then they are written, in the same order.
 
 use std::cmp::Ordering;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 
 use super::super::tree::{Data, EntryId, Inode, Kind, ROOT, Tree};
 use super::super::{Built, RootfsError};
 use super::format::{self, BLOCK, DIRENT, INODE, SLOT, Super};
 use super::pack::{OPEN, Packer};
 use super::store::{Store, Writer};
+use crate::image::room::Growing;
 
 /// Writes all that the tree says behind the data that the store has, and the superblock.
 pub(in crate::image::rootfs) fn finish(mut tree: Tree, mut store: Store<'_>) -> Result<Built, RootfsError> {
@@ -24,8 +23,8 @@ pub(in crate::image::rootfs) fn finish(mut tree: Tree, mut store: Store<'_>) -> 
     };
     let mut metadata = Metadata {
         store: &store,
-        dirs: Writer::new(store.out, u64::from(dir_block) * BLOCK),
-        window: Window::new(store.out, layout.meta_block * BLOCK),
+        dirs: Writer::new(store.out.clone(), u64::from(dir_block) * BLOCK),
+        window: Window::new(store.out.clone(), layout.meta_block * BLOCK),
         number: 0,
     };
     metadata.write(&mut tree)?;
@@ -39,7 +38,8 @@ pub(in crate::image::rootfs) fn finish(mut tree: Tree, mut store: Store<'_>) -> 
     };
     store.out.write_all_at(&superblock.block(), 0).map_err(RootfsError::Write)?;
     // The spool goes, and the last block is whole.
-    store.out.set_len(bytes).map_err(RootfsError::Write)?;
+    store.out.file().set_len(bytes).map_err(RootfsError::Write)?;
+    store.out.check().map_err(RootfsError::Write)?;
     Ok(Built { bytes, entries: tree.len() })
 }
 
@@ -211,7 +211,7 @@ fn subdirectories(tree: &Tree, dir: EntryId) -> u32 {
 
 /// The last blocks of the metadata, which may yet get more.
 struct Window<'a> {
-    out: &'a File,
+    out: Growing<'a>,
     /// Where the metadata begins in the file, and how much of it has been written.
     start: u64,
     written: u64,
@@ -222,7 +222,7 @@ impl<'a> Window<'a> {
     /// Written in pieces of this size.
     const PIECE: usize = 1 << 20;
 
-    fn new(out: &'a File, start: u64) -> Self {
+    fn new(out: Growing<'a>, start: u64) -> Self {
         Self { out, start, written: 0, pending: Vec::new() }
     }
 

@@ -1,4 +1,4 @@
-//! Reads a tar stream and believes nothing in it.
+//! Reads a tar stream and believes nothing in it: a layer's, and that of an archive of images (see `archive`), which passes over the data.
 //!
 //! A parser of our own, because the `tar` crate serves only its raw blocks safely here: it collects extended headers of any length in
 //! memory, knows no PAX sparse files, and turns the holes of GNU's into zeros. What is left of it then is reading octal numbers.
@@ -26,7 +26,7 @@ const BUFFER: usize = 256 << 10;
 
 /// What an entry is for.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum What {
+pub(in crate::image) enum What {
     /// A file and the length of its data.
     File(u64),
     /// A file with holes.
@@ -40,21 +40,33 @@ pub(super) enum What {
 }
 
 #[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) name: Vec<u8>,
-    pub(super) what: What,
-    pub(super) meta: Meta,
+pub(in crate::image) struct Entry {
+    pub(in crate::image) name: Vec<u8>,
+    pub(in crate::image) what: What,
+    pub(in crate::image::rootfs) meta: Meta,
     /// By their full names.
-    pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(in crate::image::rootfs) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+/// Whether a block is a header, or the zeros that end an archive.
+pub(in crate::image) fn is_header(block: &[u8; BLOCK]) -> bool {
+    Header::parse(*block).is_ok()
+}
+
+/// A stream that can go on at a later place.
+pub(in crate::image) trait Skip {
+    /// Passes over so many bytes, which are there.
+    fn skip(&mut self, len: u64);
 }
 
 /// A stream of entries, and of each one's data.
-pub(super) struct Reader<R> {
+pub(in crate::image) struct Reader<R> {
     source: R,
     buffer: Box<[u8]>,
     at: usize,
     filled: usize,
-    /// Bytes that the stream may yet have.
+    /// Bytes that the stream may have, and may yet have.
+    all: u64,
     allowed: u64,
     /// Bytes of the present entry's data that have not been read, and the padding behind them.
     data: u64,
@@ -66,19 +78,40 @@ pub(super) struct Reader<R> {
 impl<R: Read> Reader<R> {
     /// `allowed` is the number of bytes that the stream may have.
     pub(super) fn new(source: R, allowed: u64) -> Self {
-        let buffer = vec![0; BUFFER].into_boxed_slice();
+        Self::with_buffer(source, allowed, BUFFER)
+    }
+
+    /// The same with a buffer of another length, not 0: whoever wants only the headers reads little besides.
+    pub(in crate::image) fn with_buffer(source: R, allowed: u64, len: usize) -> Self {
+        let buffer = vec![0; len].into_boxed_slice();
         // Sums of two lengths don't wrap.
-        let allowed = allowed.min(1 << 62);
-        Self { source, buffer, at: 0, filled: 0, allowed, data: 0, padding: 0, number: 0, name: Vec::new() }
+        let all = allowed.min(1 << 62);
+        Self {
+            source,
+            buffer,
+            at: 0,
+            filled: 0,
+            all,
+            allowed: all,
+            data: 0,
+            padding: 0,
+            number: 0,
+            name: Vec::new(),
+        }
+    }
+
+    /// Where the stream goes on, in bytes: after [`Reader::next`], where the entry's data begins.
+    pub(in crate::image) fn position(&self) -> u64 {
+        self.all - self.allowed - (self.filled - self.at) as u64
     }
 
     /// What messages call the present entry: its number and, as far as it's known, its name.
-    pub(super) fn label(&self) -> String {
+    pub(in crate::image) fn label(&self) -> String {
         label(self.number, &self.name)
     }
 
     /// Skips what is left of the present entry's data and reads on to the next entry. None at the archive's end.
-    pub(super) fn next(&mut self) -> Result<Option<Entry>, Trouble> {
+    pub(in crate::image) fn next(&mut self) -> Result<Option<Entry>, Trouble> {
         self.skip()?;
         self.number += 1;
         self.name.clear();
@@ -254,7 +287,7 @@ impl<R: Read> Reader<R> {
     /// Some bytes of the stream; large pieces go past the buffer.
     fn some(&mut self, out: &mut [u8]) -> Result<usize, Trouble> {
         if self.at == self.filled {
-            if out.len() >= BUFFER {
+            if out.len() >= self.buffer.len() {
                 let n = from(&mut self.source, out)?;
                 self.allowed = self.allowed.checked_sub(n as u64).ok_or(Flaw::TooManyBytes)?;
                 return Ok(n);
@@ -272,6 +305,20 @@ impl<R: Read> Reader<R> {
         self.filled = 0;
         self.filled = from(&mut self.source, &mut self.buffer)?;
         self.allowed = self.allowed.checked_sub(self.filled as u64).ok_or(Flaw::TooManyBytes)?;
+        Ok(())
+    }
+}
+
+impl<R: Read + Skip> Reader<R> {
+    /// Passes over the present entry's data. Padding may be missing at the end.
+    pub(in crate::image) fn pass(&mut self) -> Result<(), Trouble> {
+        let buffered = (self.filled - self.at) as u64;
+        let Some(beyond) = (self.data + self.padding).checked_sub(buffered) else { return self.skip() };
+        // The data itself is no longer than what is allowed.
+        let beyond = beyond.min(self.allowed);
+        self.source.skip(beyond);
+        self.allowed -= beyond;
+        (self.data, self.padding, self.at, self.filled) = (0, 0, 0, 0);
         Ok(())
     }
 }

@@ -19,7 +19,7 @@ pub(in crate::image::rootfs) struct Part {
 
 /// A map of parts: in order, apart from each other, inside the file, and together as long as what is stored.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::image::rootfs) struct Sparse {
+pub(in crate::image) struct Sparse {
     pub(in crate::image::rootfs) size: u64,
     pub(in crate::image::rootfs) parts: Vec<Part>,
 }
