@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use super::RunConfig;
 use crate::commands::progress::Bar;
 use crate::image::rootfs::Limits;
-use crate::image::{self, ImageLease, LoadOptions, Platform, Source, Store};
+use crate::image::{self, ImageLease, LoadOptions, Loaded, Platform, Source, Store};
 
 /// The image's defaults, and the lease of its file system: from the store by its name, or loaded from a directory or an archive.
 pub(super) fn find(word: &OsStr) -> anyhow::Result<(RunConfig, ImageLease)> {
@@ -16,7 +16,7 @@ pub(super) fn find(word: &OsStr) -> anyhow::Result<(RunConfig, ImageLease)> {
     let source: Source = text.parse()?;
     let store = Store::open().context("can't open the store")?;
     if let Source::Name(name) = &source {
-        return match store.find(name).with_context(|| format!("can't use the image {text}"))? {
+        return match store.look_up(text).with_context(|| format!("can't use the image {text}"))? {
             Some((image, lease)) => Ok((image.config, lease)),
             None => bail!(
                 "there is no image {name} in the store: `bothy load` it from a file, and see `bothy images`"
@@ -28,13 +28,13 @@ pub(super) fn find(word: &OsStr) -> anyhow::Result<(RunConfig, ImageLease)> {
     }
     let options = LoadOptions { name: None, platform: Platform::native(), limits: Limits::default() };
     let bar = Bar::new();
-    let mut loaded =
-        image::load(&store, &source, &options, &bar).with_context(|| format!("can't load {text}"))?;
+    let (mut found, mut count) = (None, 0);
+    let mut take = |loaded: Loaded| (found, count) = (Some(loaded), count + 1);
+    let loaded = image::load(&store, &source, &options, &bar, &mut take);
     drop(bar);
-    match (loaded.pop(), loaded.len()) {
-        (Some(loaded), 0) => Ok((loaded.image.config, loaded.lease)),
-        (_, more) => {
-            bail!("{text} holds {} images: say which one, with :TAG or :@0 after the path", more + 1)
-        }
+    loaded.with_context(|| format!("can't load {text}"))?;
+    match found {
+        Some(loaded) if count == 1 => Ok((loaded.image.config, loaded.lease)),
+        _ => bail!("{text} holds {count} images: say which one, with :TAG or :@0 after the path"),
     }
 }
