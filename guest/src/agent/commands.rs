@@ -29,8 +29,8 @@ struct Running {
     child: Child,
     is_first: bool,
     phase: Phase,
-    /// Of a command with a terminal: where its bytes go, until there is one, and then it.
-    terminal: Option<Terminal>,
+    /// Of a command with a terminal, until there is one.
+    awaited: Option<Terminal>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -42,9 +42,10 @@ enum Phase {
     Refused,
 }
 
-enum Terminal {
-    Awaited { stream: Token, input: bool },
-    There(OwnedFd),
+/// Where the bytes of a terminal go, and whether any come from there.
+struct Terminal {
+    stream: Token,
+    input: bool,
 }
 
 impl Commands {
@@ -98,18 +99,18 @@ impl Commands {
             None if self.begun => return Err(Refusal::other("the container has ended")),
             None => Place::First,
         };
-        let (streams, relays, terminal) = self.open(&command.stdio)?;
+        let (streams, relays, awaited) = self.open(&command.stdio)?;
         let child = start::start(command, &streams, container, place)?;
         self.streams.extend(relays);
         let is_first = matches!(place, Place::First);
-        self.running.push(Running { id, child, is_first, phase: Phase::Starting, terminal });
+        self.running.push(Running { id, child, is_first, phase: Phase::Starting, awaited });
         Ok(())
     }
 
     fn open(&self, stdio: &Stdio) -> Result<(Streams, Vec<Stream>, Option<Terminal>), Refusal> {
         match *stdio {
             Stdio::Terminal { stream, input, size } => {
-                Ok((Streams::Terminal(size), Vec::new(), Some(Terminal::Awaited { stream, input })))
+                Ok((Streams::Terminal(size), Vec::new(), Some(Terminal { stream, input })))
             }
             Stdio::Pipes { stdin, stdout, stderr } => {
                 let pipe = || pipe_with(PipeFlags::CLOEXEC).failing("pipe");
@@ -152,9 +153,7 @@ impl Commands {
 
     /// Tells a command's terminal how large it is now.
     pub(crate) fn resize(&self, id: u32, size: WindowSize) {
-        if let Some(Running { terminal: Some(Terminal::There(terminal)), .. }) =
-            self.running.iter().find(|running| running.id == id)
-        {
+        if let Some(terminal) = self.streams.iter().find_map(|stream| stream.terminal_of(id)) {
             let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
             // A terminal that nobody has open any more needs no size.
             let _ = tcsetwinsize(terminal, size);
@@ -207,9 +206,7 @@ impl Running {
     }
 
     fn connect(&mut self, host: &Host, master: OwnedFd) -> Result<Option<Stream>, Refusal> {
-        let Some(Terminal::Awaited { stream, input }) = self.terminal else { return Ok(None) };
-        let ours = master.try_clone().failing("terminal")?;
-        self.terminal = Some(Terminal::There(ours));
-        Stream::terminal(host, stream, master, input).map(Some).failing("terminal")
+        let Some(Terminal { stream, input }) = self.awaited.take() else { return Ok(None) };
+        Stream::terminal(host, stream, master, input, self.id).map(Some).failing("terminal")
     }
 }
