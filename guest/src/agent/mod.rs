@@ -9,6 +9,7 @@ mod cgroup;
 mod commands;
 mod container;
 mod control;
+mod devices;
 mod dial;
 mod figures;
 mod program;

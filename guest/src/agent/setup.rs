@@ -10,7 +10,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use super::cgroup::Cgroup;
 use super::refusal::{Failing, Refusal};
-use super::{root, texts};
+use super::{devices, root, texts};
 use crate::network::{self, Interface, Network};
 use crate::{mounts, say, sys};
 
@@ -22,8 +22,10 @@ pub(crate) const FILES: &str = "/run/files";
 const CLOCK_TOLERANCE_NS: u128 = 100_000_000;
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
-/// As docker sets them in each container's network namespace: no port and no ping is a matter of privilege.
-const SYSCTLS: [(&str, &str); 2] = [
+/// No port and no ping is a matter of privilege, as in each container of docker's. And when memory runs out, the kernel doesn't write a line
+/// about every process to the console: a container with many could keep the machine busy with that.
+const SYSCTLS: [(&str, &str); 3] = [
+    ("/proc/sys/vm/oom_dump_tasks", "0"),
     ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
     ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
 ];
@@ -50,7 +52,7 @@ pub(crate) fn set_up(setup: Setup) -> Result<Container, Refusal> {
         return Err(Refusal::other(network.failures.join("; ")));
     }
     for (path, value) in SYSCTLS {
-        // Ports and pings then need a privilege, as on other systems.
+        // The machine does its work without.
         if let Err(error) = fs::write(path, value) {
             say!("{path}: {error}");
         }
@@ -58,6 +60,9 @@ pub(crate) fn set_up(setup: Setup) -> Result<Container, Refusal> {
     write_files(&setup.host_name, &network).failing(FILES)?;
     // Without it the container runs, but unbounded.
     let cgroup = Cgroup::make().map_err(|error| say!("no cgroup for the container: {error}")).ok();
+    if let Some(cgroup) = cgroup.as_ref().filter(|_| !setup.privileged) {
+        devices::restrict(cgroup).failing("cannot restrict devices")?;
+    }
     Ok(Container { host_name: setup.host_name, privileged: setup.privileged, cgroup })
 }
 

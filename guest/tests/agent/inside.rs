@@ -209,7 +209,7 @@ fn an_image_s_links_lead_nowhere_and_what_it_lacks_is_made() {
     match machine.report() {
         Report::NotStarted { reason: NotStarted::Other, .. } => {}
         Report::Started { id: 1 } => {
-            assert_eq!(machine.report(), Report::Ended { id: 1, status: ExitStatus::Code(0) })
+            assert_eq!(machine.report(), Report::Ended { id: 1, status: ExitStatus::Code(0) });
         }
         other => panic!("{other:?}"),
     }
@@ -223,6 +223,20 @@ fn an_image_s_links_lead_nowhere_and_what_it_lacks_is_made() {
     };
     let (status, output) = Machine::with(&options).finish(1, &["/busybox", "ls", "/"], |_| ());
     assert_eq!((status, output.as_str()), (ExitStatus::Code(0), "busybox\ndev\netc\nproc\nsys\n"));
+}
+
+#[test]
+fn device_nodes_can_be_made_and_not_opened() {
+    if !can_run() {
+        return;
+    }
+    let output = Machine::new()
+        .sh("mknod /tmp/disk b 7 0 && mknod /tmp/mem c 1 1 && mknod /tmp/null c 1 3 && echo made; \
+        for f in disk mem null; do head -c 0 /tmp/$f; done 2>&1");
+    assert_eq!(
+        output,
+        "made\nhead: /tmp/disk: Operation not permitted\nhead: /tmp/mem: Operation not permitted\n"
+    );
 }
 
 #[test]
