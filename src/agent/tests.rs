@@ -100,10 +100,9 @@ fn a_stream_is_handed_out_once_for_its_token_and_with_its_first_bytes() {
 fn who_guesses_a_token_or_says_that_it_is_the_agent_too_is_sent_away() {
     let mut peer = Peer::new();
     let _control = peer.control();
-    for opening in [
-        Opening::Stream(Token([0; 16])),
-        Opening::Control(Hello { version: VERSION, uptime_us: 0 }),
-    ] {
+    for opening in
+        [Opening::Stream(Token([0; 16])), Opening::Control(Hello { version: VERSION, uptime_us: 0 })]
+    {
         let mut socket = peer.connect();
         send(&mut socket, &opening).unwrap();
         assert!(peer.events().is_empty());

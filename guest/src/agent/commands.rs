@@ -1,5 +1,6 @@
 //! The commands of a container: started, told about, signalled, and seen to their end.
 
+use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 
 use bothy_guest::protocol::{Command, ExitStatus, Report, Stdio, Token, WindowSize};
@@ -151,6 +152,19 @@ impl Commands {
         self.running.iter().for_each(|running| self.signal(running.id, signal));
     }
 
+    /// Asks all of them to end. The first one is PID 1 of its namespace, to which SIGTERM means nothing unless it asks for it: it is killed
+    /// if it doesn't.
+    pub(crate) fn terminate(&self) {
+        for running in &self.running {
+            let status =
+                fs::read_to_string(format!("/proc/{}/status", running.child.pid)).unwrap_or_default();
+            let deaf = running.is_first && running.phase == Phase::Started && !hears(&status, libc::SIGTERM);
+            self.signal(running.id, if deaf { libc::SIGKILL } else { libc::SIGTERM });
+            // A stopped command acts on no signal but SIGKILL until it is continued.
+            self.signal(running.id, libc::SIGCONT);
+        }
+    }
+
     /// Tells a command's terminal how large it is now.
     pub(crate) fn resize(&self, id: u32, size: WindowSize) {
         if let Some(terminal) = self.streams.iter().find_map(|stream| stream.terminal_of(id)) {
@@ -177,6 +191,16 @@ impl Commands {
         }
         reports
     }
+}
+
+/// Whether a process, by its /proc/PID/status, handles the signal, or blocks it in order to take it in another way. What can't be read does.
+fn hears(status: &str, signal: i32) -> bool {
+    let mask = |key| {
+        let text = status.lines().find_map(|line: &str| line.strip_prefix(key))?;
+        u64::from_str_radix(text.trim(), 16).ok()
+    };
+    let (Some(blocked), Some(caught)) = (mask("SigBlk:"), mask("SigCgt:")) else { return true };
+    (blocked | caught) & (1 << (signal - 1)) != 0
 }
 
 impl Running {
@@ -208,5 +232,21 @@ impl Running {
     fn connect(&mut self, host: &Host, master: OwnedFd) -> Result<Option<Stream>, Refusal> {
         let Some(Terminal { stream, input }) = self.awaited.take() else { return Ok(None) };
         Stream::terminal(host, stream, master, input, self.id).map(Some).failing("terminal")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_hears_what_it_catches_or_blocks() {
+        let status = |blocked: u64, caught: u64| {
+            format!("Name:\tx\nSigBlk:\t{blocked:016x}\nSigCgt:\t{caught:016x}\n")
+        };
+        assert!(hears(&status(0, 0x4000), libc::SIGTERM));
+        assert!(hears(&status(0x4000, 0), libc::SIGTERM));
+        assert!(!hears(&status(0x8000, 0x2000), libc::SIGTERM));
+        assert!(hears("", libc::SIGTERM));
     }
 }

@@ -38,30 +38,38 @@ pub(crate) struct Container {
     pub(crate) cgroup: Option<Cgroup>,
 }
 
-/// Does all of it.
-pub(crate) fn set_up(setup: Setup) -> Result<Container, Refusal> {
-    set_clock(setup.time_ns).failing("cannot set the clock")?;
+/// Does what every machine needs, whatever it will be: before the host has said what, so that it is done while the connection is made, or
+/// already part of a snapshot.
+pub(crate) fn prepare() -> Result<Option<Cgroup>, Refusal> {
     mounts::devices().failing("devices")?;
-    sys::add_entropy(&setup.seed).failing("cannot feed the random numbers")?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     fs::create_dir_all(RUN).failing(RUN)?;
     mount("tmpfs", RUN, "tmpfs", flags, Some(c"mode=755,size=1m")).failing("cannot mount /run")?;
-    root::build(&setup.root)?;
-    let network = network::bring_up(setup.networks.iter().map(String::as_str));
-    if !network.failures.is_empty() {
-        return Err(Refusal::other(network.failures.join("; ")));
-    }
     for (path, value) in SYSCTLS {
         // The machine does its work without.
         if let Err(error) = fs::write(path, value) {
             say!("{path}: {error}");
         }
     }
-    write_files(&setup.host_name, &network).failing(FILES)?;
     // Without it the container runs, but unbounded.
-    let cgroup = Cgroup::make().map_err(|error| say!("no cgroup for the container: {error}")).ok();
-    if let Some(cgroup) = cgroup.as_ref().filter(|_| !setup.privileged) {
-        devices::restrict(cgroup).failing("cannot restrict devices")?;
+    Ok(Cgroup::make().map_err(|error| say!("no cgroup for the container: {error}")).ok())
+}
+
+/// Makes the machine what the host says, from what [`prepare`] has made.
+pub(crate) fn set_up(setup: Setup, cgroup: Option<Cgroup>) -> Result<Container, Refusal> {
+    set_clock(setup.time_ns).failing("cannot set the clock")?;
+    sys::add_entropy(&setup.seed).failing("cannot feed the random numbers")?;
+    root::build(&setup.root)?;
+    let network = network::bring_up(setup.networks.iter().map(String::as_str));
+    if !network.failures.is_empty() {
+        return Err(Refusal::other(network.failures.join("; ")));
+    }
+    write_files(&setup.host_name, &network).failing(FILES)?;
+    if let Some(cgroup) = &cgroup {
+        cgroup.bound();
+        if !setup.privileged {
+            devices::restrict(cgroup).failing("cannot restrict devices")?;
+        }
     }
     Ok(Container { host_name: setup.host_name, privileged: setup.privileged, cgroup })
 }

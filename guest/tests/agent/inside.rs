@@ -223,6 +223,9 @@ fn an_image_s_links_lead_nowhere_and_what_it_lacks_is_made() {
     };
     let (status, output) = Machine::with(&options).finish(1, &["/busybox", "ls", "/"], |_| ());
     assert_eq!((status, output.as_str()), (ExitStatus::Code(0), "busybox\ndev\netc\nproc\nsys\n"));
+    let options = Options { upper: Kind::ReadOnly, ..options };
+    let (status, output) = Machine::with(&options).finish(1, &["/busybox", "ls", "/"], |_| ());
+    assert_eq!((status, output.as_str()), (ExitStatus::Code(0), "busybox\ndev\nproc\nsys\n"));
 }
 
 #[test]

@@ -63,12 +63,13 @@ fn a_terminal_s_input_ends_and_a_host_that_leaves_hangs_up() {
 
     let mut machine = Machine::new();
     // A shell that sees to its child: PID 1 itself gets no signal that it doesn't ask for.
-    let terminal = run_in_terminal(
+    let mut terminal = run_in_terminal(
         &mut machine,
         1,
-        &["sh", "-c", "trap 'exit 9' HUP; while :; do sleep 0.05; done"],
+        &["sh", "-c", "trap 'exit 9' HUP; echo ready; while :; do sleep 0.05; done"],
         "",
     );
+    read_until(&mut terminal, "ready");
     assert_eq!(machine.report(), Report::Started { id: 1 });
     drop(terminal);
     assert_eq!(machine.report(), Report::Ended { id: 1, status: ExitStatus::Code(9) });
@@ -191,8 +192,19 @@ fn power_off_gives_commands_time_and_no_more() {
         machine.run(1, &["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"], |_| ());
     read_until(&mut streams.stdout, "ready\n");
     let start = Instant::now();
+    drop(streams);
     machine.power_off();
     assert!(start.elapsed() < Duration::from_secs(9));
+    drop(machine);
+
+    // PID 1 that handles no SIGTERM isn't waited for.
+    let mut machine = Machine::new();
+    let _streams = machine.run(1, &["sleep", "1000"], |_| ());
+    assert_eq!(machine.report(), Report::Started { id: 1 });
+    let start = Instant::now();
+    machine.send(&Request::PowerOff);
+    assert_eq!(machine.report(), Report::Ended { id: 1, status: ExitStatus::Signal(9) });
+    assert!(start.elapsed() < Duration::from_secs(2));
 }
 
 #[test]
