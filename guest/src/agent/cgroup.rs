@@ -24,6 +24,8 @@ const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "io", "memory", "pids", "hugetl
 const RESERVE_BYTES: [u64; 2] = [12 << 20, 64 << 20];
 /// Process numbers kept from the container.
 const RESERVED_PIDS: u64 = 512;
+/// What a kernel has that doesn't say.
+const LEAST_PID_MAX: u64 = 32768;
 
 /// The container's cgroup.
 #[derive(Debug)]
@@ -45,17 +47,25 @@ impl Cgroup {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        if known.split_whitespace().any(|name| name == "memory") {
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+        Ok(Self { directory: File::from(rustix::fs::open(CONTAINER, flags, Mode::empty())?) })
+    }
+
+    /// Bounds it by what the machine has now.
+    pub(crate) fn bound(&self) {
+        let controllers =
+            fs::read_to_string(Path::new(CONTAINER).join("cgroup.controllers")).unwrap_or_default();
+        let has = |name| controllers.split_whitespace().any(|controller| controller == name);
+        if has("memory") {
             let info = sysinfo();
             let total = info.totalram.saturating_mul(info.mem_unit.into());
             write(CONTAINER, "memory.max", &memory_max(total).to_string());
         }
-        if known.split_whitespace().any(|name| name == "pids") {
-            let all: u64 = fs::read_to_string("/proc/sys/kernel/pid_max")?.trim().parse().unwrap_or(32768);
+        if has("pids") {
+            let all = fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
+            let all: u64 = all.trim().parse().unwrap_or(LEAST_PID_MAX);
             write(CONTAINER, "pids.max", &all.saturating_sub(RESERVED_PIDS).max(1).to_string());
         }
-        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
-        Ok(Self { directory: File::from(rustix::fs::open(CONTAINER, flags, Mode::empty())?) })
     }
 
     /// How many processes are in it.

@@ -1,5 +1,6 @@
 //! The commands of a container: started, told about, signalled, and seen to their end.
 
+use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 
 use bothy_guest::protocol::{Command, ExitStatus, Report, Stdio, Token, WindowSize};
@@ -29,8 +30,8 @@ struct Running {
     child: Child,
     is_first: bool,
     phase: Phase,
-    /// Of a command with a terminal: where its bytes go, until there is one, and then it.
-    terminal: Option<Terminal>,
+    /// Of a command with a terminal, until there is one.
+    awaited: Option<Terminal>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -42,9 +43,10 @@ enum Phase {
     Refused,
 }
 
-enum Terminal {
-    Awaited { stream: Token, input: bool },
-    There(OwnedFd),
+/// Where the bytes of a terminal go, and whether any come from there.
+struct Terminal {
+    stream: Token,
+    input: bool,
 }
 
 impl Commands {
@@ -98,18 +100,18 @@ impl Commands {
             None if self.begun => return Err(Refusal::other("the container has ended")),
             None => Place::First,
         };
-        let (streams, relays, terminal) = self.open(&command.stdio)?;
+        let (streams, relays, awaited) = self.open(&command.stdio)?;
         let child = start::start(command, &streams, container, place)?;
         self.streams.extend(relays);
         let is_first = matches!(place, Place::First);
-        self.running.push(Running { id, child, is_first, phase: Phase::Starting, terminal });
+        self.running.push(Running { id, child, is_first, phase: Phase::Starting, awaited });
         Ok(())
     }
 
     fn open(&self, stdio: &Stdio) -> Result<(Streams, Vec<Stream>, Option<Terminal>), Refusal> {
         match *stdio {
             Stdio::Terminal { stream, input, size } => {
-                Ok((Streams::Terminal(size), Vec::new(), Some(Terminal::Awaited { stream, input })))
+                Ok((Streams::Terminal(size), Vec::new(), Some(Terminal { stream, input })))
             }
             Stdio::Pipes { stdin, stdout, stderr } => {
                 let pipe = || pipe_with(PipeFlags::CLOEXEC).failing("pipe");
@@ -150,11 +152,22 @@ impl Commands {
         self.running.iter().for_each(|running| self.signal(running.id, signal));
     }
 
+    /// Asks all of them to end. The first one is PID 1 of its namespace, to which SIGTERM means nothing unless it asks for it: it is killed
+    /// if it doesn't.
+    pub(crate) fn terminate(&self) {
+        for running in &self.running {
+            let status =
+                fs::read_to_string(format!("/proc/{}/status", running.child.pid)).unwrap_or_default();
+            let deaf = running.is_first && running.phase == Phase::Started && !hears(&status, libc::SIGTERM);
+            self.signal(running.id, if deaf { libc::SIGKILL } else { libc::SIGTERM });
+            // A stopped command acts on no signal but SIGKILL until it is continued.
+            self.signal(running.id, libc::SIGCONT);
+        }
+    }
+
     /// Tells a command's terminal how large it is now.
     pub(crate) fn resize(&self, id: u32, size: WindowSize) {
-        if let Some(Running { terminal: Some(Terminal::There(terminal)), .. }) =
-            self.running.iter().find(|running| running.id == id)
-        {
+        if let Some(terminal) = self.streams.iter().find_map(|stream| stream.terminal_of(id)) {
             let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
             // A terminal that nobody has open any more needs no size.
             let _ = tcsetwinsize(terminal, size);
@@ -178,6 +191,16 @@ impl Commands {
         }
         reports
     }
+}
+
+/// Whether a process, by its /proc/PID/status, handles the signal, or blocks it in order to take it in another way. What can't be read does.
+fn hears(status: &str, signal: i32) -> bool {
+    let mask = |key| {
+        let text = status.lines().find_map(|line: &str| line.strip_prefix(key))?;
+        u64::from_str_radix(text.trim(), 16).ok()
+    };
+    let (Some(blocked), Some(caught)) = (mask("SigBlk:"), mask("SigCgt:")) else { return true };
+    (blocked | caught) & (1 << (signal - 1)) != 0
 }
 
 impl Running {
@@ -207,9 +230,23 @@ impl Running {
     }
 
     fn connect(&mut self, host: &Host, master: OwnedFd) -> Result<Option<Stream>, Refusal> {
-        let Some(Terminal::Awaited { stream, input }) = self.terminal else { return Ok(None) };
-        let ours = master.try_clone().failing("terminal")?;
-        self.terminal = Some(Terminal::There(ours));
-        Stream::terminal(host, stream, master, input).map(Some).failing("terminal")
+        let Some(Terminal { stream, input }) = self.awaited.take() else { return Ok(None) };
+        Stream::terminal(host, stream, master, input, self.id).map(Some).failing("terminal")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_hears_what_it_catches_or_blocks() {
+        let status = |blocked: u64, caught: u64| {
+            format!("Name:\tx\nSigBlk:\t{blocked:016x}\nSigCgt:\t{caught:016x}\n")
+        };
+        assert!(hears(&status(0, 0x4000), libc::SIGTERM));
+        assert!(hears(&status(0x4000, 0), libc::SIGTERM));
+        assert!(!hears(&status(0x8000, 0x2000), libc::SIGTERM));
+        assert!(hears("", libc::SIGTERM));
     }
 }

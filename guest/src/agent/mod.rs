@@ -9,6 +9,7 @@ mod cgroup;
 mod commands;
 mod container;
 mod control;
+mod devices;
 mod dial;
 mod figures;
 mod program;
@@ -26,7 +27,7 @@ use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
 
-use bothy_guest::protocol::{Command, NotStarted, Report, Request};
+use bothy_guest::protocol::{Command, NotStarted, Report, Request, Setup};
 use rustix::event::PollFlags;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
@@ -53,8 +54,17 @@ struct Agent {
     events: Events,
     control: Control,
     commands: Commands,
-    container: Option<Container>,
+    machine: Machine,
     ending: Option<Ending>,
+}
+
+/// How far the machine has come.
+enum Machine {
+    /// It waits for [`Request::Setup`], which is answered by the error if there is one.
+    Waiting(Result<Option<Cgroup>, Refusal>),
+    Ready(Container),
+    /// It is not what the host wanted, and never will be.
+    Failed,
 }
 
 /// The machine's end, step by step; each at the latest at its time.
@@ -81,8 +91,10 @@ pub(crate) fn run(events: Events, host: Host) -> io::Result<()> {
         say!("the kernel may end the agent when memory runs out: {error}");
     }
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    // The connection is made while the machine is prepared.
     let control = Control::new(host.clone());
-    let mut agent = Agent { events, control, commands: Commands::new(host), container: None, ending: None };
+    let machine = Machine::Waiting(setup::prepare());
+    let mut agent = Agent { events, control, commands: Commands::new(host), machine, ending: None };
     loop {
         let ready = agent.wait()?;
         agent.act(&ready);
@@ -126,18 +138,7 @@ impl Agent {
     fn obey(&mut self, request: Request) {
         match request {
             Request::Setup(setup) => {
-                let result = if self.container.is_some() {
-                    Err(Refusal::other("the machine is set up already"))
-                } else {
-                    setup::set_up(*setup)
-                };
-                let report = match result {
-                    Ok(container) => {
-                        self.container = Some(container);
-                        Report::Ready
-                    }
-                    Err(refusal) => Report::Failed { message: shortened(refusal.message) },
-                };
+                let report = self.set_up(*setup);
                 self.control.report(&report);
             }
             Request::Run { id, command } => {
@@ -152,12 +153,32 @@ impl Agent {
         }
     }
 
+    fn set_up(&mut self, setup: Setup) -> Report {
+        let failed = |message: String| Report::Failed { message: shortened(message) };
+        match std::mem::replace(&mut self.machine, Machine::Failed) {
+            Machine::Waiting(prepared) => match prepared.and_then(|cgroup| setup::set_up(setup, cgroup)) {
+                Ok(container) => {
+                    self.machine = Machine::Ready(container);
+                    Report::Ready
+                }
+                Err(refusal) => failed(refusal.message),
+            },
+            ready @ Machine::Ready(_) => {
+                self.machine = ready;
+                failed("the machine is set up already".into())
+            }
+            Machine::Failed => failed("the machine could not be set up".into()),
+        }
+    }
+
     fn run_command(&mut self, id: u32, command: &Command) -> Result<(), Refusal> {
         if self.ending.is_some() {
             return Err(Refusal::new(NotStarted::Other, "the machine ends"));
         }
-        let container = self.container.as_ref().ok_or_else(|| Refusal::other("the machine is not set up"))?;
-        self.commands.run(container, id, command)
+        match &self.machine {
+            Machine::Ready(container) => self.commands.run(container, id, command),
+            Machine::Waiting(_) | Machine::Failed => Err(Refusal::other("the machine is not set up")),
+        }
     }
 
     fn reap(&mut self) {
@@ -172,9 +193,7 @@ impl Agent {
         if self.ending.is_some() {
             return;
         }
-        self.commands.signal_all(libc::SIGTERM);
-        // A stopped command acts on no signal but SIGKILL until it is continued.
-        self.commands.signal_all(libc::SIGCONT);
+        self.commands.terminate();
         self.ending = Some(Ending { end, step: Step::Asked, until: Instant::now() + GRACE });
     }
 

@@ -18,13 +18,21 @@ use crate::{say, sys};
 pub(crate) const ROOT: &str = "/run/root";
 const IMAGE: &str = "/run/image";
 const UPPER: &str = "/run/upper";
+/// The directories that a container's root must have, and where the agent has them for those that lack one.
+const SKELETON: [&str; 3] = ["proc", "sys", "dev"];
+const BELOW: &str = "/run/below";
 const SECTOR_BYTES: u64 = 512;
 
 /// Mounts it at [`ROOT`].
 pub(crate) fn build(root: &Root) -> Result<(), Refusal> {
     let device = device(&root.image)?;
     if root.upper == Upper::ReadOnly {
-        return mount_at(&device, ROOT, "erofs", MountFlags::RDONLY, "");
+        mount_at(&device, ROOT, "erofs", MountFlags::RDONLY, "")?;
+        return if SKELETON.iter().all(|path| Path::new(ROOT).join(path).is_dir()) {
+            Ok(())
+        } else {
+            with_skeleton()
+        };
     }
     mount_at(&device, IMAGE, "erofs", MountFlags::RDONLY, "")?;
     match &root.upper {
@@ -49,6 +57,18 @@ pub(crate) fn build(root: &Root) -> Result<(), Refusal> {
     make().failing(UPPER)?;
     let options = format!("lowerdir={IMAGE},upperdir={UPPER}/upper,workdir={UPPER}/work,redirect_dir=on");
     mount_at("overlay", ROOT, "overlay", MountFlags::empty(), &options)
+}
+
+/// Covers a read-only root that lacks what a container needs by one that has it, read-only as well.
+fn with_skeleton() -> Result<(), Refusal> {
+    let make = || -> io::Result<()> {
+        for path in SKELETON {
+            fs::create_dir_all(Path::new(BELOW).join(path))?;
+        }
+        Ok(())
+    };
+    make().failing(BELOW)?;
+    mount_at("overlay", ROOT, "overlay", MountFlags::RDONLY, &format!("lowerdir={ROOT}:{BELOW}"))
 }
 
 /// Unmounts everything that is kept outside of memory. What is still in use is written and made read-only.

@@ -10,7 +10,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use super::cgroup::Cgroup;
 use super::refusal::{Failing, Refusal};
-use super::{root, texts};
+use super::{devices, root, texts};
 use crate::network::{self, Interface, Network};
 use crate::{mounts, say, sys};
 
@@ -22,8 +22,10 @@ pub(crate) const FILES: &str = "/run/files";
 const CLOCK_TOLERANCE_NS: u128 = 100_000_000;
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
-/// As docker sets them in each container's network namespace: no port and no ping is a matter of privilege.
-const SYSCTLS: [(&str, &str); 2] = [
+/// No port and no ping is a matter of privilege, as in each container of docker's. And when memory runs out, the kernel doesn't write a line
+/// about every process to the console: a container with many could keep the machine busy with that.
+const SYSCTLS: [(&str, &str); 3] = [
+    ("/proc/sys/vm/oom_dump_tasks", "0"),
     ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
     ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
 ];
@@ -36,28 +38,39 @@ pub(crate) struct Container {
     pub(crate) cgroup: Option<Cgroup>,
 }
 
-/// Does all of it.
-pub(crate) fn set_up(setup: Setup) -> Result<Container, Refusal> {
-    set_clock(setup.time_ns).failing("cannot set the clock")?;
+/// Does what every machine needs, whatever it will be: before the host has said what, so that it is done while the connection is made, or
+/// already part of a snapshot.
+pub(crate) fn prepare() -> Result<Option<Cgroup>, Refusal> {
     mounts::devices().failing("devices")?;
-    sys::add_entropy(&setup.seed).failing("cannot feed the random numbers")?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     fs::create_dir_all(RUN).failing(RUN)?;
     mount("tmpfs", RUN, "tmpfs", flags, Some(c"mode=755,size=1m")).failing("cannot mount /run")?;
+    for (path, value) in SYSCTLS {
+        // The machine does its work without.
+        if let Err(error) = fs::write(path, value) {
+            say!("{path}: {error}");
+        }
+    }
+    // Without it the container runs, but unbounded.
+    Ok(Cgroup::make().map_err(|error| say!("no cgroup for the container: {error}")).ok())
+}
+
+/// Makes the machine what the host says, from what [`prepare`] has made.
+pub(crate) fn set_up(setup: Setup, cgroup: Option<Cgroup>) -> Result<Container, Refusal> {
+    set_clock(setup.time_ns).failing("cannot set the clock")?;
+    sys::add_entropy(&setup.seed).failing("cannot feed the random numbers")?;
     root::build(&setup.root)?;
     let network = network::bring_up(setup.networks.iter().map(String::as_str));
     if !network.failures.is_empty() {
         return Err(Refusal::other(network.failures.join("; ")));
     }
-    for (path, value) in SYSCTLS {
-        // Ports and pings then need a privilege, as on other systems.
-        if let Err(error) = fs::write(path, value) {
-            say!("{path}: {error}");
+    write_files(&setup.host_name, &network).failing(FILES)?;
+    if let Some(cgroup) = &cgroup {
+        cgroup.bound();
+        if !setup.privileged {
+            devices::restrict(cgroup).failing("cannot restrict devices")?;
         }
     }
-    write_files(&setup.host_name, &network).failing(FILES)?;
-    // Without it the container runs, but unbounded.
-    let cgroup = Cgroup::make().map_err(|error| say!("no cgroup for the container: {error}")).ok();
     Ok(Container { host_name: setup.host_name, privileged: setup.privileged, cgroup })
 }
 

@@ -23,6 +23,8 @@ const END_OF_INPUT: u8 = 4;
 
 /// One stream.
 pub(crate) struct Stream {
+    /// The command's whose terminal it is.
+    terminal_of: Option<u32>,
     connection: Connection,
     to_host: Relay,
     /// What the command writes, while it is open.
@@ -53,9 +55,20 @@ impl Stream {
     }
 
     /// Both ways; from the host only if it sends anything.
-    pub(crate) fn terminal(host: &Host, token: Token, master: OwnedFd, input: bool) -> io::Result<Self> {
+    pub(crate) fn terminal(
+        host: &Host,
+        token: Token,
+        master: OwnedFd,
+        input: bool,
+        id: u32,
+    ) -> io::Result<Self> {
         let sink = if input { Some((master.try_clone()?, true)) } else { None };
-        Self::open(host, token, Some(master), sink)
+        Ok(Self { terminal_of: Some(id), ..Self::open(host, token, Some(master), sink)? })
+    }
+
+    /// The terminal of this command, if this is its stream and the command still has it.
+    pub(crate) fn terminal_of(&self, id: u32) -> Option<&OwnedFd> {
+        self.source.as_ref().filter(|_| self.terminal_of == Some(id))
     }
 
     fn open(
@@ -68,6 +81,7 @@ impl Stream {
             ioctl_fionbio(end, true)?;
         }
         Ok(Self {
+            terminal_of: None,
             connection: host.dial()?,
             to_host: Relay::new(protocol::encode(&Opening::Stream(token))?),
             source,

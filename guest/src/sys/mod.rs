@@ -1,6 +1,7 @@
 //! The system calls that neither std nor rustix has a safe word for, each as a small safe function. All of the init's unsafe
 //! code is here.
 
+mod bpf;
 mod machine;
 mod mount;
 mod process;
@@ -11,6 +12,7 @@ mod terminal;
 use std::ffi::{CString, c_int};
 use std::io;
 
+pub(crate) use bpf::*;
 pub(crate) use machine::*;
 pub(crate) use mount::*;
 pub(crate) use process::*;

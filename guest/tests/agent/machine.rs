@@ -295,12 +295,6 @@ impl Machine {
         }
         panic!("the agent still runs");
     }
-
-    /// The agent's process, in the PID namespace of the tests.
-    pub fn agent_pid(&self) -> u32 {
-        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.agent.id())).unwrap();
-        children.split_whitespace().next().unwrap().parse().unwrap()
-    }
 }
 
 impl Drop for Machine {

@@ -4,4 +4,6 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod basics;
+mod inside;
 mod machine;
+mod several;
