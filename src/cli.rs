@@ -46,6 +46,11 @@ pub enum Command {
     /// that of its file: localhost/NAME:latest, or localhost/NAME:DIGEST where there are several. What has been loaded is named on standard
     /// output.
     Load(LoadArgs),
+    /// Get images from registries into the store
+    ///
+    /// A name is completed as docker completes it, and a tag is looked up anew each time. Credentials are those that docker login and podman login
+    /// have saved. HTTP_PROXY, HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR are honoured.
+    Pull(PullArgs),
     /// List the images in the store
     Images {
         /// Print JSON, with all that is known of each image
@@ -84,7 +89,8 @@ pub enum Command {
 /// Flags of `bothy load`.
 #[derive(Debug, Args)]
 pub struct LoadArgs {
-    /// oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], dir:DIR, `-` for an archive on standard input, or a path
+    /// oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], dir:DIR, `-` for an archive on standard input, a path, or a
+    /// name, which is pulled if it isn't in the store
     #[arg(value_name = "SRC", required = true)]
     pub sources: Vec<String>,
     /// Call the image so, and not as it is called in the source
@@ -100,6 +106,20 @@ pub struct LoadArgs {
     /// pipe
     #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = parse_bytes)]
     pub max_bytes: u64,
+}
+
+/// Flags of `bothy pull`.
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// [REGISTRY/]NAME[:TAG][@DIGEST]
+    #[arg(value_name = "NAME", required = true)]
+    pub names: Vec<String>,
+    /// The image for this platform, where there are several
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", default_value = "linux/amd64")]
+    pub platform: Platform,
+    /// Talk plain HTTP to a registry that has no TLS, on other machines than this one, too
+    #[arg(long)]
+    pub insecure_registry: bool,
 }
 
 /// Flags of `bothy boot`.

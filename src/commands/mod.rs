@@ -11,6 +11,7 @@ mod machine;
 mod pack;
 mod progress;
 mod prune;
+mod pull;
 mod rmi;
 mod run;
 mod signals;
@@ -76,6 +77,7 @@ pub fn run(cli: Cli, exec_ns: u64) -> Result<u8, Failure> {
             Failure::Usage(error) | Failure::Setup(error) | Failure::Run(error) => Failure::Run(error),
         }),
         Command::Load(args) => with_log(|| load::load(&args)),
+        Command::Pull(args) => with_log(|| pull::pull(&args)),
         Command::Images { json } => with_log(|| images::images(json)),
         Command::Rmi { names } => with_log(|| rmi::rmi(&names)),
         Command::Prune { all } => with_log(|| prune::prune(all)),

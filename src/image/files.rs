@@ -17,6 +17,7 @@ use super::budget::MAX_IMAGES;
 use super::digest::{read_capped, shown};
 use super::manifest::{Descriptor, DocumentError, MAX_DOCUMENT_LEN, Platform};
 use super::reference::ReferenceError;
+use super::registry::RegistryError;
 
 /// Why no image can be read from what was given.
 #[derive(Debug, Error)]
@@ -67,6 +68,9 @@ pub enum ContentError {
     /// Malformed or foreign.
     #[error(transparent)]
     Document(#[from] DocumentError),
+    /// A registry doesn't give it.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     /// A bad name in it.
     #[error("{name} holds an image with a bad name")]
     BadName {
@@ -185,10 +189,15 @@ pub(super) trait Files {
         let path = descriptor.digest.blob_path();
         check_len(self.need(&path)?.len, descriptor.size, path.clone())?;
         let bytes = self.read(&path)?;
-        check_len(bytes.len() as u64, descriptor.size, path.clone())?;
-        check_digest(&descriptor.digest, &bytes, path)?;
+        check_document(descriptor, &bytes, path)?;
         Ok(bytes)
     }
+}
+
+/// Insists that the bytes are those that the descriptor names.
+pub(super) fn check_document(descriptor: &Descriptor, bytes: &[u8], name: String) -> Result<(), BlobError> {
+    check_len(bytes.len() as u64, descriptor.size, name.clone())?;
+    check_digest(&descriptor.digest, bytes, name)
 }
 
 /// Insists that a blob is as long as its descriptor says.

@@ -90,6 +90,16 @@ pub(super) fn oci_images(
     }
 }
 
+/// The image behind one descriptor, for this platform.
+pub(super) fn find_image(
+    files: &dyn Files,
+    platform: &Platform,
+    descriptor: &Descriptor,
+) -> Result<Found, ContentError> {
+    let mut budget = Budget::new(files.name());
+    Search::new(files, platform, &mut budget).image(std::slice::from_ref(descriptor))
+}
+
 /// Whoever changes what the other files mean writes another number here. Some tools leave the file out.
 fn check_version(files: &dyn Files) -> Result<(), ContentError> {
     #[derive(Deserialize)]

@@ -24,6 +24,7 @@ use super::files::{ContentError, Directory, Files, check_len};
 use super::layout::{Found, LayerSource, OCI_INDEX, oci_images};
 use super::manifest::Platform;
 use super::reference::{Reference, local};
+use super::registry::{Policy, PullOptions, RegistryError, pull};
 use super::room::{Growing, NoRoom};
 use super::rootfs::{self, Layer, Limits, RootfsError};
 use super::source::{ArchiveKind, Source, Which};
@@ -41,9 +42,12 @@ pub enum LoadError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A name where a file or directory is needed.
-    #[error("{0} is neither a file nor a directory, and images can't be had from registries yet")]
-    Registry(String),
+    /// A registry doesn't give it.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// Not in the store, and not to be pulled.
+    #[error("no image {0} in the store, and it is not to be pulled")]
+    Absent(String),
     /// One name for several images.
     #[error(
         "{name} holds {count} images, which can't all be called {wanted}: say which one, with :TAG or :@0 after the path"
@@ -102,7 +106,7 @@ pub enum LoadError {
 }
 
 /// Who shows how far it is.
-pub trait Progress {
+pub trait Progress: Sync {
     /// A step begins; `bytes` is its length, if it is known.
     fn begin(&self, what: &str, bytes: Option<u64>);
     /// So many bytes more have been read.
@@ -112,7 +116,7 @@ pub trait Progress {
 }
 
 /// What to load, and how.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LoadOptions {
     /// Instead of the names that the image has.
     pub name: Option<Reference>,
@@ -135,8 +139,9 @@ pub struct Loaded {
     pub lease: ImageLease,
 }
 
-/// Loads all images of a source, or the one that it names. Each is handed to `each` as soon as it is in the store, and may be used by others
-/// from then on, whatever becomes of the next one; its file system is leased for as long as `each` keeps what it gets.
+/// Loads all images of a source, or the one that it names; what is in the store under its name isn't loaded again. Each is handed to `each` as
+/// soon as it is in the store, and may be used by others from then on, whatever becomes of the next one; its file system is leased for as long
+/// as `each` keeps what it gets.
 pub fn load(
     store: &Store,
     source: &Source,
@@ -144,10 +149,8 @@ pub fn load(
     progress: &dyn Progress,
     each: &mut dyn FnMut(Loaded),
 ) -> Result<(), LoadError> {
-    if !options.platform.runs_here() {
-        return Err(LoadError::Foreign(options.platform.clone()));
-    }
     let loading = Loading { store, options, progress };
+    loading.check_platform()?;
     match source {
         Source::Layout { dir, which } => {
             let files = Directory::open(dir)?;
@@ -169,18 +172,27 @@ pub fn load(
             each(loading.dir(dir)?);
             Ok(())
         }
-        Source::Name(name) => Err(LoadError::Registry(name.to_string())),
+        Source::Name(name) => {
+            let (load, policy) = (options.clone(), Policy::Missing);
+            each(pull(store, name, &PullOptions { policy, insecure: false, load }, progress)?);
+            Ok(())
+        }
     }
 }
 
 /// What every step needs.
-struct Loading<'a> {
-    store: &'a Store,
-    options: &'a LoadOptions,
-    progress: &'a dyn Progress,
+pub(super) struct Loading<'a> {
+    pub(super) store: &'a Store,
+    pub(super) options: &'a LoadOptions,
+    pub(super) progress: &'a dyn Progress,
 }
 
 impl Loading<'_> {
+    pub(super) fn check_platform(&self) -> Result<(), LoadError> {
+        let platform = &self.options.platform;
+        if platform.runs_here() { Ok(()) } else { Err(LoadError::Foreign(platform.clone())) }
+    }
+
     fn archive(
         &self,
         file: File,
@@ -261,11 +273,23 @@ impl Loading<'_> {
     }
 
     fn add(&self, files: &dyn Files, found: Found, names: Vec<Reference>) -> Result<Loaded, LoadError> {
+        self.put(found, names, None, |layers, out| self.build(files, layers, out))
+    }
+
+    /// Puts an image into the store, which `index` has led to; `build` makes its file system if it isn't there yet.
+    pub(super) fn put(
+        &self,
+        found: Found,
+        names: Vec<Reference>,
+        index: Option<Digest>,
+        build: impl FnOnce(&[LayerSource], &File) -> Result<(), LoadError>,
+    ) -> Result<Loaded, LoadError> {
         let key = RootfsKey::of_layers(found.layers.iter().map(|layer| &layer.diff_id));
         let called = || names.first().map_or_else(|| found.digest.to_string(), Reference::to_string);
-        let built = self.store.rootfs(&key, |out| self.build(files, &found.layers, out));
+        let built = self.store.rootfs(&key, |out| build(&found.layers, out));
         let (lease, built) = built.map_err(|error| over_limit(error, called))?;
         let image = Image {
+            indexes: index.into_iter().filter(|index| *index != found.digest).collect(),
             digest: found.digest,
             digest_of: found.digest_of,
             platform: self.options.platform.clone(),
@@ -301,7 +325,13 @@ impl Loading<'_> {
         Limits { max_disk: self.store.limit().unwrap_or(u64::MAX), ..self.options.limits }
     }
 
-    fn build(&self, files: &dyn Files, layers: &[LayerSource], out: &File) -> Result<(), LoadError> {
+    /// Builds the file system of these layers.
+    pub(super) fn build(
+        &self,
+        files: &dyn Files,
+        layers: &[LayerSource],
+        out: &File,
+    ) -> Result<(), LoadError> {
         let total = self.stored_len(files, layers)?;
         self.progress.begin(&format!("building {}", files.name()), Some(total));
         let verified = Rc::new(Cell::new(0));
@@ -358,6 +388,7 @@ impl Loading<'_> {
             config: RunConfig::default(),
             diff_ids: Vec::new(),
             rootfs: key.as_str().into(),
+            indexes: Vec::new(),
         };
         self.store.add(&image, &names)?;
         Ok(Loaded { image, names, built, lease })

@@ -8,11 +8,12 @@
 //!   manifest, config    the documents, and budget: how many
 //!   blob, decode        layers, decompressed and verified while they stream
 //!   rootfs              layers in, one EROFS file out; room says whether it fits
+//! registry              a name -> an image in the store, the same way
 //! store                 names, images, file systems; leases keep what is in use
 //! ```
 //!
 //! An image is hostile until its digests say that it is the one that was asked for, and its content is hostile even then. Each of these modules says
-//! what it refuses. Registries aren't here yet; they will put their blobs into [`Store::blob`] and go on as `load` does.
+//! what it refuses.
 //!
 //! Runs in the command's process, with its rights; nothing here is seen by a VM's process but the descriptor of a lease.
 
@@ -28,6 +29,7 @@ mod layout;
 mod load;
 mod manifest;
 mod reference;
+mod registry;
 mod room;
 pub mod rootfs;
 mod source;
@@ -42,5 +44,6 @@ pub use files::ContentError;
 pub use load::{LoadError, LoadOptions, Loaded, Progress, load};
 pub use manifest::{DocumentError, Platform};
 pub use reference::{Reference, ReferenceError};
+pub use registry::{Policy, PullOptions, RegistryError, pull};
 pub use source::{ArchiveKind, Source, Which};
 pub use store::{DigestOf, Image, ImageLease, ImageSummary, Lease, Pruned, Store, StoreError, parse_size};

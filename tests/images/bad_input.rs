@@ -69,7 +69,7 @@ fn what_is_no_image_at_all() {
         ("oci-archive:text", "text is not a good archive: it is not a tar"),
         ("docker-archive:rootfs.tar", "rootfs.tar has no manifest.json"),
         ("dir:gone", "gone"),
-        ("no-such-image", "images can't be had from registries yet"),
+        ("localhost:1/no-such-image", "can't talk to localhost:1: Connection refused"),
         ("-", "standard input is no image"),
     ] {
         refuses(&store, source, part);

@@ -14,7 +14,7 @@ struct Library {
     notice: &'static str,
 }
 
-const LIBRARIES: [Library; 3] = [
+const LIBRARIES: [Library; 7] = [
     Library {
         name: "zstd",
         licence: "BSD-3-Clause",
@@ -32,6 +32,30 @@ const LIBRARIES: [Library; 3] = [
         licence: "Zlib",
         source: "the crate zlib-rs",
         notice: include_str!("zlib-rs.txt"),
+    },
+    Library {
+        name: "ring",
+        licence: "Apache-2.0 AND ISC",
+        source: "the crate ring, with code of BoringSSL's",
+        notice: include_str!("ring.txt"),
+    },
+    Library {
+        name: "rustls-webpki",
+        licence: "ISC",
+        source: "the crate rustls-webpki",
+        notice: include_str!("rustls-webpki.txt"),
+    },
+    Library {
+        name: "untrusted",
+        licence: "ISC",
+        source: "the crate untrusted",
+        notice: include_str!("untrusted.txt"),
+    },
+    Library {
+        name: "subtle",
+        licence: "BSD-3-Clause",
+        source: "the crate subtle",
+        notice: include_str!("subtle.txt"),
     },
 ];
 
@@ -83,6 +107,10 @@ mod tests {
             "Copyright (c) Meta Platforms, Inc. and affiliates.",
             "Neither the name Facebook, nor Meta",
             "Trifecta Tech Foundation",
+            "  ring: Apache-2.0 AND ISC, ",
+            "Copyright 2015-2025 Brian Smith.",
+            "Copyright 2015-2016 Brian Smith.",
+            "Isis Agora Lovecruft",
             "Altered source versions must be plainly marked",
         ] {
             assert!(text.contains(part), "no {part}: {text}");

@@ -20,6 +20,9 @@ use crate::image::reference::Reference;
 /// Fewest digits that stand for a digest.
 const MIN_DIGITS: usize = 4;
 
+/// Most indexes that are remembered of an image.
+const MAX_INDEXES: usize = 20;
+
 /// An image that people's words mean.
 struct Meant {
     id: ImageId,
@@ -47,7 +50,17 @@ impl Store {
     /// Puts an image into the store, under these names, which other images lose. Its file system must be leased by the caller.
     pub(in crate::image) fn add(&self, image: &Image, names: &[Reference]) -> Result<(), StoreError> {
         let _lock = self.lock()?;
-        self.write(Part::Images, &image.id().file_name(), &json(image))?;
+        let mut image = image.clone();
+        let file_name = image.id().file_name();
+        if let Some(known) = self.read::<Image>(Part::Images, &file_name)?
+            && known.platform == image.platform
+        {
+            image.indexes.extend(known.indexes);
+            image.indexes.sort();
+            image.indexes.dedup();
+            image.indexes.truncate(MAX_INDEXES);
+        }
+        self.write(Part::Images, &file_name, &json(&image))?;
         for name in names {
             let digest = image.digest.clone();
             let name = Name { name: name.to_string(), digest, digest_of: image.digest_of };
@@ -56,10 +69,10 @@ impl Store {
         self.enforce_limit()
     }
 
-    /// The image of exactly that name, or of that manifest if it has a digest, and the lease of its file system; or `None`.
+    /// The image of exactly that name, or of that manifest or index if it has a digest, and the lease of its file system; or `None`.
     pub fn find(&self, name: &Reference) -> Result<Option<(Image, ImageLease)>, StoreError> {
         let id = match &name.digest {
-            Some(digest) => Some(ImageId::manifest(digest)),
+            Some(digest) => Some(self.id_of_digest(digest)?),
             None => self.id_of(name)?,
         };
         id.map_or(Ok(None), |id| self.open_image(&id))
@@ -81,7 +94,7 @@ impl Store {
     fn meant(&self, text: &str) -> Result<Option<Meant>, StoreError> {
         if let Ok(name) = text.parse::<Reference>() {
             if let Some(digest) = &name.digest {
-                return Ok(Some(Meant { id: ImageId::manifest(digest), name: None }));
+                return Ok(Some(Meant { id: self.id_of_digest(digest)?, name: None }));
             }
             let is_bare = !text.contains('/');
             let local = name.repository.strip_prefix("library/").filter(|_| is_bare);
@@ -97,6 +110,21 @@ impl Store {
             }
         }
         Ok(self.id_by_digits(text)?.map(|id| Meant { id, name: None }))
+    }
+
+    /// The image of that manifest, or else that to which an index has led.
+    fn id_of_digest(&self, digest: &Digest) -> Result<ImageId, StoreError> {
+        let id = ImageId::manifest(digest);
+        if self.path(Part::Images, &id.file_name()).exists() {
+            return Ok(id);
+        }
+        for file_name in self.list(Part::Images)? {
+            let head = self.read::<Head>(Part::Images, &file_name)?;
+            if let Some(head) = head.filter(|head| head.indexes.contains(digest)) {
+                return Ok(head.id());
+            }
+        }
+        Ok(id)
     }
 
     fn id_of(&self, name: &Reference) -> Result<Option<ImageId>, StoreError> {

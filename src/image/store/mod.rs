@@ -29,6 +29,7 @@ mod images;
 mod lease;
 mod prune;
 mod record;
+mod release;
 mod rootfs;
 
 use std::fs::{self, DirBuilder, File};

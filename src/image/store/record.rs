@@ -28,6 +28,9 @@ pub struct Image {
     /// The name of its file system, 64 hexadecimal digits.
     #[serde(deserialize_with = "rootfs_key")]
     pub rootfs: String,
+    /// Of indexes that have led to it in a registry, for this platform: who asks for one of them means this image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub indexes: Vec<Digest>,
 }
 
 /// What an image's digest is the digest of. A text can be written that is a manifest as well as a configuration, so they are kept apart:
@@ -90,6 +93,8 @@ pub(super) struct Head {
     pub(super) created: Option<String>,
     #[serde(deserialize_with = "rootfs_key")]
     pub(super) rootfs: String,
+    #[serde(default)]
+    pub(super) indexes: Vec<Digest>,
 }
 
 impl Head {

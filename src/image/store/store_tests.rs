@@ -34,6 +34,7 @@ fn add(store: &Store, name: &str, len: usize) -> (Image, ImageLease) {
         config: RunConfig::default(),
         diff_ids: vec![],
         rootfs: key(name).as_str().into(),
+        indexes: Vec::new(),
     };
     store.add(&image, &[reference(name)]).unwrap();
     (image, lease)
@@ -168,6 +169,23 @@ fn the_key_of_a_file_system_is_never_a_path() {
         assert!(outside.exists(), "{key}");
         add(&store, "app", 10);
     }
+}
+
+#[test]
+fn an_image_is_found_by_the_indexes_that_have_led_to_it() {
+    let (_dir, store) = store(None);
+    let (image, _lease) = add(&store, "one", 10);
+    let indexes = [Digest::of(b"first"), Digest::of(b"second")];
+    for index in &indexes {
+        store.add(&Image { indexes: vec![index.clone()], ..image.clone() }, &[]).unwrap();
+    }
+    // Somebody loads it from a file.
+    store.add(&image, &[]).unwrap();
+    for index in &indexes {
+        let found = store.find(&reference(&format!("any@{index}"))).unwrap().unwrap().0;
+        assert_eq!((found.digest, found.indexes.len()), (image.digest.clone(), 2));
+    }
+    assert!(store.find(&reference(&format!("any@{}", Digest::of(b"third")))).unwrap().is_none());
 }
 
 #[test]

@@ -1,0 +1,276 @@
+//! A client of one repository in one registry (OCI distribution-spec 1.1, "Pull"): what is asked for, redirects, and who we say that we are.
+//!
+//! A registry is hostile. Redirects are counted, and never lead out of TLS. Credentials and tokens go to the registry's own scheme, host and port, and to no
+//! other; in plain HTTP only to this machine or where the user has allowed it. What answers contain is limited and verified by the callers.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use serde::Deserialize;
+use ureq::Body;
+use ureq::http::{Response, Uri};
+
+use super::address::{authority, host, is_loopback, may_lead, resolve, same_origin, url};
+use super::auth::Asking;
+use super::challenge;
+use super::credentials::{self, Credentials};
+use super::error::RegistryError;
+use super::http::{self, Http, Patience, Request, header, is_redirect};
+use super::retry::{Tries, parse_after};
+use crate::image::digest::Digest;
+use crate::image::reference::Reference;
+
+/// Most redirects of one request; registries need one or two.
+const MAX_REDIRECTS: usize = 5;
+/// Longest error message that is read, in bytes.
+const MAX_MESSAGE_LEN: u64 = 16 << 10;
+/// How long a server that may not speak TLS has for its answer to a handshake.
+const PROBE: Duration = Duration::from_secs(5);
+/// What may come as a manifest.
+const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
+
+/// Whoever pulls an image. Several threads may use it at once.
+#[derive(Debug)]
+pub(super) struct Client {
+    http: Http,
+    reference: Reference,
+    /// `SCHEME://HOST/v2/`
+    base: Uri,
+    insecure: bool,
+    access: Mutex<Access>,
+    /// Whether there was an answer at all.
+    reached: AtomicBool,
+}
+
+/// What has been found out about getting in.
+#[derive(Debug, Default)]
+struct Access {
+    /// `None` until somebody asks.
+    credentials: Option<Option<Credentials>>,
+    header: Option<String>,
+    /// Counts the headers.
+    number: u32,
+}
+
+/// An answer with status 200 or 206.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// Whose it is, after redirects.
+    pub(super) url: Uri,
+    pub(super) response: Response<Body>,
+}
+
+impl Client {
+    /// Finds out where the registry is. `insecure` allows plain HTTP on other machines, too.
+    pub(super) fn connect(
+        reference: &Reference,
+        insecure: bool,
+        patience: Patience,
+    ) -> Result<Self, RegistryError> {
+        let at = |https| {
+            url(https, authority(reference), "v2/").ok_or_else(|| RegistryError::Answer {
+                host: reference.registry.clone(),
+                what: "its name can't be part of an address".into(),
+            })
+        };
+        let mut client = Self {
+            http: Http::new(patience),
+            reference: reference.clone(),
+            base: at(true)?,
+            insecure,
+            access: Mutex::default(),
+            reached: AtomicBool::new(false),
+        };
+        if insecure || is_loopback(&host(&client.base)) {
+            let connect = Some(patience.connect.min(PROBE));
+            let probe = client.http.send(&client.base, &Request { connect, ..Request::default() });
+            if probe
+                .as_ref()
+                .is_err_and(|error| http::is_not_tls(error) || matches!(error, RegistryError::Roots { .. }))
+            {
+                client.base = at(false)?;
+            }
+        }
+        Ok(client)
+    }
+
+    /// What errors call the registry.
+    pub(super) fn host(&self) -> &str {
+        &self.reference.registry
+    }
+
+    pub(super) fn wrong(&self, what: impl Into<String>) -> RegistryError {
+        RegistryError::Answer { host: self.host().into(), what: what.into() }
+    }
+
+    /// A manifest or an index, by tag or digest, of at most `limit` bytes; and its media type, if it has one.
+    pub(super) fn manifest(&self, which: &str, limit: u64) -> Result<(Vec<u8>, String), RegistryError> {
+        Tries::run(|| {
+            let what = self.what(which);
+            let mut answer = self.get(&format!("manifests/{which}"), Some(MANIFESTS), 0, &what)?;
+            let bytes = http::read(&answer.url, &mut answer.response, limit)?;
+            let bytes = bytes.ok_or_else(|| self.wrong(format!("{what} is longer than {limit} bytes")))?;
+            let announced = header(&answer.response, "docker-content-digest").map(str::parse::<Digest>);
+            if let Some(Ok(announced)) = announced
+                && !announced.fits(&bytes)
+            {
+                return Err(self.wrong(format!("{what} doesn't have the digest that it announces")));
+            }
+            let media_type = header(&answer.response, "content-type").unwrap_or_default();
+            let media_type = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+            Ok((bytes, media_type))
+        })
+    }
+
+    /// A blob from byte `from` on. One attempt.
+    pub(super) fn blob(&self, digest: &Digest, from: u64) -> Result<Answer, RegistryError> {
+        self.get(&format!("blobs/{digest}"), None, from, &self.what(&digest.to_string()))
+    }
+
+    fn what(&self, which: &str) -> String {
+        let separator = if which.contains(':') { '@' } else { ':' };
+        format!("{}{separator}{which}", self.reference.repository)
+    }
+
+    fn get(&self, path: &str, accept: Option<&str>, from: u64, what: &str) -> Result<Answer, RegistryError> {
+        let path = format!("v2/{}/{path}", self.reference.repository);
+        let https = super::address::is_https(&self.base);
+        let url = url(https, authority(&self.reference), &path)
+            .ok_or_else(|| self.wrong("its name can't be part of an address"))?;
+        let mut renewed = false;
+        loop {
+            let (authorization, number) = {
+                let access = self.access.lock().unwrap_or_else(PoisonError::into_inner);
+                (access.header.clone(), access.number)
+            };
+            let request =
+                Request { accept, authorization: authorization.as_deref(), from, ..Request::default() };
+            let mut answer = self.follow(&url, &request).map_err(|error| self.judge_transport(error))?;
+            self.reached.store(true, Ordering::Relaxed);
+            let status = answer.response.status().as_u16();
+            if matches!(status, 200 | 206) {
+                return Ok(answer);
+            }
+            // Others may not ask for what is only for the registry.
+            if status == 401 && !renewed && same_origin(&answer.url, &self.base) {
+                let offered = answer.response.headers().get_all("www-authenticate");
+                if let Some(challenge) =
+                    challenge::choose(offered.iter().filter_map(|value| value.to_str().ok()))
+                {
+                    self.renew(number, &challenge)?;
+                    renewed = true;
+                    continue;
+                }
+            }
+            let host =
+                if same_origin(&answer.url, &self.base) { self.host().into() } else { host_of(&answer.url) };
+            let with_credentials = {
+                let access = self.access.lock().unwrap_or_else(PoisonError::into_inner);
+                matches!(access.credentials, Some(Some(_)))
+            };
+            return Err(status_error(&answer.url, host, &mut answer.response, what, with_credentials));
+        }
+    }
+
+    /// Sends it, and follows redirects.
+    fn follow(&self, url: &Uri, request: &Request<'_>) -> Result<Answer, RegistryError> {
+        let mut url = url.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let own = same_origin(&url, &self.base);
+            let authorization = request.authorization.filter(|_| own);
+            let response = self.http.send(&url, &Request { authorization, ..*request })?;
+            if !is_redirect(response.status()) {
+                return Ok(Answer { url, response });
+            }
+            let next = header(&response, "location").and_then(|location| resolve(&url, location));
+            let next = next.ok_or_else(|| self.wrong("a redirect to no address"))?;
+            if !may_lead(&url, &next, self.insecure) {
+                return Err(RegistryError::Plain { host: self.host().into(), url: next.to_string() });
+            }
+            url = next;
+        }
+        Err(self.wrong(format!("more than {MAX_REDIRECTS} redirects")))
+    }
+
+    /// Whoever can't be reached at all won't be in a second.
+    fn judge_transport(&self, error: RegistryError) -> RegistryError {
+        match error {
+            RegistryError::Transport { host, source, transient } => {
+                let transient = transient && self.reached.load(Ordering::Relaxed);
+                RegistryError::Transport { host, source, transient }
+            }
+            error => error,
+        }
+    }
+
+    /// A new header in place of header `number`, unless another thread has had one in the meantime.
+    fn renew(&self, number: u32, challenge: &challenge::Challenge) -> Result<(), RegistryError> {
+        let mut access = self.access.lock().unwrap_or_else(PoisonError::into_inner);
+        if access.number != number {
+            return Ok(());
+        }
+        if access.credentials.is_none() {
+            access.credentials = Some(credentials::find(&self.reference, |name| std::env::var_os(name))?);
+        }
+        let asking = Asking {
+            http: &self.http,
+            reference: &self.reference,
+            base: &self.base,
+            insecure: self.insecure,
+            credentials: access.credentials.as_ref().and_then(Option::as_ref),
+        };
+        access.header = Some(asking.authorize(challenge)?);
+        access.number = access.number.wrapping_add(1);
+        Ok(())
+    }
+}
+
+/// Host and port, as they stand in the address.
+pub(super) fn host_of(url: &Uri) -> String {
+    url.authority().map_or_else(|| host(url), ToString::to_string)
+}
+
+/// What an answer that isn't a success means.
+pub(super) fn status_error(
+    url: &Uri,
+    host: String,
+    response: &mut Response<Body>,
+    what: &str,
+    with_credentials: bool,
+) -> RegistryError {
+    let (status, what) = (response.status().as_u16(), what.to_owned());
+    match status {
+        401 | 403 => RegistryError::Denied { host, what, with_credentials },
+        404 => RegistryError::NotFound { host, what },
+        408 | 429 | 500 | 502..=504 => {
+            let after = header(response, "retry-after").and_then(|text| parse_after(text, SystemTime::now()));
+            RegistryError::Busy { host, what, status, after }
+        }
+        _ => {
+            let message = http::read(url, response, MAX_MESSAGE_LEN).ok().flatten();
+            let message = message.and_then(|bytes| message_in(&bytes)).unwrap_or_default();
+            RegistryError::Status { host, status, what, message }
+        }
+    }
+}
+
+/// The first message (distribution-spec, "Error Codes").
+fn message_in(bytes: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Errors {
+        errors: Vec<One>,
+    }
+    #[derive(Deserialize)]
+    struct One {
+        #[serde(default)]
+        message: String,
+    }
+    let errors: Errors = serde_json::from_slice(bytes).ok()?;
+    errors.errors.into_iter().next().map(|one| one.message)
+}
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

@@ -1,0 +1,202 @@
+//! Whom to be for a registry: what `docker login` and `podman login` have left.
+//!
+//! Files, in this order: `$REGISTRY_AUTH_FILE`, and no other if it is set; `$XDG_RUNTIME_DIR/containers/auth.json` (or `/run/containers/UID/auth.json`);
+//! `$XDG_CONFIG_HOME/containers/auth.json` (`~/.config`); `$DOCKER_CONFIG/config.json` (`~/.docker`). The first that has something for the registry
+//! counts. In a file, a helper for this registry (`credHelpers`) comes before the helper for all (`credsStore`), and that before `auths`; there a key may
+//! name a part of a registry, `HOST/NAMESPACE`, and the longest that fits counts (containers-auth.json(5)).
+//!
+//! What is found is only ever for the host that it was saved for: keys are compared as a whole, and never by how they begin or end.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde::Deserialize;
+
+use super::error::RegistryError;
+use super::helper;
+use crate::image::digest::read_capped;
+use crate::image::reference::Reference;
+
+/// Longest file, in bytes.
+const MAX_LEN: u64 = 1 << 20;
+/// What docker calls its own registry.
+const DOCKER_KEY: &str = "https://index.docker.io/v1/";
+
+/// A secret. Not to be printed.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Credentials {
+    /// As people type them.
+    Password { user: String, password: String },
+    /// To be exchanged for tokens (OAuth 2).
+    Identity(String),
+    /// A token that a registry takes as it is.
+    Token(String),
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials(..)")
+    }
+}
+
+impl Credentials {
+    /// `Basic ...`, if there is a password.
+    pub(super) fn basic(&self) -> Option<String> {
+        match self {
+            Self::Password { user, password } => {
+                Some(format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}"))))
+            }
+            Self::Identity(_) | Self::Token(_) => None,
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct AuthFile {
+    auths: Option<BTreeMap<String, Entry>>,
+    creds_store: Option<String>,
+    cred_helpers: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase", default)]
+struct Entry {
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    identitytoken: Option<String>,
+    registrytoken: Option<String>,
+}
+
+impl Entry {
+    fn credentials(&self) -> Result<Option<Credentials>, &'static str> {
+        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        if let Some(token) = given(&self.identitytoken) {
+            return Ok(Some(Credentials::Identity(token)));
+        }
+        if let Some(token) = given(&self.registrytoken) {
+            return Ok(Some(Credentials::Token(token)));
+        }
+        if let Some(auth) = given(&self.auth) {
+            let bytes = BASE64_STANDARD.decode(auth).map_err(|_| "an `auth` is not base64")?;
+            let text = String::from_utf8(bytes).map_err(|_| "an `auth` is not text")?;
+            let (user, password) = text.split_once(':').ok_or("an `auth` is not USER:PASSWORD")?;
+            let password = password.trim_end_matches('\0');
+            return Ok(Some(Credentials::Password { user: user.into(), password: password.into() }));
+        }
+        Ok(match (given(&self.username), given(&self.password)) {
+            (Some(user), Some(password)) => Some(Credentials::Password { user, password }),
+            _ => None,
+        })
+    }
+}
+
+/// What there is for the registry of this image. `variable` looks up the environment.
+pub(super) fn find(
+    reference: &Reference,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<Option<Credentials>, RegistryError> {
+    for path in files(variable) {
+        if let Some(file) = read(&path)?
+            && let Some(credentials) = in_file(&file, &path, reference)?
+        {
+            return Ok(Some(credentials));
+        }
+    }
+    Ok(None)
+}
+
+fn files(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let variable = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(file) = variable("REGISTRY_AUTH_FILE") {
+        return vec![file];
+    }
+    let home = || variable("HOME");
+    let runtime = variable("XDG_RUNTIME_DIR").map(|dir| dir.join("containers"));
+    let runtime = runtime
+        .unwrap_or_else(|| PathBuf::from(format!("/run/containers/{}", rustix::process::geteuid().as_raw())));
+    let config = variable("XDG_CONFIG_HOME").or_else(|| Some(home()?.join(".config")));
+    let docker = variable("DOCKER_CONFIG").or_else(|| Some(home()?.join(".docker")));
+    [
+        Some(runtime.join("auth.json")),
+        config.map(|dir| dir.join("containers/auth.json")),
+        docker.map(|dir| dir.join("config.json")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn read(path: &Path) -> Result<Option<AuthFile>, RegistryError> {
+    let error = |why: String| RegistryError::Credentials { path: path.into(), why };
+    let bytes = match File::open(path).and_then(|file| read_capped(file, MAX_LEN)) {
+        Ok(bytes) => bytes.ok_or_else(|| error("it is too long".into()))?,
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(unreadable) => return Err(error(unreadable.to_string())),
+    };
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Ok(None);
+    }
+    // serde's words could quote a secret.
+    let at = |bad: serde_json::Error| {
+        format!("it is not the JSON that it should be, at line {}, column {}", bad.line(), bad.column())
+    };
+    serde_json::from_slice(&bytes).map(Some).map_err(|bad| error(at(bad)))
+}
+
+fn in_file(
+    file: &AuthFile,
+    path: &Path,
+    reference: &Reference,
+) -> Result<Option<Credentials>, RegistryError> {
+    let is_docker_io = reference.registry == "docker.io";
+    let server = if is_docker_io { DOCKER_KEY } else { &reference.registry };
+    let helpers = file.cred_helpers.iter().flatten();
+    for (key, name) in helpers.filter(|(key, _)| host_key(key) == reference.registry) {
+        let server = if is_docker_io { key } else { server };
+        if let Some(credentials) = helper::ask(name, server)? {
+            return Ok(Some(credentials));
+        }
+    }
+    if let Some(name) = file.creds_store.as_deref().filter(|name| !name.is_empty()) {
+        match helper::ask(name, server) {
+            Ok(Some(credentials)) => return Ok(Some(credentials)),
+            Ok(None) => {}
+            // It may be left over from a program that is gone, and most images need no credentials.
+            Err(error) => log::warn!("{}: {error}", path.display()),
+        }
+    }
+    let whole = format!("{}/{}", reference.registry, reference.repository);
+    let mut wanted = whole.as_str();
+    loop {
+        let entries = file.auths.iter().flatten();
+        for (_, entry) in entries.filter(|(key, _)| host_key(key) == wanted) {
+            let error = |why: &str| RegistryError::Credentials { path: path.into(), why: why.into() };
+            if let Some(credentials) = entry.credentials().map_err(error)? {
+                return Ok(Some(credentials));
+            }
+        }
+        match wanted.rsplit_once('/') {
+            Some((shorter, _)) => wanted = shorter,
+            None => return Ok(None),
+        }
+    }
+}
+
+/// A key without what old versions of docker wrote around the host.
+fn host_key(key: &str) -> &str {
+    let host = ["https://", "http://"].iter().find_map(|scheme| key.strip_prefix(scheme));
+    let key = host.map_or(key, |rest| rest.split('/').next().unwrap_or_default());
+    if key == "index.docker.io" { "docker.io" } else { key }
+}
+
+#[cfg(test)]
+#[path = "credentials_tests.rs"]
+mod tests;
