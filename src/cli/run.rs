@@ -4,10 +4,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::builder::PossibleValue;
+use clap::{Args, ValueEnum};
 
 use super::{TimingFormat, parse_net};
 use crate::config::MemorySize;
+use crate::image::{Platform, Policy};
 use crate::virtio::net;
 
 /// Flags of `bothy run`.
@@ -64,6 +66,15 @@ pub struct RunArgs {
     /// How long the guest may take until its agent answers, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
     pub agent_timeout: Duration,
+    /// When to get the image from its registry
+    #[arg(long, value_name = "WHEN", default_value = "missing")]
+    pub pull: Policy,
+    /// The image for this platform, where there are several
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", default_value = "linux/amd64")]
+    pub platform: Platform,
+    /// Talk plain HTTP to a registry that has no TLS, on other machines than this one, too
+    #[arg(long)]
+    pub insecure_registry: bool,
     /// The image, by name or as `bothy load` takes it, and the command to run in place of its own
     #[arg(value_name = "IMAGE [COMMAND [ARG...]]", required = true, trailing_var_arg = true)]
     pub words: Vec<OsString>,
@@ -76,6 +87,21 @@ pub enum Network {
     None,
     /// A device on a tap.
     Tap(net::Config),
+}
+
+impl ValueEnum for Policy {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Missing, Self::Always, Self::Never]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Missing => PossibleValue::new("missing").help("If it isn't in the store"),
+            Self::Always => PossibleValue::new("always")
+                .help("Every time, because the name may lead to another image now"),
+            Self::Never => PossibleValue::new("never").help("Never: it must be in the store"),
+        })
+    }
 }
 
 fn parse_network(text: &str) -> Result<Network, String> {
@@ -107,7 +133,7 @@ mod tests {
         let args = parse("bothy run -i --net none busybox ls -l --name x -t");
         assert_eq!(args.words, ["busybox", "ls", "-l", "--name", "x", "-t"]);
         assert!(args.interactive && !args.tty && args.name.is_none());
-        assert_eq!((args.net, args.cpus), (Network::None, 1));
+        assert_eq!((args.net, args.cpus, args.pull), (Network::None, 1, Policy::Missing));
     }
 
     #[test]
@@ -120,9 +146,13 @@ mod tests {
 
     #[test]
     fn an_image_is_needed_and_nonsense_refused() {
-        for words in
-            ["bothy run", "bothy run -i", "bothy run --net bridge x", "bothy run --agent-timeout 0 x"]
-        {
+        for words in [
+            "bothy run",
+            "bothy run -i",
+            "bothy run --net bridge x",
+            "bothy run --pull sometimes x",
+            "bothy run --agent-timeout 0 x",
+        ] {
             assert!(Cli::try_parse_from(words.split(' ')).is_err(), "{words}");
         }
     }

@@ -6,35 +6,53 @@ use std::io::IsTerminal;
 use anyhow::{Context, bail};
 
 use super::RunConfig;
+use crate::cli::RunArgs;
 use crate::commands::progress::Bar;
 use crate::image::rootfs::Limits;
-use crate::image::{self, ImageLease, LoadOptions, Loaded, Platform, Source, Store};
+use crate::image::{self, ImageLease, LoadOptions, Loaded, Policy, PullOptions, Reference, Source, Store};
 
-/// The image's defaults, and the lease of its file system: from the store by its name, or loaded from a directory or an archive.
-pub(super) fn find(word: &OsStr) -> anyhow::Result<(RunConfig, ImageLease)> {
+/// The image's defaults, and the lease of its file system: from the store or a registry by its name, or loaded from a directory or an archive.
+pub(super) fn find(word: &OsStr, args: &RunArgs) -> anyhow::Result<(RunConfig, ImageLease)> {
     let text = word.to_str().with_context(|| format!("{word:?} is no image's name"))?;
     let source: Source = text.parse()?;
     let store = Store::open().context("can't open the store")?;
+    let load = LoadOptions { name: None, platform: args.platform.clone(), limits: Limits::default() };
     if let Source::Name(name) = &source {
-        return match store.look_up(text).with_context(|| format!("can't use the image {text}"))? {
-            Some((image, lease)) => Ok((image.config, lease)),
-            None => bail!(
-                "there is no image {name} in the store: `bothy load` it from a file, and see `bothy images`"
-            ),
-        };
+        let options = PullOptions { policy: args.pull, insecure: args.insecure_registry, load };
+        return by_name(&store, text, name, &options);
     }
     if source == Source::Stdin && std::io::stdin().is_terminal() {
         bail!("`-` reads an archive from standard input, which is a terminal");
     }
-    let options = LoadOptions { name: None, platform: Platform::native(), limits: Limits::default() };
     let bar = Bar::new();
     let (mut found, mut count) = (None, 0);
     let mut take = |loaded: Loaded| (found, count) = (Some(loaded), count + 1);
-    let loaded = image::load(&store, &source, &options, &bar, &mut take);
+    let loaded = image::load(&store, &source, &load, &bar, &mut take);
     drop(bar);
     loaded.with_context(|| format!("can't load {text}"))?;
     match found {
         Some(loaded) if count == 1 => Ok((loaded.image.config, loaded.lease)),
         _ => bail!("{text} holds {count} images: say which one, with :TAG or :@0 after the path"),
     }
+}
+
+/// What people mean by a name that is in the store may be shorter than the whole name.
+fn by_name(
+    store: &Store,
+    text: &str,
+    name: &Reference,
+    options: &PullOptions,
+) -> anyhow::Result<(RunConfig, ImageLease)> {
+    let may_be_there = options.policy != Policy::Always && options.load.platform.runs_here();
+    if may_be_there
+        && let Some((image, lease)) =
+            store.look_up(text).with_context(|| format!("can't use the image {text}"))?
+    {
+        return Ok((image.config, lease));
+    }
+    let bar = Bar::new();
+    let pulled = image::pull(store, name, options, &bar);
+    drop(bar);
+    let pulled = pulled.with_context(|| format!("can't pull {text}"))?;
+    Ok((pulled.image.config, pulled.lease))
 }

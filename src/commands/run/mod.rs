@@ -59,7 +59,7 @@ pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
         bail!("-t with -i needs a terminal as standard input: leave out one of them");
     }
     let (image, command) = args.words.split_first().context("IMAGE is missing")?;
-    let (image, lease) = image::find(image)?;
+    let (image, lease) = image::find(image, args)?;
     let id = hex(agent::random::<6>().context("can't get random numbers")?);
     let host_name = args.hostname.as_ref().unwrap_or(&id);
     check_host_name(host_name)?;
