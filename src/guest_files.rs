@@ -21,6 +21,8 @@ pub const KERNEL: &str = "vmlinux";
 pub const INITRAMFS: &str = "initramfs.cpio";
 /// File name of the initramfs for guests that run images: PID 1, and nothing else.
 pub const AGENT: &str = "agent.cpio";
+/// File name of the file system that a scratch disk begins with.
+pub const SCRATCH: &str = "scratch.ext4";
 /// The manifest's file name.
 pub const MANIFEST: &str = "manifest.json";
 
@@ -28,9 +30,9 @@ pub const MANIFEST: &str = "manifest.json";
 pub const DIR_VARIABLE: &str = "BOTHY_GUEST_DIR";
 
 /// Stands at the start of the trailer.
-const MAGIC: [u8; 16] = *b"bothy-guest-v2\0\0";
-/// The last bytes of a packed binary: the magic, then offset and length of kernel, initramfs, agent and manifest.
-const TRAILER_LEN: usize = 16 + 8 * 8;
+const MAGIC: [u8; 16] = *b"bothy-guest-v3\0\0";
+/// The last bytes of a packed binary: the magic, then offset and length of kernel, initramfs, agent, scratch disk and manifest.
+const TRAILER_LEN: usize = 16 + 10 * 8;
 
 /// More than any manifest has.
 const MAX_MANIFEST_LEN: usize = 1 << 20;
@@ -44,6 +46,8 @@ pub struct GuestFiles {
     pub initramfs: Blob,
     /// A cpio archive.
     pub agent: Blob,
+    /// An empty ext4.
+    pub scratch: Blob,
     /// JSON; see [`Manifest`].
     pub manifest: Blob,
 }
@@ -130,7 +134,8 @@ impl GuestFiles {
     fn in_dir(dir: &Path) -> Result<Self, GuestError> {
         let open = |name| Blob::open(&dir.join(name));
         let (kernel, initramfs) = (open(KERNEL)?, open(INITRAMFS)?);
-        Ok(Self { kernel, initramfs, agent: open(AGENT)?, manifest: open(MANIFEST)? })
+        let (agent, scratch) = (open(AGENT)?, open(SCRATCH)?);
+        Ok(Self { kernel, initramfs, agent, scratch, manifest: open(MANIFEST)? })
     }
 
     /// The guest inside a packed binary; `None` if it holds none.
@@ -160,7 +165,8 @@ impl GuestFiles {
             kernel: blob(0, KERNEL)?,
             initramfs: blob(1, INITRAMFS)?,
             agent: blob(2, AGENT)?,
-            manifest: blob(3, MANIFEST)?,
+            scratch: blob(3, SCRATCH)?,
+            manifest: blob(4, MANIFEST)?,
         }))
     }
 
@@ -197,7 +203,7 @@ fn write_packed(exe: &Path, guest: &GuestFiles, out: &Path) -> io::Result<()> {
     let mut file = File::create(&partial)?;
     io::copy(&mut File::open(exe)?, &mut file)?;
     let mut trailer = MAGIC.to_vec();
-    for blob in [&guest.kernel, &guest.initramfs, &guest.agent, &guest.manifest] {
+    for blob in [&guest.kernel, &guest.initramfs, &guest.agent, &guest.scratch, &guest.manifest] {
         let offset = file.seek(SeekFrom::End(0))?.next_multiple_of(PAGE_SIZE);
         file.set_len(offset)?;
         file.seek(SeekFrom::Start(offset))?;
@@ -224,6 +230,7 @@ mod tests {
         std::fs::write(path(KERNEL), [1; 5000]).unwrap();
         std::fs::write(path(INITRAMFS), [2; 10]).unwrap();
         std::fs::write(path(AGENT), [3; 20]).unwrap();
+        std::fs::write(path(SCRATCH), [4; 30]).unwrap();
         let manifest = r#"{"kernel":{"source_package":"linux","source_version":"6","licence":"GPL-2.0-only"},
             "initramfs":{"busybox":{"source_package":"busybox","source_version":"1","licence":"GPL-2.0-only"}}}"#;
         std::fs::write(path(MANIFEST), manifest).unwrap();
@@ -235,6 +242,7 @@ mod tests {
         assert_eq!(read(&packed.kernel).unwrap(), [1; 5000]);
         assert_eq!(read(&packed.initramfs).unwrap(), [2; 10]);
         assert_eq!(read(&packed.agent).unwrap(), [3; 20]);
+        assert_eq!(read(&packed.scratch).unwrap(), [4; 30]);
         assert_eq!(packed.kernel.offset % PAGE_SIZE, 0);
         assert_eq!(packed.initramfs.offset % PAGE_SIZE, 0);
         assert_eq!(packed.read_manifest().unwrap().kernel.source_package, "linux");
@@ -248,7 +256,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut bytes = vec![0; 100];
         bytes.extend(MAGIC);
-        for number in [0, u64::MAX, 0, 1, 0, 1, 0, 1] {
+        for number in [0, u64::MAX, 0, 1, 0, 1, 0, 1, 0, 1] {
             bytes.extend(number.to_le_bytes());
         }
         let path = dir.path().join("exe");

@@ -51,6 +51,9 @@ pub struct RunArgs {
     /// The virtual machine's memory, from 32M up
     #[arg(short, long, value_name = "SIZE", default_value = "512M")]
     pub memory: MemorySize,
+    /// Write to a disk of this size and not to the virtual machine's memory; it is gone with the virtual machine
+    #[arg(long, value_name = "SIZE", conflicts_with = "read_only")]
+    pub scratch: Option<MemorySize>,
     /// Make the container's file system read-only
     #[arg(long)]
     pub read_only: bool,

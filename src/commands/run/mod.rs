@@ -4,16 +4,18 @@
 //! image      IMAGE -> a file system in the store, leased
 //! workload   the image's defaults and the flags -> arguments, environment, directory, user
 //! place      a directory for sockets, named after the container
+//! scratch    a disk for what is written
 //! session    hello, set-up, run; signals; the end
 //! streams    the command's standard streams, carried by threads
 //! ```
 //!
 //! Nothing particular to one run is on the kernel's command line or in the initramfs: all of it goes to the agent once it has said hello. What is written
-//! in the container goes to the guest's memory, so nothing has to be flushed when its command has ended: the virtual machine is ended at once.
+//! in the container is gone with it, so nothing has to be flushed when its command has ended: the virtual machine is ended at once.
 
 mod environment;
 mod image;
 mod place;
+mod scratch;
 mod session;
 mod streams;
 mod workload;
@@ -50,6 +52,8 @@ use crate::vmm::process::VmProcess;
 const USUAL_SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
 /// What the guest calls the disk with the image: it is the first.
 const IMAGE_DEVICE: &str = "vda";
+/// What the guest calls the disk for what is written.
+const SCRATCH_DEVICE: &str = "vdb";
 
 /// Runs the command and gives its exit code. Every error is bothy's own.
 pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
@@ -86,12 +90,14 @@ pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
 
 fn configuration(args: &RunArgs, lease: &ImageLease, socket: std::path::PathBuf) -> VmConfig {
     let image = blk::Config { path: lease.path().into(), read_only: true, id: Some("image".into()) };
+    // The path stands for a file that never has one.
+    let scratch = blk::Config { path: "scratch".into(), read_only: false, id: Some("scratch".into()) };
     VmConfig {
         kernel: args.kernel.clone(),
         cpus: Some(args.cpus),
         memory: Some(args.memory),
         console: Some(Console::None),
-        disk: vec![image],
+        disk: std::iter::once(image).chain(args.scratch.map(|_| scratch)).collect(),
         net: match &args.net {
             Network::None => Vec::new(),
             Network::Tap(net) => vec![net.clone()],
@@ -109,7 +115,12 @@ fn open(config: &VmConfig, args: &RunArgs, image: ImageLease) -> anyhow::Result<
         None => KernelImage::inspect(guest.kernel).context("bothy's own guest")?,
     };
     machine::must_run_linux("")?;
-    let disk = blk::Disk::from_fd(image.into_fd(), true).context("can't use the image's file system")?;
+    let image = blk::Disk::from_fd(image.into_fd(), true).context("can't use the image's file system")?;
+    let mut disks = vec![image];
+    if let Some(size) = args.scratch {
+        let file = scratch::make(&guest.scratch, size)?;
+        disks.push(blk::Disk::from_fd(file.into(), false).context("--scratch")?);
+    }
     let nets = config.net.iter().map(|net| net::Tap::open(net).context("--net")).collect::<Result<_, _>>()?;
     let kvm = kvm::open(Path::new("/dev/kvm")).context("can't use KVM")?;
     let listener = config.vsock.as_ref().map(vsock::Config::listen).transpose();
@@ -118,7 +129,7 @@ fn open(config: &VmConfig, args: &RunArgs, image: ImageLease) -> anyhow::Result<
         kernel,
         initrd: Some(guest.agent),
         cmdline: format!("{} {}", machine::OWN_KERNEL, bothy_guest::KEY_AGENT),
-        disks: vec![disk],
+        disks,
         nets,
         vsock: listener.context("can't listen for the guest")?,
         count_exits: args.timing.is_some(),
@@ -142,7 +153,11 @@ fn job(
         host_name: host_name.into(),
         root: Root {
             image: IMAGE_DEVICE.into(),
-            upper: if args.read_only { Upper::ReadOnly } else { Upper::Memory },
+            upper: match args.scratch {
+                Some(_) => Upper::Scratch(SCRATCH_DEVICE.into()),
+                None if args.read_only => Upper::ReadOnly,
+                None => Upper::Memory,
+            },
         },
         networks: config.net.iter().map(|net| machine::network(net).to_string()).collect(),
         privileged: args.privileged,
