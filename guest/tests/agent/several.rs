@@ -171,6 +171,31 @@ fn the_agent_dials_again_and_tells_what_happened_meanwhile() {
 }
 
 #[test]
+fn power_off_waits_for_bytes_and_not_for_ends_of_the_host_s() {
+    if !can_run() {
+        return;
+    }
+    let mut machine = Machine::new();
+    let mut terminal = run_in_terminal(&mut machine, 1, &["seq", "1", "5000"], "");
+    let kept = terminal.try_clone().unwrap();
+    assert_eq!(text(&mut terminal).lines().count(), 5000);
+    let start = Instant::now();
+    machine.power_off();
+    assert!(start.elapsed() < Duration::from_secs(2));
+    drop(kept);
+    drop(machine);
+
+    let mut machine = Machine::new();
+    let mut streams = machine.run(1, &["seq", "1", "20000"], |_| ());
+    assert_eq!(machine.report(), Report::Started { id: 1 });
+    assert_eq!(machine.report(), Report::Ended { id: 1, status: ExitStatus::Code(0) });
+    machine.send(&Request::PowerOff);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(text(&mut streams.stdout).ends_with("\n20000\n"));
+    machine.wait_for_end();
+}
+
+#[test]
 fn power_off_gives_commands_time_and_no_more() {
     if !can_run() {
         return;
