@@ -171,6 +171,26 @@ fn the_agent_dials_again_and_tells_what_happened_meanwhile() {
 }
 
 #[test]
+fn what_a_host_that_refuses_has_not_heard_is_told_again() {
+    if !can_run("what_a_host_that_refuses_has_not_heard_is_told_again") {
+        return;
+    }
+    let mut machine = Machine::new();
+    let mut streams = machine.run_with(1, &["cat"], true, |_| ());
+    assert_eq!(machine.report(), Report::Started { id: 1 });
+    machine.control.shutdown(Shutdown::Both).unwrap();
+    machine.accept_control();
+    drop(streams.stdin.take());
+    assert_eq!(text(&mut streams.stdout), "");
+    // By now the report has been written, or will be into what is shut.
+    std::thread::sleep(Duration::from_millis(50));
+    machine.control.shutdown(Shutdown::Both).unwrap();
+    machine.accept_control();
+    assert_eq!(machine.report(), Report::Ended { id: 1, status: ExitStatus::Code(0) });
+    machine.power_off();
+}
+
+#[test]
 fn power_off_waits_for_bytes_and_not_for_ends_of_the_host_s() {
     if !can_run("power_off_waits_for_bytes_and_not_for_ends_of_the_host_s") {
         return;
