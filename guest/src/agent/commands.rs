@@ -59,9 +59,9 @@ impl Commands {
         !self.running.is_empty()
     }
 
-    /// Whether a stream still has something for the host, or waits for it to be taken.
-    pub(crate) fn any_streams(&self) -> bool {
-        !self.streams.is_empty()
+    /// Whether the host's side has everything that commands have said.
+    pub(crate) fn are_delivered(&self) -> bool {
+        self.streams.iter().all(Stream::is_delivered)
     }
 
     pub(crate) fn watch<'a>(&'a self, watch: &mut Watch<'a>) {

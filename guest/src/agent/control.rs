@@ -15,6 +15,9 @@ use crate::say;
 
 /// Between two attempts: twice as long each time, from the first to the last of these.
 const PAUSES: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(200)];
+/// A connection that ends so soon, and on which the host has said nothing, was refused: the host may not have noticed yet that the one before
+/// is gone.
+const REFUSED_WITHIN: Duration = Duration::from_secs(3);
 const PIECE_BYTES: usize = 64 << 10;
 
 /// The connection, or the lack of it. What is to be reported waits for the next one.
@@ -35,8 +38,11 @@ struct Up {
     /// The hello until it is written, then the first of the reports.
     message: Option<Vec<u8>>,
     written: usize,
-    /// Whether the hello is written.
-    greeted: bool,
+    /// When the hello was written, if it is.
+    greeted: Option<Instant>,
+    /// What was reported behind it, until it is known that somebody listens.
+    unheard: Vec<Vec<u8>>,
+    is_heard: bool,
     pause: Duration,
 }
 
@@ -95,15 +101,7 @@ impl Control {
         };
         match (self.host.dial(), hello()) {
             (Ok(connection), Ok(hello)) => {
-                let inbox = Inbox::new(MAX_REQUEST);
-                self.link = Link::Up(Up {
-                    connection,
-                    inbox,
-                    message: Some(hello),
-                    written: 0,
-                    greeted: false,
-                    pause,
-                });
+                self.link = Link::Up(Up::new(connection, hello, pause));
                 self.flush();
             }
             _ => self.down(pause),
@@ -120,8 +118,11 @@ impl Control {
             say!("the host sends what is no request: {error}");
         }
         // The hello is made anew for each connection.
-        if let Some(message) = up.message.take().filter(|_| up.greeted) {
-            self.reports.push_front(message);
+        if let Some(greeted) = up.greeted {
+            let unheard =
+                std::mem::take(&mut up.unheard).into_iter().filter(|_| greeted.elapsed() < REFUSED_WITHIN);
+            let again: Vec<_> = unheard.chain(up.message.take()).collect();
+            again.into_iter().rev().for_each(|report| self.reports.push_front(report));
         }
         let pause = up.pause;
         self.down(pause);
@@ -136,6 +137,19 @@ impl Control {
 }
 
 impl Up {
+    fn new(connection: Connection, hello: Vec<u8>, pause: Duration) -> Self {
+        Self {
+            connection,
+            inbox: Inbox::new(MAX_REQUEST),
+            message: Some(hello),
+            written: 0,
+            greeted: None,
+            unheard: Vec::new(),
+            is_heard: false,
+            pause,
+        }
+    }
+
     fn receive(&mut self, ready: &Ready, requests: &mut Vec<Request>) -> io::Result<()> {
         if !self.connection.is_connected(ready)? || ready.of(&self.connection).is_empty() {
             return Ok(());
@@ -144,7 +158,11 @@ impl Up {
         loop {
             match rustix::io::read(&self.connection, &mut piece) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(length) => self.inbox.push(piece.get(..length).unwrap_or_default()),
+                Ok(length) => {
+                    // Somebody listens: this is a connection that works.
+                    (self.is_heard, self.unheard, self.pause) = (true, Vec::new(), PAUSES[0]);
+                    self.inbox.push(piece.get(..length).unwrap_or_default());
+                }
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
@@ -169,9 +187,14 @@ impl Up {
                 Err(error) => return Err(error.into()),
             }
             if self.written >= message.len() {
-                self.message = None;
-                // From here on it counts as a connection that has worked.
-                (self.greeted, self.pause) = (true, PAUSES[0]);
+                let message = self.message.take();
+                match self.greeted {
+                    None => self.greeted = Some(Instant::now()),
+                    Some(greeted) if !self.is_heard && greeted.elapsed() < REFUSED_WITHIN => {
+                        self.unheard.extend(message);
+                    }
+                    Some(_) => self.unheard = Vec::new(),
+                }
             }
         }
     }

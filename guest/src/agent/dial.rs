@@ -73,6 +73,11 @@ impl Connection {
         )
     }
 
+    /// What has been written and hasn't reached the host's side yet. None where the kernel doesn't count it.
+    pub(crate) fn unsent_bytes(&self) -> usize {
+        sys::unsent_bytes(self.socket.as_fd())
+    }
+
     /// Tells the host that nothing more comes.
     pub(crate) fn end_sending(&self) {
         // One that is broken needs no end.

@@ -49,6 +49,7 @@ const GRACE: Duration = Duration::from_secs(3);
 const KILLED: Duration = Duration::from_secs(1);
 /// How long the host may take at the machine's end to read what the commands have left.
 const DRAIN: Duration = Duration::from_secs(3);
+const DRAIN_POLL: Duration = Duration::from_millis(1);
 
 struct Agent {
     events: Events,
@@ -113,6 +114,10 @@ impl Agent {
         self.commands.watch(&mut watch);
         if let Some(ending) = &self.ending {
             watch.until(ending.until);
+            if ending.step == Step::Draining {
+                // Nothing wakes when the last byte has left.
+                watch.until(Instant::now() + DRAIN_POLL);
+            }
         }
         watch.wait()
     }
@@ -209,7 +214,7 @@ impl Agent {
         } else if ending.step != Step::Draining && (!self.commands.any() || late) {
             (ending.step, ending.until) = (Step::Draining, now + DRAIN);
         }
-        let drained = ending.step == Step::Draining && (!self.commands.any_streams() || now >= ending.until);
+        let drained = ending.step == Step::Draining && (self.commands.are_delivered() || now >= ending.until);
         drained.then_some(ending.end)
     }
 }

@@ -1,7 +1,7 @@
 //! The standard streams of commands: each a connection of its own to the host, relayed to and from a pipe or a terminal.
 //!
-//! A stream that has said all waits, for a bounded time, until the host has taken it and closes its end: what the kernel hasn't sent when the
-//! machine powers off is lost.
+//! A stream that has said all waits, for a bounded time, until the host closes its end: what the kernel hasn't sent when the machine powers off
+//! is lost.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -99,6 +99,11 @@ impl Stream {
     /// Whether nothing is left to do. Dropping it closes the connection.
     pub(crate) fn is_over(&self) -> bool {
         self.over
+    }
+
+    /// Whether the host's side has all that there is to say. It may still keep its end open, for what it never sends.
+    pub(crate) fn is_delivered(&self) -> bool {
+        self.until.is_some() && self.connection.unsent_bytes() == 0
     }
 
     pub(crate) fn watch<'a>(&'a self, watch: &mut Watch<'a>) {

@@ -6,12 +6,12 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::check;
 
-/// How many bytes a terminal has taken but not yet sent; 0 for what is no terminal.
-pub(crate) fn unsent_bytes(terminal: BorrowedFd<'_>) -> usize {
+/// How many bytes a terminal or a socket has taken but not yet sent; 0 for what doesn't count them. The request is SIOCOUTQ as well.
+pub(crate) fn unsent_bytes(fd: BorrowedFd<'_>) -> usize {
     let mut count: c_int = 0;
     #[expect(unsafe_code, reason = "TIOCOUTQ has no safe wrapper in std")]
     // SAFETY: TIOCOUTQ writes one int, which count is.
-    let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
     if result == 0 { usize::try_from(count).unwrap_or(0) } else { 0 }
 }
 

@@ -6,7 +6,7 @@ use crate::machine::{Machine, can_run, read_until, text, write};
 
 #[test]
 fn a_command_runs_and_the_machine_ends() {
-    if !can_run() {
+    if !can_run("a_command_runs_and_the_machine_ends") {
         return;
     }
     let mut machine = Machine::new();
@@ -18,7 +18,7 @@ fn a_command_runs_and_the_machine_ends() {
 
 #[test]
 fn what_the_host_writes_arrives_with_its_end() {
-    if !can_run() {
+    if !can_run("what_the_host_writes_arrives_with_its_end") {
         return;
     }
     let mut machine = Machine::new();
@@ -35,7 +35,7 @@ fn what_the_host_writes_arrives_with_its_end() {
 
 #[test]
 fn a_signal_ends_a_command() {
-    if !can_run() {
+    if !can_run("a_signal_ends_a_command") {
         return;
     }
     let mut machine = Machine::new();
@@ -54,7 +54,7 @@ fn a_signal_ends_a_command() {
 
 #[test]
 fn a_program_that_is_missing_is_told_and_another_may_follow() {
-    if !can_run() {
+    if !can_run("a_program_that_is_missing_is_told_and_another_may_follow") {
         return;
     }
     let mut machine = Machine::new();

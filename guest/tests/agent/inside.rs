@@ -5,11 +5,11 @@ use std::os::unix::fs::symlink;
 
 use bothy_guest::protocol::{ExitStatus, NotStarted, Report};
 
-use crate::machine::{Kind, Machine, Options, can_run};
+use crate::machine::{Kind, Machine, Options, can_run, could_not_run};
 
 #[test]
 fn a_command_is_alone_with_itself() {
-    if !can_run() {
+    if !can_run("a_command_is_alone_with_itself") {
         return;
     }
     let output = Machine::new()
@@ -22,7 +22,7 @@ fn a_command_is_alone_with_itself() {
 
 #[test]
 fn devices_and_links_are_docker_s() {
-    if !can_run() {
+    if !can_run("devices_and_links_are_docker_s") {
         return;
     }
     let output = Machine::new().sh("cd /dev; ls | tr '\\n' ' '; echo; stat -c '%n %a %t:%T' null zero full random urandom tty; \
@@ -39,7 +39,7 @@ fn devices_and_links_are_docker_s() {
 
 #[test]
 fn the_kernel_is_out_of_reach() {
-    if !can_run() {
+    if !can_run("the_kernel_is_out_of_reach") {
         return;
     }
     let output = Machine::new().sh("\
@@ -62,7 +62,7 @@ fn the_kernel_is_out_of_reach() {
 
 #[test]
 fn a_command_runs_as_its_user_in_its_directory() {
-    if !can_run() {
+    if !can_run("a_command_runs_as_its_user_in_its_directory") {
         return;
     }
     let script = "id; pwd; echo $HOME; echo through >/dev/stdout; grep -E 'Cap(Prm|Eff|Bnd)' /proc/self/status | tr -s '\\t' ' '";
@@ -80,7 +80,7 @@ fn a_command_runs_as_its_user_in_its_directory() {
 
 #[test]
 fn an_environment_with_a_home_keeps_it_and_gets_nothing_else() {
-    if !can_run() {
+    if !can_run("an_environment_with_a_home_keeps_it_and_gets_nothing_else") {
         return;
     }
     let (_, output) = Machine::new().finish(1, &["/bin/env"], |command| {
@@ -91,7 +91,7 @@ fn an_environment_with_a_home_keeps_it_and_gets_nothing_else() {
 
 #[test]
 fn users_and_programs_that_cannot_be_had_are_refused_for_what_they_are() {
-    if !can_run() {
+    if !can_run("users_and_programs_that_cannot_be_had_are_refused_for_what_they_are") {
         return;
     }
     let mut machine = Machine::new();
@@ -124,7 +124,7 @@ fn users_and_programs_that_cannot_be_had_are_refused_for_what_they_are() {
 
 #[test]
 fn the_three_files_are_the_container_s_own() {
-    if !can_run() {
+    if !can_run("the_three_files_are_the_container_s_own") {
         return;
     }
     let options = Options {
@@ -143,7 +143,7 @@ fn the_three_files_are_the_container_s_own() {
 
 #[test]
 fn what_is_written_goes_where_it_was_asked_for() {
-    if !can_run() {
+    if !can_run("what_is_written_goes_where_it_was_asked_for") {
         return;
     }
     let write = "echo new >/etc/passwd && mv /etc /etc2 && cat /etc2/passwd && rm /bin/ls && touch /new && stat -c %a / && echo done";
@@ -164,13 +164,13 @@ fn what_is_written_goes_where_it_was_asked_for() {
 
 #[test]
 fn a_scratch_disk_is_grown_and_written() {
-    if !can_run() {
+    if !can_run("a_scratch_disk_is_grown_and_written") {
         return;
     }
     let capabilities = fs::read_to_string("/proc/self/status").unwrap();
     let effective = capabilities.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
     if u64::from_str_radix(effective, 16).unwrap() & (1 << 24) == 0 {
-        println!("COULD NOT RUN: growing a file system needs CAP_SYS_RESOURCE");
+        could_not_run("a_scratch_disk_is_grown_and_written", "growing a file system needs CAP_SYS_RESOURCE");
         return;
     }
     let options = Options { upper: Kind::Scratch, ..Options::default() };
@@ -183,7 +183,7 @@ fn a_scratch_disk_is_grown_and_written() {
 
 #[test]
 fn an_image_s_links_lead_nowhere_and_what_it_lacks_is_made() {
-    if !can_run() {
+    if !can_run("an_image_s_links_lead_nowhere_and_what_it_lacks_is_made") {
         return;
     }
     let options = Options {
@@ -230,7 +230,7 @@ fn an_image_s_links_lead_nowhere_and_what_it_lacks_is_made() {
 
 #[test]
 fn device_nodes_can_be_made_and_not_opened() {
-    if !can_run() {
+    if !can_run("device_nodes_can_be_made_and_not_opened") {
         return;
     }
     let output = Machine::new()
@@ -244,7 +244,7 @@ fn device_nodes_can_be_made_and_not_opened() {
 
 #[test]
 fn privileged_means_everything() {
-    if !can_run() {
+    if !can_run("privileged_means_everything") {
         return;
     }
     let options = Options { privileged: true, ..Options::default() };

@@ -20,7 +20,7 @@ fn run_in_terminal(machine: &mut Machine, id: u32, args: &[&str], user: &str) ->
 
 #[test]
 fn a_terminal_has_a_size_a_console_and_job_control() {
-    if !can_run() {
+    if !can_run("a_terminal_has_a_size_a_console_and_job_control") {
         return;
     }
     let mut machine = Machine::new();
@@ -38,7 +38,7 @@ fn a_terminal_has_a_size_a_console_and_job_control() {
 
 #[test]
 fn all_that_a_terminal_has_to_say_is_said() {
-    if !can_run() {
+    if !can_run("all_that_a_terminal_has_to_say_is_said") {
         return;
     }
     let mut machine = Machine::new();
@@ -48,7 +48,7 @@ fn all_that_a_terminal_has_to_say_is_said() {
 
 #[test]
 fn a_terminal_s_input_ends_and_a_host_that_leaves_hangs_up() {
-    if !can_run() {
+    if !can_run("a_terminal_s_input_ends_and_a_host_that_leaves_hangs_up") {
         return;
     }
     let mut machine = Machine::new();
@@ -77,7 +77,7 @@ fn a_terminal_s_input_ends_and_a_host_that_leaves_hangs_up() {
 
 #[test]
 fn later_commands_join_the_first_and_end_with_it() {
-    if !can_run() {
+    if !can_run("later_commands_join_the_first_and_end_with_it") {
         return;
     }
     let mut machine = Machine::new();
@@ -105,7 +105,7 @@ fn later_commands_join_the_first_and_end_with_it() {
 
 #[test]
 fn a_reader_that_leaves_ends_the_writer() {
-    if !can_run() {
+    if !can_run("a_reader_that_leaves_ends_the_writer") {
         return;
     }
     let mut machine = Machine::new();
@@ -120,7 +120,7 @@ fn a_reader_that_leaves_ends_the_writer() {
 
 #[test]
 fn a_reader_that_stalls_holds_up_only_its_own_stream() {
-    if !can_run() {
+    if !can_run("a_reader_that_stalls_holds_up_only_its_own_stream") {
         return;
     }
     let mut machine = Machine::new();
@@ -137,7 +137,7 @@ fn a_reader_that_stalls_holds_up_only_its_own_stream() {
 
 #[test]
 fn much_goes_through_in_both_directions() {
-    if !can_run() {
+    if !can_run("much_goes_through_in_both_directions") {
         return;
     }
     let mut machine = Machine::new();
@@ -154,7 +154,7 @@ fn much_goes_through_in_both_directions() {
 
 #[test]
 fn the_agent_dials_again_and_tells_what_happened_meanwhile() {
-    if !can_run() {
+    if !can_run("the_agent_dials_again_and_tells_what_happened_meanwhile") {
         return;
     }
     let mut machine = Machine::new();
@@ -171,8 +171,53 @@ fn the_agent_dials_again_and_tells_what_happened_meanwhile() {
 }
 
 #[test]
+fn what_a_host_that_refuses_has_not_heard_is_told_again() {
+    if !can_run("what_a_host_that_refuses_has_not_heard_is_told_again") {
+        return;
+    }
+    let mut machine = Machine::new();
+    let mut streams = machine.run_with(1, &["cat"], true, |_| ());
+    assert_eq!(machine.report(), Report::Started { id: 1 });
+    machine.control.shutdown(Shutdown::Both).unwrap();
+    machine.accept_control();
+    drop(streams.stdin.take());
+    assert_eq!(text(&mut streams.stdout), "");
+    // By now the report has been written, or will be into what is shut.
+    std::thread::sleep(Duration::from_millis(50));
+    machine.control.shutdown(Shutdown::Both).unwrap();
+    machine.accept_control();
+    assert_eq!(machine.report(), Report::Ended { id: 1, status: ExitStatus::Code(0) });
+    machine.power_off();
+}
+
+#[test]
+fn power_off_waits_for_bytes_and_not_for_ends_of_the_host_s() {
+    if !can_run("power_off_waits_for_bytes_and_not_for_ends_of_the_host_s") {
+        return;
+    }
+    let mut machine = Machine::new();
+    let mut terminal = run_in_terminal(&mut machine, 1, &["seq", "1", "5000"], "");
+    let kept = terminal.try_clone().unwrap();
+    assert_eq!(text(&mut terminal).lines().count(), 5000);
+    let start = Instant::now();
+    machine.power_off();
+    assert!(start.elapsed() < Duration::from_secs(2));
+    drop(kept);
+    drop(machine);
+
+    let mut machine = Machine::new();
+    let mut streams = machine.run(1, &["seq", "1", "20000"], |_| ());
+    assert_eq!(machine.report(), Report::Started { id: 1 });
+    assert_eq!(machine.report(), Report::Ended { id: 1, status: ExitStatus::Code(0) });
+    machine.send(&Request::PowerOff);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(text(&mut streams.stdout).ends_with("\n20000\n"));
+    machine.wait_for_end();
+}
+
+#[test]
 fn power_off_gives_commands_time_and_no_more() {
-    if !can_run() {
+    if !can_run("power_off_gives_commands_time_and_no_more") {
         return;
     }
     let mut machine = Machine::new();
@@ -209,7 +254,7 @@ fn power_off_gives_commands_time_and_no_more() {
 
 #[test]
 fn what_kills_everybody_doesn_t_kill_the_agent() {
-    if !can_run() {
+    if !can_run("what_kills_everybody_doesn_t_kill_the_agent") {
         return;
     }
     let mut machine = Machine::new();
