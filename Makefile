@@ -3,13 +3,14 @@
 CARGO ?= cargo
 BOTHY := target/x86_64-unknown-linux-gnu/release/bothy
 
-.PHONY: help build guest dist demo test test-long bench-startup lint clean
+.PHONY: help build guest dist demo test test-long bench-startup bench-run lint clean
 
 help:
 	@echo 'make demo           boot the default guest, which shows what it finds, and see where the time goes'
 	@echo 'make test           every kind of test, at small counts'
 	@echo 'make test-long      every kind of test, at full counts'
 	@echo 'make bench-startup  start-up and memory, beside the least possible and QEMU'
+	@echo 'make bench-run      a command of an image, beside runc and crun'
 	@echo 'make build          the bothy command: $(BOTHY)'
 	@echo 'make guest          its guest (kernel and init), if its inputs have changed: target/guest/'
 	@echo 'make dist           one self-contained file with the guest inside: target/dist/bothy'
@@ -43,6 +44,10 @@ test-long:
 bench-startup: build guest
 	@tests/packages benches/packages.txt tests/host/packages.txt
 	@benches/run startup
+
+bench-run: build guest
+	@tests/packages benches/packages.txt tests/host/packages.txt
+	@benches/run container
 
 clean:
 	$(CARGO) clean

@@ -4,8 +4,11 @@
 //! `benches/run startup` builds what is needed and calls this with `tiny` or `linux` and the name of the host.
 
 mod guests;
+#[path = "../support/measure.rs"]
 mod measure;
 mod memory;
+#[path = "../support/usage.rs"]
+mod usage;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
