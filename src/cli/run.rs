@@ -66,7 +66,7 @@ pub struct RunArgs {
     /// Print where the time went, and the exits from the guest by reason
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
     pub timing: Option<TimingFormat>,
-    /// How long the guest may take until its agent answers, in seconds
+    /// How long the guest may take until its agent answers, and then until the command runs, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
     pub agent_timeout: Duration,
     /// When to get the image from its registry

@@ -96,7 +96,7 @@ pub(super) struct Session {
     streams: Streams,
     has_terminal: bool,
     phase: Phase,
-    /// How long the agent may keep us waiting for its hello.
+    /// How long the agent may keep us waiting for its hello, and then for the command's start.
     patience: Duration,
     /// When the agent has kept us waiting for too long.
     deadline: Option<Instant>,
@@ -170,8 +170,10 @@ impl Session {
     fn serve(&mut self) -> anyhow::Result<()> {
         loop {
             let news = if self.vm_is_gone { Source::none() } else { Source::readable(&self.news) };
-            let sources =
-                [news, Source::readable(&self.signals), Source::readable(&self.agent), self.streams.source()];
+            // Until the command has ended it doesn't matter that it has closed its output.
+            let done =
+                if matches!(self.phase, Phase::Ended(_)) { self.streams.source() } else { Source::none() };
+            let sources = [news, Source::readable(&self.signals), Source::readable(&self.agent), done];
             let deadline = self.deadline.into_iter().chain(self.agent.deadline()).min();
             let [news, signal, agent, done] =
                 poll::wait(sources, deadline).context("can't wait for events")?;
@@ -228,10 +230,14 @@ impl Session {
                 hello.version
             );
         }
-        self.deadline = None;
         self.moments.hello.get_or_insert_with(now_ns);
         // One that comes again goes on with what it was told.
-        let Some(Job { setup, command, .. }) = self.job.take() else { return Ok(()) };
+        let Some(Job { setup, command, .. }) = self.job.take() else {
+            self.deadline = None;
+            return Ok(());
+        };
+        // As long again for all that comes before the command runs.
+        self.deadline = Some(Instant::now() + self.patience);
         self.send(&Request::Setup(Box::new(setup)))?;
         self.send(&Request::Run { id: ID, command: Box::new(command) })?;
         self.phase = Phase::Starting;
@@ -245,6 +251,7 @@ impl Session {
             }
             Said::Failed { message } => bail!("the guest can't be set up: {}", one_line(&message)),
             Said::Started { id: ID } if self.phase == Phase::Starting => {
+                self.deadline = None;
                 self.moments.started.get_or_insert_with(now_ns);
                 self.phase = Phase::Running;
                 for signal in std::mem::take(&mut self.early_signals) {
@@ -252,6 +259,7 @@ impl Session {
                 }
             }
             Said::NotStarted { id: ID, reason, message } if self.phase == Phase::Starting => {
+                self.deadline = None;
                 self.message = Some(one_line(&message));
                 self.streams.expect_no_more();
                 self.phase = Phase::Ended(match reason {
@@ -279,7 +287,8 @@ impl Session {
     fn give_up(&mut self) -> anyhow::Result<()> {
         if !matches!(self.phase, Phase::Ended(_)) {
             let seconds = self.patience.as_secs();
-            bail!("the guest's agent hasn't answered for {seconds} seconds (--agent-timeout)");
+            let what = if self.phase == Phase::Calling { "answered" } else { "started the command" };
+            bail!("the guest's agent has not {what} within {seconds} seconds (--agent-timeout)");
         }
         if self.streams.are_expected() {
             log::warn!("the guest's agent has not opened all of the command's streams");
