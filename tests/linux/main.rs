@@ -26,6 +26,7 @@ mod network;
 mod packed;
 mod processors;
 mod rights;
+mod run;
 mod terminal;
 mod timing;
 mod vsock;

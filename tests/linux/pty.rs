@@ -35,6 +35,13 @@ pub(crate) struct OnTerminal {
 impl OnTerminal {
     /// Runs `bothy boot WORDS...`.
     pub(crate) fn boot(words: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bothy"));
+        command.arg("boot").args(words).env(GUEST_DIR_VARIABLE, guest_dir());
+        Self::start(command, (24, 80))
+    }
+
+    /// Runs a command on a terminal of so many rows and columns.
+    pub(crate) fn start(mut command: Command, size: (u16, u16)) -> Self {
         let (mut master, mut slave) = (-1, -1);
         // SAFETY: the call fills the two numbers; the other arguments may be null.
         let ret = unsafe {
@@ -57,8 +64,8 @@ impl OnTerminal {
         let dir = support::scratch();
         let token = format!("pty-{}", dir.path().display());
         let end = || Stdio::from(slave.try_clone().expect("a descriptor can be copied"));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bothy"));
-        command.arg("boot").args(words).env(GUEST_DIR_VARIABLE, guest_dir()).env(TOKEN, &token);
+        resize(&master, size);
+        command.env(TOKEN, &token);
         command.env_remove("RUST_LOG").stdin(end()).stdout(end()).stderr(end());
         // SAFETY: both calls are allowed between fork and exec, and touch no memory.
         unsafe {
@@ -82,6 +89,11 @@ impl OnTerminal {
 
     pub(crate) fn type_in(&mut self, text: &str) {
         self.master.write_all(text.as_bytes()).expect("a terminal takes a line");
+    }
+
+    /// Gives the window another size.
+    pub(crate) fn resize(&self, size: (u16, u16)) {
+        resize(&self.master, size);
     }
 
     /// Waits until `text` appears behind what was waited for before.
@@ -144,6 +156,13 @@ impl Drop for OnTerminal {
             }
         }
     }
+}
+
+fn resize(terminal: &File, (ws_row, ws_col): (u16, u16)) {
+    let size = libc::winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCSWINSZ reads a winsize.
+    let ret = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    assert_eq!(ret, 0, "TIOCSWINSZ: {}", io::Error::last_os_error());
 }
 
 /// The terminal's mode, as something to compare.
