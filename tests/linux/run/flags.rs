@@ -126,3 +126,10 @@ fn a_scratch_disk_takes_more_than_the_memory_and_is_gone_with_its_vm() {
     let finished = shell(needs_image!(), &["-m64M", "--scratch=256M"], script).run();
     assert_eq!(String::from_utf8_lossy(&finished.output()), "overlay\n1\n125829120\n0\n");
 }
+
+#[test]
+fn of_a_flag_that_is_said_twice_the_last_counts_as_with_docker() {
+    needs_linux!();
+    let words = ["-m1G", "-m64M", "--hostname=one", "--hostname=two", "app", "hostname"];
+    assert_eq!(run(needs_image!(), words).run().output(), b"two\n");
+}

@@ -130,3 +130,18 @@ fn a_third_sigterm_ends_a_vm_that_has_not_booted() {
     assert_eq!(finished.stdout, b"");
     assert!(!place(image, "boots").exists());
 }
+
+#[test]
+fn kill_9_leaves_no_directory() {
+    needs_linux!();
+    let image = needs_image!();
+    // A directory of its own: the next start would sweep up what is left.
+    let runtime = support::scratch();
+    let words = ["--name=nothing", "app", "sh", "-c", "echo ready; sleep 1000"];
+    let mut running = run(image, words).env("XDG_RUNTIME_DIR", runtime.path()).start();
+    running.wait_for(b"ready");
+    running.signal(libc::SIGKILL);
+    assert!(eventually(SOON, || running.processes().is_empty()));
+    let place = runtime.path().join("bothy/nothing");
+    assert!(eventually(SOON, || !place.exists()), "its directory is still there");
+}

@@ -249,3 +249,12 @@ fn environment_and_directory_are_as_with_docker() {
     needs_linux!();
     insist_on_table(needs_image!(), FLAGS);
 }
+
+#[test]
+fn a_name_whose_only_file_may_not_be_executed_is_not_found_as_with_docker() {
+    needs_linux!();
+    let (ours, theirs) = Line::parse("exec: plain").run(needs_image!());
+    // This is what docker makes 127 of.
+    theirs.says("executable file not found in $PATH");
+    ours.code(127).says("executable file not found in $PATH");
+}
