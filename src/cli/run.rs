@@ -12,8 +12,9 @@ use crate::config::MemorySize;
 use crate::image::{Platform, Policy};
 use crate::virtio::net;
 
-/// Flags of `bothy run`.
+/// Flags of `bothy run`. One that is given twice counts as it was given last, as with docker.
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
 pub struct RunArgs {
     /// Pass standard input on
     #[arg(short, long)]
@@ -145,6 +146,12 @@ mod tests {
         assert!(args.interactive && args.tty);
         assert_eq!(args.env, ["A=1", "B"]);
         assert!(matches!(args.net, Network::Tap(net) if net.tap == "t0"));
+    }
+
+    #[test]
+    fn a_flag_that_is_given_twice_counts_as_given_last_and_lists_grow() {
+        let args = parse("bothy run -i -i -m 1G -m 64M -e A=1 -e B=2 x y");
+        assert_eq!((args.memory.mib(), args.env.len(), args.words.len()), (64, 2, 2));
     }
 
     #[test]

@@ -85,7 +85,7 @@ fn open(config: &VmConfig, args: &BootArgs, log: Option<RawFd>) -> Result<Resour
     };
     let vsock = config.vsock.as_ref().map(listen).transpose()?;
     let count_exits = args.timing.is_some();
-    Ok(Resources { kvm, kernel, initrd, cmdline, disks, nets, vsock, count_exits, log })
+    Ok(Resources { kvm, kernel, initrd, cmdline, disks, nets, vsock, place: None, count_exits, log })
 }
 
 fn kernel_and_initrd(config: &VmConfig) -> anyhow::Result<(KernelImage, Option<Blob>)> {

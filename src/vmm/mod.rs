@@ -12,8 +12,9 @@ pub mod process;
 mod wiring;
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -50,6 +51,8 @@ pub struct Resources {
     pub nets: Vec<net::Tap>,
     /// The vsock device's socket.
     pub vsock: Option<vsock::Listener>,
+    /// A directory that goes with the VM, its sockets are in it, and the descriptor whose lock says that it is in use.
+    pub place: Option<(PathBuf, OwnedFd)>,
     /// Whether exits are counted for a report.
     pub count_exits: bool,
     /// Where the log goes, if not to standard error.
@@ -64,6 +67,7 @@ impl Resources {
         fds.extend(self.disks.iter().map(AsRawFd::as_raw_fd));
         fds.extend(self.nets.iter().map(AsRawFd::as_raw_fd));
         fds.extend(self.vsock.iter().map(AsRawFd::as_raw_fd));
+        fds.extend(self.place.iter().map(|(_, lock)| lock.as_raw_fd()));
         fds.extend(self.log);
         fds
     }

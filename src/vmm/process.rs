@@ -111,7 +111,7 @@ fn exit_now(status: libc::c_int) -> ! {
 
 fn run(
     config: &VmConfig,
-    resources: Resources,
+    mut resources: Resources,
     control: &mut UnixStream,
     console: Option<UnixStream>,
     timeline: Timeline,
@@ -120,7 +120,7 @@ fn run(
     let timeline = Arc::new(timeline);
     detach(null);
     share_one_heap();
-    let (count_exits, log) = (resources.count_exits, resources.log);
+    let (count_exits, log, place) = (resources.count_exits, resources.log, resources.place.take());
     let report = |control: &mut UnixStream, report: &Report| {
         if let Some(log) = log {
             replace(null, log);
@@ -134,6 +134,12 @@ fn run(
     let counters = count_exits.then(|| vmm.counters());
     match vmm.run(control) {
         Ok((outcome, remains)) => {
+            // The command does it as well, unless it was killed.
+            if let Some((dir, _lock)) = place
+                && let Err(error) = std::fs::remove_dir_all(&dir)
+            {
+                log::debug!("{}: {error}", dir.display());
+            }
             timeline.record(Mark::Released);
             let exits = counters.map(super::Counters::sum);
             report(control, &Report::Ended { outcome, times: timeline.times(), exits });

@@ -55,9 +55,8 @@ pub(crate) fn become_program(args: &[Vec<u8>], env: &[Vec<u8>]) -> Refusal {
         }
     }
     match denied {
-        Some((path, error)) if program.contains(&b'/') || !is_directory(&path) => {
-            not_executable(program, &path, &error)
-        }
+        Some((path, error)) if program.contains(&b'/') => not_executable(program, &path, &error),
+        // What is in the path and may not be executed isn't found, as for docker.
         _ => not_found(program),
     }
 }

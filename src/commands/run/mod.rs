@@ -72,7 +72,7 @@ pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
     let config = configuration(args, &lease, place.vsock());
     config.validate(machine::host_memory_mib()?)?;
     let mut agent = Agent::listen(&place.vsock()).context("can't listen for the guest's agent")?;
-    let resources = open(&config, args, lease)?;
+    let resources = open(&config, args, &place, lease)?;
     let job = job(args, workload, host_name, &config, &mut agent)?;
     let signals = Signals::all().context("can't take signals")?;
     let vm = VmProcess::spawn(&config, resources, timeline).context("can't start the VM's process")?;
@@ -108,7 +108,7 @@ fn configuration(args: &RunArgs, lease: &ImageLease, socket: std::path::PathBuf)
 }
 
 /// Opens everything that the VM needs; afterwards only the VM itself can fail.
-fn open(config: &VmConfig, args: &RunArgs, image: ImageLease) -> anyhow::Result<Resources> {
+fn open(config: &VmConfig, args: &RunArgs, place: &Place, image: ImageLease) -> anyhow::Result<Resources> {
     let guest = GuestFiles::find()?;
     let kernel = match &config.kernel {
         Some(path) => KernelImage::inspect(Blob::open(path).context("--kernel")?).context("--kernel")?,
@@ -132,6 +132,7 @@ fn open(config: &VmConfig, args: &RunArgs, image: ImageLease) -> anyhow::Result<
         disks,
         nets,
         vsock: listener.context("can't listen for the guest")?,
+        place: Some(place.share().context("can't share a lock")?),
         count_exits: args.timing.is_some(),
         log: None,
     })

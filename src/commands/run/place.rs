@@ -1,11 +1,12 @@
 //! A directory for the sockets of one running container, named after it: only one of a name runs at a time.
 //!
 //! It lies in `$XDG_RUNTIME_DIR/bothy`, or where that isn't said in `/tmp/bothy-UID`, and nobody else may enter it. A lock that is held while the
-//! container runs says that it does; directories whose lock nobody holds were left behind by a command that was killed, and go when
-//! the next one starts.
+//! container runs says that it does. Both the command and the VM's process remove the directory at the end; one whose lock nobody holds was left behind when
+//! both were killed, and goes when the next container starts.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -19,7 +20,7 @@ const MAX_NAME: usize = 40;
 #[derive(Debug)]
 pub(super) struct Place {
     dir: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl Place {
@@ -49,7 +50,12 @@ impl Place {
         }
         let lock = File::open(&dir)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Some(Self { dir, _lock: lock }))
+        Ok(Some(Self { dir, lock }))
+    }
+
+    /// The directory and its lock, for the VM's process.
+    pub(super) fn share(&self) -> io::Result<(PathBuf, OwnedFd)> {
+        Ok((self.dir.clone(), self.lock.as_fd().try_clone_to_owned()?))
     }
 
     /// Where the vsock device's socket is to be.
@@ -128,8 +134,8 @@ mod tests {
         let base = dir.path().join("b");
         let left = Place::make_in(&base, "left").unwrap().unwrap();
         fs::write(left.vsock(), b"").unwrap();
-        let Place { dir: path, _lock } = &left;
-        flock(_lock, FlockOperation::Unlock).unwrap();
+        let Place { dir: path, lock } = &left;
+        flock(lock, FlockOperation::Unlock).unwrap();
         assert!(path.is_dir());
         let again = Place::make_in(&base, "left").unwrap().unwrap();
         assert!(!again.vsock().exists());
