@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -55,26 +55,10 @@ fn can_run(test: &str) -> bool {
     } else if !guest_dir().join("manifest.json").exists() {
         "bothy's own guest is not there: make guest"
     } else {
-        hold_a_vm();
         return true;
     };
     support::could_not_run(test.trim_end_matches("::name"), reason);
     false
-}
-
-/// Holds a VM that does nothing for as long as the tests run.
-///
-/// The host's kernel patches its scheduler when the first VM comes and when the last one goes (preempt notifiers). The emulated host was
-/// seen to hang with both of its CPUs at that place; it looks as if QEMU's TCG went on executing the breakpoint that stands there
-/// meanwhile. With a VM held it hasn't been seen again. So the suite doesn't test those transitions; the bare-metal suite does.
-fn hold_a_vm() {
-    static HELD: OnceLock<Option<(kvm_ioctls::Kvm, kvm_ioctls::VmFd)>> = OnceLock::new();
-    // Whoever can't have one will learn why from bothy.
-    HELD.get_or_init(|| {
-        let kvm = kvm_ioctls::Kvm::new().ok()?;
-        let vm = kvm.create_vm().ok()?;
-        Some((kvm, vm))
-    });
 }
 
 /// What a test begins with: returns from it, with a loud line, where Linux guests can't run.
