@@ -15,6 +15,7 @@ mod network;
 mod power;
 mod signals;
 mod sys;
+mod watch;
 
 use std::env;
 use std::fs;

@@ -5,12 +5,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bothy_guest::POWER_BUTTON_SIGNAL;
+use rustix::event::PollFlags;
 
 use crate::power::End;
 use crate::sys;
+use crate::watch::Watch;
 
 /// `struct signalfd_siginfo`; the signal's number is its first word.
 const SIGINFO_BYTES: usize = 128;
@@ -68,16 +70,21 @@ impl Events {
 
     /// Sleeps until something happens or the time is over, and returns what happened.
     pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Vec<Event>> {
-        let fds: Vec<_> = std::iter::once(&self.signals).chain(&self.buttons).map(AsFd::as_fd).collect();
-        let readable = sys::wait_readable(&fds, timeout)?;
-        let mut readable = readable.into_iter();
-        let mut events = if readable.next() == Some(true) { self.signals() } else { Vec::new() };
+        let mut watch = Watch::default();
+        for file in std::iter::once(&self.signals).chain(&self.buttons) {
+            watch.add(file, PollFlags::IN);
+        }
+        if let Some(timeout) = timeout {
+            watch.until(Instant::now() + timeout);
+        }
+        let ready = watch.wait()?;
+        let is_readable = |file: &File| !ready.of(file).is_empty();
+        let mut events = if is_readable(&self.signals) { self.signals() } else { Vec::new() };
         // A device that is gone would be readable for ever: it is dropped.
         self.buttons = std::mem::take(&mut self.buttons)
             .into_iter()
-            .zip(readable)
             .filter_map(
-                |(button, readable)| if readable { read_button(button, &mut events) } else { Some(button) },
+                |button| if is_readable(&button) { read_button(button, &mut events) } else { Some(button) },
             )
             .collect();
         Ok(events)

@@ -13,7 +13,7 @@ use super::refusal::{Failing, Refusal, shortened};
 use super::setup::Container;
 use super::start::{self, Child, News, Place, Streams};
 use super::streams::Stream;
-use super::watch::{Ready, Watch};
+use crate::watch::{Ready, Watch};
 use crate::{say, sys};
 
 /// All of them, and their streams.

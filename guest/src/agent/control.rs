@@ -10,8 +10,8 @@ use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::dial::{Connection, Host};
-use super::watch::{Ready, Watch};
 use crate::say;
+use crate::watch::{Ready, Watch};
 
 /// Between two attempts: twice as long each time, from the first to the last of these.
 const PAUSES: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(200)];

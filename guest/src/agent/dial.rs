@@ -9,8 +9,8 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
-use super::watch::{Ready, Watch};
 use crate::sys;
+use crate::watch::{Ready, Watch};
 
 /// Where the host is.
 #[derive(Clone, Debug)]

@@ -21,7 +21,6 @@ mod start;
 mod streams;
 mod texts;
 mod users;
-mod watch;
 
 use std::fs;
 use std::io;
@@ -37,12 +36,12 @@ use crate::power::{self, End};
 use crate::say;
 use crate::signals::{Event, Events};
 use crate::sys::{self, Reaped};
+use crate::watch::{Ready, Watch};
 use cgroup::Cgroup;
 use commands::Commands;
 use control::Control;
 use refusal::{Refusal, shortened};
 use setup::Container;
-use watch::{Ready, Watch};
 
 /// How long commands have between SIGTERM and SIGKILL, and after that to be gone. The host gives the whole machine ten seconds.
 const GRACE: Duration = Duration::from_secs(3);

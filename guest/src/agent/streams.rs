@@ -13,7 +13,7 @@ use rustix::io::ioctl_fionbio;
 
 use super::dial::{Connection, Host};
 use super::relay::{Progress, Relay};
-use super::watch::{Ready, Watch};
+use crate::watch::{Ready, Watch};
 
 /// How long a host may take to read the rest of a stream whose command is gone. A reader that has stalled keeps nothing but its stream.
 const LINGER: Duration = Duration::from_secs(600);

@@ -1,10 +1,8 @@
 //! Sockets of the families that std has no type for, and waiting for any descriptor.
 
-use std::ffi::c_int;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::time::Duration;
 
 use super::check;
 
@@ -19,26 +17,10 @@ pub(crate) fn netlink_socket() -> io::Result<File> {
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
-/// Waits until one of the descriptors can be read; tells for each whether it can (or has hung up).
-pub(crate) fn wait_readable(fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
-    let mut polled: Vec<libc::pollfd> =
-        fds.iter().map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }).collect();
-    let timeout = timeout.map_or(-1, |t| c_int::try_from(t.as_millis()).unwrap_or(c_int::MAX));
-    let count = libc::nfds_t::try_from(polled.len()).unwrap_or(libc::nfds_t::MAX);
-    #[expect(unsafe_code, reason = "poll has no safe wrapper in std")]
-    // SAFETY: the pointer and the count are those of a live vector of pollfd.
-    let result = unsafe { libc::poll(polled.as_mut_ptr(), count, timeout) };
-    match check(result) {
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-        result => drop(result?),
-    }
-    Ok(polled.iter().map(|p| p.revents != 0).collect())
-}
-
 /// Connects a vsock socket to this port of the host. One that doesn't wait says `EINPROGRESS`.
 pub(crate) fn connect_to_host(socket: BorrowedFd<'_>, port: u32) -> io::Result<()> {
-    // SAFETY: sockaddr_vm is made of integers, and zero is valid for each.
     #[expect(unsafe_code, reason = "neither std nor rustix has vsock addresses")]
+    // SAFETY: sockaddr_vm is made of integers, and zero is valid for each.
     let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
     address.svm_family = u16::try_from(libc::AF_VSOCK).map_err(io::Error::other)?;
     address.svm_cid = libc::VMADDR_CID_HOST;

@@ -1,4 +1,4 @@
-//! What the agent sleeps on: poll(2) over the descriptors that are of interest this time.
+//! What init and the agent sleep on: poll(2) over the descriptors that are of interest this time.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
