@@ -2,13 +2,11 @@
 
 use bothy_guest::protocol::{ExitStatus, NotStarted, Report, Request};
 
-use crate::machine::{Machine, can_run, read_until, text, write};
+use crate::machine::{Machine, needs_machine, read_until, text, write};
 
 #[test]
 fn a_command_runs_and_the_machine_ends() {
-    if !can_run("a_command_runs_and_the_machine_ends") {
-        return;
-    }
+    needs_machine!();
     let mut machine = Machine::new();
     let (status, output) = machine.finish(7, &["sh", "-c", "echo out; echo err >&2; exit 3"], |_| ());
     assert_eq!(status, ExitStatus::Code(3));
@@ -18,9 +16,7 @@ fn a_command_runs_and_the_machine_ends() {
 
 #[test]
 fn what_the_host_writes_arrives_with_its_end() {
-    if !can_run("what_the_host_writes_arrives_with_its_end") {
-        return;
-    }
+    needs_machine!();
     let mut machine = Machine::new();
     let mut streams = machine.run_with(1, &["cat"], true, |_| ());
     let mut stdin = streams.stdin.take().unwrap();
@@ -35,9 +31,7 @@ fn what_the_host_writes_arrives_with_its_end() {
 
 #[test]
 fn a_signal_ends_a_command() {
-    if !can_run("a_signal_ends_a_command") {
-        return;
-    }
+    needs_machine!();
     let mut machine = Machine::new();
     let streams = machine.run(
         1,
@@ -54,9 +48,7 @@ fn a_signal_ends_a_command() {
 
 #[test]
 fn a_program_that_is_missing_is_told_and_another_may_follow() {
-    if !can_run("a_program_that_is_missing_is_told_and_another_may_follow") {
-        return;
-    }
+    needs_machine!();
     let mut machine = Machine::new();
     let _streams = machine.run(1, &["no-such-program"], |_| ());
     let message = r#"exec: "no-such-program": executable file not found in $PATH"#.into();

@@ -5,13 +5,11 @@ use std::os::unix::fs::symlink;
 
 use bothy_guest::protocol::{ExitStatus, NotStarted, Report};
 
-use crate::machine::{Kind, Machine, Options, can_run, could_not_run};
+use crate::machine::{Kind, Machine, Options, could_not_run, needs_machine};
 
 #[test]
 fn a_command_is_alone_with_itself() {
-    if !can_run("a_command_is_alone_with_itself") {
-        return;
-    }
+    needs_machine!();
     let output = Machine::new()
         .sh("echo $$; hostname; ls /proc | grep -c '^[0-9]'; ls /proc/self/fd | wc -l; \
         cat /proc/self/oom_score_adj; umask; echo $HOME; pwd; grep ^0: /proc/self/cgroup; id");
@@ -22,9 +20,7 @@ fn a_command_is_alone_with_itself() {
 
 #[test]
 fn devices_and_links_are_docker_s() {
-    if !can_run("devices_and_links_are_docker_s") {
-        return;
-    }
+    needs_machine!();
     let output = Machine::new().sh("cd /dev; ls | tr '\\n' ' '; echo; stat -c '%n %a %t:%T' null zero full random urandom tty; \
         for link in fd stdin stdout stderr core ptmx; do readlink $link; done; echo x >/dev/null; head -c 3 /dev/zero | wc -c; echo ok >/dev/stdout; \
         stat -c '%a' shm mqueue pts .; df -k shm | tail -1 | awk '{ print $2 }'");
@@ -39,9 +35,7 @@ fn devices_and_links_are_docker_s() {
 
 #[test]
 fn the_kernel_is_out_of_reach() {
-    if !can_run("the_kernel_is_out_of_reach") {
-        return;
-    }
+    needs_machine!();
     let output = Machine::new().sh("\
         for f in /proc/sys/kernel/hostname /proc/sysrq-trigger /sys/kernel/uevent_helper /sys/fs/cgroup/cgroup.procs; do \
             ( echo 1 >$f ) 2>/dev/null && echo wrote $f; done; \
@@ -62,9 +56,7 @@ fn the_kernel_is_out_of_reach() {
 
 #[test]
 fn a_command_runs_as_its_user_in_its_directory() {
-    if !can_run("a_command_runs_as_its_user_in_its_directory") {
-        return;
-    }
+    needs_machine!();
     let script = "id; pwd; echo $HOME; echo through >/dev/stdout; grep -E 'Cap(Prm|Eff|Bnd)' /proc/self/status | tr -s '\\t' ' '";
     let (status, output) = Machine::new().finish(1, &["sh", "-c", script], |command| {
         command.user = "web".into();
@@ -80,9 +72,7 @@ fn a_command_runs_as_its_user_in_its_directory() {
 
 #[test]
 fn an_environment_with_a_home_keeps_it_and_gets_nothing_else() {
-    if !can_run("an_environment_with_a_home_keeps_it_and_gets_nothing_else") {
-        return;
-    }
+    needs_machine!();
     let (_, output) = Machine::new().finish(1, &["/bin/env"], |command| {
         command.env = vec![b"A=1".to_vec(), b"HOME=/x".to_vec()];
     });
@@ -91,9 +81,7 @@ fn an_environment_with_a_home_keeps_it_and_gets_nothing_else() {
 
 #[test]
 fn users_and_programs_that_cannot_be_had_are_refused_for_what_they_are() {
-    if !can_run("users_and_programs_that_cannot_be_had_are_refused_for_what_they_are") {
-        return;
-    }
+    needs_machine!();
     let mut machine = Machine::new();
     let cases = [
         (
@@ -124,9 +112,7 @@ fn users_and_programs_that_cannot_be_had_are_refused_for_what_they_are() {
 
 #[test]
 fn the_three_files_are_the_container_s_own() {
-    if !can_run("the_three_files_are_the_container_s_own") {
-        return;
-    }
+    needs_machine!();
     let options = Options {
         fill: |root| {
             fs::write(root.join("etc/hostname"), "image\n")?;
@@ -143,9 +129,7 @@ fn the_three_files_are_the_container_s_own() {
 
 #[test]
 fn what_is_written_goes_where_it_was_asked_for() {
-    if !can_run("what_is_written_goes_where_it_was_asked_for") {
-        return;
-    }
+    needs_machine!();
     let write = "echo new >/etc/passwd && mv /etc /etc2 && cat /etc2/passwd && rm /bin/ls && touch /new && stat -c %a / && echo done";
     assert_eq!(Machine::new().sh(write), "new\n755\ndone\n");
     let options = Options {
@@ -164,9 +148,7 @@ fn what_is_written_goes_where_it_was_asked_for() {
 
 #[test]
 fn a_scratch_disk_is_grown_and_written() {
-    if !can_run("a_scratch_disk_is_grown_and_written") {
-        return;
-    }
+    needs_machine!();
     let capabilities = fs::read_to_string("/proc/self/status").unwrap();
     let effective = capabilities.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
     if u64::from_str_radix(effective, 16).unwrap() & (1 << 24) == 0 {
@@ -183,9 +165,7 @@ fn a_scratch_disk_is_grown_and_written() {
 
 #[test]
 fn an_image_s_links_lead_nowhere_and_what_it_lacks_is_made() {
-    if !can_run("an_image_s_links_lead_nowhere_and_what_it_lacks_is_made") {
-        return;
-    }
+    needs_machine!();
     let options = Options {
         fill: |root| {
             for (name, to) in [
@@ -230,9 +210,7 @@ fn an_image_s_links_lead_nowhere_and_what_it_lacks_is_made() {
 
 #[test]
 fn device_nodes_can_be_made_and_not_opened() {
-    if !can_run("device_nodes_can_be_made_and_not_opened") {
-        return;
-    }
+    needs_machine!();
     let output = Machine::new()
         .sh("mknod /tmp/disk b 7 0 && mknod /tmp/mem c 1 1 && mknod /tmp/null c 1 3 && echo made; \
         for f in disk mem null; do head -c 0 /tmp/$f; done 2>&1");
@@ -244,9 +222,7 @@ fn device_nodes_can_be_made_and_not_opened() {
 
 #[test]
 fn privileged_means_everything() {
-    if !can_run("privileged_means_everything") {
-        return;
-    }
+    needs_machine!();
     let options = Options { privileged: true, ..Options::default() };
     let output = Machine::with(&options)
         .sh("mount -t tmpfs x /tmp && echo mounted; [ -b /dev/loop0 ] && echo disk; \

@@ -39,6 +39,17 @@ pub struct Streams {
     pub stderr: UnixStream,
 }
 
+/// What a test begins with: returns from it, with a loud line, where machines of this kind can't be made.
+macro_rules! needs_machine {
+    () => {
+        fn name() {}
+        if !crate::machine::can_run(std::any::type_name_of_val(&name).trim_end_matches("::name")) {
+            return;
+        }
+    };
+}
+pub(crate) use needs_machine;
+
 /// Whether machines of this kind can be made here; says for this test why not.
 pub fn can_run(test: &str) -> bool {
     let missing = if !is_root() {

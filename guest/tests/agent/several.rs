@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bothy_guest::protocol::{ExitStatus, NotStarted, Report, Request, Stdio, WindowSize};
 
-use crate::machine::{Machine, can_run, command, read_until, text, write};
+use crate::machine::{Machine, command, needs_machine, read_until, text, write};
 
 fn run_in_terminal(machine: &mut Machine, id: u32, args: &[&str], user: &str) -> UnixStream {
     let stream = machine.token();
@@ -20,9 +20,7 @@ fn run_in_terminal(machine: &mut Machine, id: u32, args: &[&str], user: &str) ->
 
 #[test]
 fn a_terminal_has_a_size_a_console_and_job_control() {
-    if !can_run("a_terminal_has_a_size_a_console_and_job_control") {
-        return;
-    }
+    needs_machine!();
     let mut machine = Machine::new();
     let script = "stty size; tty; [ -c /dev/console ] && echo console; echo direct >/dev/tty; trap 'stty size' WINCH; \
         trap 'echo interrupted; exit 4' INT; while :; do sleep 0.05; done";
@@ -38,9 +36,7 @@ fn a_terminal_has_a_size_a_console_and_job_control() {
 
 #[test]
 fn all_that_a_terminal_has_to_say_is_said() {
-    if !can_run("all_that_a_terminal_has_to_say_is_said") {
-        return;
-    }
+    needs_machine!();
     let mut machine = Machine::new();
     let mut terminal = run_in_terminal(&mut machine, 1, &["seq", "1", "50000"], "");
     assert_eq!(text(&mut terminal).lines().count(), 50_000);
@@ -48,9 +44,7 @@ fn all_that_a_terminal_has_to_say_is_said() {
 
 #[test]
 fn a_terminal_s_input_ends_and_a_host_that_leaves_hangs_up() {
-    if !can_run("a_terminal_s_input_ends_and_a_host_that_leaves_hangs_up") {
-        return;
-    }
+    needs_machine!();
     let mut machine = Machine::new();
     let mut terminal = run_in_terminal(&mut machine, 1, &["cat"], "");
     write(&mut terminal, "line\n");
@@ -77,9 +71,7 @@ fn a_terminal_s_input_ends_and_a_host_that_leaves_hangs_up() {
 
 #[test]
 fn later_commands_join_the_first_and_end_with_it() {
-    if !can_run("later_commands_join_the_first_and_end_with_it") {
-        return;
-    }
+    needs_machine!();
     let mut machine = Machine::new();
     let first = machine.run_with(1, &["sh", "-c", "touch /first; mount; read line"], true, |_| ());
     assert_eq!(machine.report(), Report::Started { id: 1 });
@@ -105,9 +97,7 @@ fn later_commands_join_the_first_and_end_with_it() {
 
 #[test]
 fn a_reader_that_leaves_ends_the_writer() {
-    if !can_run("a_reader_that_leaves_ends_the_writer") {
-        return;
-    }
+    needs_machine!();
     let mut machine = Machine::new();
     let mut streams = machine.run(1, &["yes"], |_| ());
     let mut some = [0; 10_000];
@@ -120,9 +110,7 @@ fn a_reader_that_leaves_ends_the_writer() {
 
 #[test]
 fn a_reader_that_stalls_holds_up_only_its_own_stream() {
-    if !can_run("a_reader_that_stalls_holds_up_only_its_own_stream") {
-        return;
-    }
+    needs_machine!();
     let mut machine = Machine::new();
     let mut streams = machine.run(1, &["sh", "-c", "yes | head -c 3000000 & echo now >&2; wait"], |_| ());
     assert_eq!(machine.report(), Report::Started { id: 1 });
@@ -137,9 +125,7 @@ fn a_reader_that_stalls_holds_up_only_its_own_stream() {
 
 #[test]
 fn much_goes_through_in_both_directions() {
-    if !can_run("much_goes_through_in_both_directions") {
-        return;
-    }
+    needs_machine!();
     let mut machine = Machine::new();
     let mut streams = machine.run_with(1, &["cat"], true, |_| ());
     let mut stdin = streams.stdin.take().unwrap();
@@ -154,9 +140,7 @@ fn much_goes_through_in_both_directions() {
 
 #[test]
 fn the_agent_dials_again_and_tells_what_happened_meanwhile() {
-    if !can_run("the_agent_dials_again_and_tells_what_happened_meanwhile") {
-        return;
-    }
+    needs_machine!();
     let mut machine = Machine::new();
     let mut streams = machine.run_with(1, &["sh", "-c", "read line; echo $line"], true, |_| ());
     assert_eq!(machine.report(), Report::Started { id: 1 });
@@ -172,9 +156,7 @@ fn the_agent_dials_again_and_tells_what_happened_meanwhile() {
 
 #[test]
 fn what_a_host_that_refuses_has_not_heard_is_told_again() {
-    if !can_run("what_a_host_that_refuses_has_not_heard_is_told_again") {
-        return;
-    }
+    needs_machine!();
     let mut machine = Machine::new();
     let mut streams = machine.run_with(1, &["cat"], true, |_| ());
     assert_eq!(machine.report(), Report::Started { id: 1 });
@@ -192,9 +174,7 @@ fn what_a_host_that_refuses_has_not_heard_is_told_again() {
 
 #[test]
 fn power_off_waits_for_bytes_and_not_for_ends_of_the_host_s() {
-    if !can_run("power_off_waits_for_bytes_and_not_for_ends_of_the_host_s") {
-        return;
-    }
+    needs_machine!();
     let mut machine = Machine::new();
     let mut terminal = run_in_terminal(&mut machine, 1, &["seq", "1", "5000"], "");
     let kept = terminal.try_clone().unwrap();
@@ -217,9 +197,7 @@ fn power_off_waits_for_bytes_and_not_for_ends_of_the_host_s() {
 
 #[test]
 fn power_off_gives_commands_time_and_no_more() {
-    if !can_run("power_off_gives_commands_time_and_no_more") {
-        return;
-    }
+    needs_machine!();
     let mut machine = Machine::new();
     let script = "trap 'echo good bye; exit' TERM; echo ready; while :; do sleep 0.05; done";
     let mut streams = machine.run(1, &["sh", "-c", script], |_| ());
@@ -254,9 +232,7 @@ fn power_off_gives_commands_time_and_no_more() {
 
 #[test]
 fn what_kills_everybody_doesn_t_kill_the_agent() {
-    if !can_run("what_kills_everybody_doesn_t_kill_the_agent") {
-        return;
-    }
+    needs_machine!();
     let mut machine = Machine::new();
     let (status, _) = machine.finish(
         1,
