@@ -10,16 +10,16 @@ use super::attend::{self, Ended};
 use super::signals::Signals;
 use super::terminal::{self, RawTerminal};
 use super::{Failure, machine, say};
+use crate::boot;
 use crate::boot::image::{Blob, KernelImage};
 use crate::cli::{BootArgs, TimingFormat};
 use crate::config::{Console, VmConfig};
 use crate::guest_files::GuestFiles;
 use crate::report::timing::Timing;
 use crate::timeline::{self, Mark, Timeline};
-use crate::virtio::{blk, net, vsock};
+use crate::virtio::{blk, vsock};
 use crate::vmm::Resources;
 use crate::vmm::process::VmProcess;
-use crate::{boot, kvm};
 
 /// Boots a VM, attends to it, and gives its exit code.
 pub(super) fn boot(args: &BootArgs, exec_ns: u64, log: Option<RawFd>) -> Result<u8, Failure> {
@@ -77,8 +77,8 @@ fn open(config: &VmConfig, args: &BootArgs, log: Option<RawFd>) -> Result<Resour
     boot::check_cmdline(&cmdline).map_err(|error| Failure::Usage(error.into()))?;
     let disks =
         config.disk.iter().map(|disk| blk::Disk::open(disk).context("--disk")).collect::<Result<_, _>>()?;
-    let nets = config.net.iter().map(|net| net::Tap::open(net).context("--net")).collect::<Result<_, _>>()?;
-    let kvm = kvm::open(Path::new("/dev/kvm")).context("can't use KVM")?;
+    let nets = machine::taps(&config.net)?;
+    let kvm = machine::kvm()?;
     // Last, so that no failure leaves its socket behind.
     let listen = |vsock: &vsock::Config| {
         vsock.listen().with_context(|| format!("--vsock: can't listen at {}", vsock.path.display()))
@@ -94,14 +94,10 @@ fn kernel_and_initrd(config: &VmConfig) -> anyhow::Result<(KernelImage, Option<B
         anyhow::bail!("--initrd: {} is empty", empty.path.display());
     }
     match &config.kernel {
-        Some(path) => {
-            let blob = Blob::open(path).context("--kernel")?;
-            Ok((KernelImage::inspect(blob).context("--kernel")?, initrd))
-        }
+        Some(path) => Ok((machine::kernel_at(path)?, initrd)),
         None => {
             let guest = GuestFiles::find()?;
-            let kernel = KernelImage::inspect(guest.kernel).context("bothy's own guest")?;
-            Ok((kernel, initrd.or(Some(guest.initramfs))))
+            Ok((machine::own_kernel(guest.kernel)?, initrd.or(Some(guest.initramfs))))
         }
     }
 }
@@ -127,12 +123,8 @@ fn conclude(ended: &Ended, timing: Option<TimingFormat>) -> u8 {
     if let Some(message) = ended.outcome.message() {
         say(&format!("bothy: {message}"));
     }
-    let timing =
-        timing.map(|format| (Timing::new(&ended.times, timeline::now_ns(), ended.exits.as_ref()), format));
-    match timing {
-        Some((timing, TimingFormat::Text)) => say(timing.to_string().trim_end()),
-        Some((timing, TimingFormat::Json)) => say(&timing.json()),
-        None => {}
+    if let Some(format) = timing {
+        machine::say_timing(&Timing::new(&ended.times, timeline::now_ns(), ended.exits.as_ref()), format);
     }
     ended.outcome.exit_code()
 }

@@ -1,9 +1,16 @@
 //! What `bothy boot` and `bothy run` need alike to make a virtual machine.
 
-use anyhow::bail;
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::{Context, bail};
 use bothy_guest::net::NetConfig;
 
+use super::say;
+use crate::boot::image::{Blob, KernelImage};
+use crate::cli::TimingFormat;
 use crate::kvm;
+use crate::report::timing::Timing;
 use crate::virtio::net;
 
 /// What bothy's own kernel is told, whatever it is for.
@@ -19,6 +26,34 @@ pub(super) fn must_run_linux(more: &str) -> anyhow::Result<()> {
             "this host can't run Linux guests: {why}; use a host with hardware KVM, or an emulated one (tests/host/run){more}"
         ),
         None => Ok(()),
+    }
+}
+
+/// The kernel that `--kernel` names.
+pub(super) fn kernel_at(path: &Path) -> anyhow::Result<KernelImage> {
+    KernelImage::inspect(Blob::open(path).context("--kernel")?).context("--kernel")
+}
+
+/// bothy's own kernel.
+pub(super) fn own_kernel(kernel: Blob) -> anyhow::Result<KernelImage> {
+    KernelImage::inspect(kernel).context("bothy's own guest")
+}
+
+/// The taps of the VM's network devices, in their order.
+pub(super) fn taps(nets: &[net::Config]) -> anyhow::Result<Vec<net::Tap>> {
+    nets.iter().map(|net| net::Tap::open(net).context("--net")).collect()
+}
+
+/// /dev/kvm.
+pub(super) fn kvm() -> anyhow::Result<File> {
+    kvm::open(Path::new("/dev/kvm")).context("can't use KVM")
+}
+
+/// Tells where the time went.
+pub(super) fn say_timing(timing: &Timing, format: TimingFormat) {
+    match format {
+        TimingFormat::Text => say(timing.to_string().trim_end()),
+        TimingFormat::Json => say(&timing.json()),
     }
 }
 

@@ -1,7 +1,6 @@
 //! `--timing`: where the time of one VM went, and how often its guest was left.
 
 use std::fmt;
-use std::time::Duration;
 
 use serde::Serialize;
 
@@ -24,20 +23,8 @@ struct Phase {
     us: Option<u64>,
 }
 
-/// Name, explanation, and the two moments between which the phase lies.
-const PHASES: [(&str, &str, Mark, Mark); 8] = [
-    ("process start", "exec to the VM's process; files opened", Mark::Exec, Mark::Forked),
-    ("KVM set-up", "the VM and its interrupt controller", Mark::Forked, Mark::KvmReady),
-    ("memory", "guest memory mapped and known to KVM", Mark::KvmReady, Mark::MemoryReady),
-    ("kernel load", "devices, kernel, initramfs, ACPI tables", Mark::MemoryReady, Mark::KernelLoaded),
-    ("first guest instruction", "vCPUs made and started", Mark::KernelLoaded, Mark::FirstInstruction),
-    ("kernel entry to init", "the guest's kernel boots", Mark::FirstInstruction, Mark::InitStarted),
-    ("init to power-off", "the guest's user space", Mark::InitStarted, Mark::PowerOffBegins),
-    ("power-off to end", "the guest's kernel shuts down", Mark::PowerOffBegins, Mark::Ended),
-];
-
-/// The phases of a run up to PID 1 are those of any VM.
-const TO_INIT: usize = 6;
+/// Name, explanation, and the two moments in nanoseconds between which a phase lies.
+type Step = (&'static str, &'static str, Option<u64>, Option<u64>);
 
 /// When what only `bothy run` knows happened, in nanoseconds of CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,41 +39,55 @@ pub struct RunMoments {
     pub ended: Option<u64>,
 }
 
-const TEAR_DOWN: (&str, &str) = ("tear-down", "disks and taps released, output drained");
+/// The phases of every VM, up to its guest's PID 1.
+fn to_init(times: &Times) -> [Step; 6] {
+    [
+        ("process start", "exec to the VM's process; files opened", Mark::Exec, Mark::Forked),
+        ("KVM set-up", "the VM and its interrupt controller", Mark::Forked, Mark::KvmReady),
+        ("memory", "guest memory mapped and known to KVM", Mark::KvmReady, Mark::MemoryReady),
+        ("kernel load", "devices, kernel, initramfs, ACPI tables", Mark::MemoryReady, Mark::KernelLoaded),
+        ("first guest instruction", "vCPUs made and started", Mark::KernelLoaded, Mark::FirstInstruction),
+        ("kernel entry to init", "the guest's kernel boots", Mark::FirstInstruction, Mark::InitStarted),
+    ]
+    .map(|(name, what, from, to)| (name, what, times.at(from), times.at(to)))
+}
 
 impl Timing {
     /// From the VM's recorded times, and the moment at which the command is about to return.
     pub fn new(times: &Times, returned_ns: u64, exits: Option<&Exits>) -> Self {
-        let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let mut phases: Vec<Phase> = PHASES
-            .iter()
-            .map(|&(name, what, from, to)| Phase { name, what, us: times.between(from, to).map(us) })
-            .collect();
-        let since = |mark| Some(us(Duration::from_nanos(returned_ns.saturating_sub(times.at(mark)?))));
-        phases.push(Phase { name: TEAR_DOWN.0, what: TEAR_DOWN.1, us: since(Mark::Ended) });
-        Self { phases, total_us: since(Mark::Exec), exits: exits.cloned() }
+        let [init, power_off, ended] =
+            [Mark::InitStarted, Mark::PowerOffBegins, Mark::Ended].map(|mark| times.at(mark));
+        let steps = [
+            ("init to power-off", "the guest's user space", init, power_off),
+            ("power-off to end", "the guest's kernel shuts down", power_off, ended),
+            ("tear-down", "disks and taps released, output drained", ended, Some(returned_ns)),
+        ];
+        Self::of(times, &steps, returned_ns, exits)
     }
 
     /// From the VM's recorded times, those of the run, and the moment at which the command is about to return.
     pub fn of_run(times: &Times, run: &RunMoments, returned_ns: u64, exits: Option<&Exits>) -> Self {
-        let us = |from: Option<u64>, to: Option<u64>| Some(to?.saturating_sub(from?) / 1000);
-        let of_vm = PHASES[..TO_INIT].iter().map(|&(name, what, from, to)| Phase {
-            name,
-            what,
-            us: us(times.at(from), times.at(to)),
-        });
         let init = times.at(Mark::InitStarted);
-        let returned = Some(returned_ns);
-        let of_run = [
+        let steps = [
             ("init to hello", "the agent starts and reaches the command", init, run.hello),
             ("hello to ready", "the container's file systems and network", run.hello, run.ready),
             ("ready to started", "namespaces, the program's start", run.ready, run.started),
             ("started to ended", "the command runs", run.started, run.ended),
-            ("ended to return", "output drained, the VM ended", run.ended, returned),
+            ("ended to return", "output drained, the VM ended", run.ended, Some(returned_ns)),
         ];
-        let of_run = of_run.map(|(name, what, from, to)| Phase { name, what, us: us(from, to) });
-        let phases = of_vm.chain(of_run).collect();
-        Self { phases, total_us: us(times.at(Mark::Exec), returned), exits: exits.cloned() }
+        Self::of(times, &steps, returned_ns, exits)
+    }
+
+    /// `steps` are those from PID 1 on.
+    fn of(times: &Times, steps: &[Step], returned_ns: u64, exits: Option<&Exits>) -> Self {
+        let us = |from: Option<u64>, to: Option<u64>| Some(to?.saturating_sub(from?) / 1000);
+        let phases = to_init(times)
+            .iter()
+            .chain(steps)
+            .map(|&(name, what, from, to)| Phase { name, what, us: us(from, to) })
+            .collect();
+        let total_us = us(times.at(Mark::Exec), Some(returned_ns));
+        Self { phases, total_us, exits: exits.cloned() }
     }
 
     /// As one line of JSON.

@@ -20,10 +20,8 @@ mod session;
 mod streams;
 mod workload;
 
-use std::ffi::OsStr;
 use std::io::{self, IsTerminal};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
@@ -36,15 +34,13 @@ use super::signals::Signals;
 use super::terminal::{self, RawTerminal};
 use super::{machine, say};
 use crate::agent::{self, Agent};
-use crate::boot::image::{Blob, KernelImage};
 use crate::cli::{Network, RunArgs, TimingFormat};
 use crate::config::{Console, VmConfig};
 use crate::guest_files::GuestFiles;
 use crate::image::{ImageLease, RunConfig};
-use crate::kvm;
 use crate::report::timing::Timing;
 use crate::timeline::{self, Mark, Timeline};
-use crate::virtio::{blk, net, vsock};
+use crate::virtio::{blk, vsock};
 use crate::vmm::Resources;
 use crate::vmm::process::VmProcess;
 
@@ -64,7 +60,7 @@ pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
     }
     let (image, command) = args.words.split_first().context("IMAGE is missing")?;
     let (image, lease) = image::find(image, args)?;
-    let id = hex(agent::random::<6>().context("can't get random numbers")?);
+    let id = random_name::<6>().context("can't get random numbers")?;
     let host_name = args.hostname.as_ref().unwrap_or(&id);
     check_host_name(host_name)?;
     let workload = Workload::new(&image, args, command, host_name)?;
@@ -88,7 +84,7 @@ pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
     Ok(finished.code)
 }
 
-fn configuration(args: &RunArgs, lease: &ImageLease, socket: std::path::PathBuf) -> VmConfig {
+fn configuration(args: &RunArgs, lease: &ImageLease, socket: PathBuf) -> VmConfig {
     let image = blk::Config { path: lease.path().into(), read_only: true, id: Some("image".into()) };
     // The path stands for a file that never has one.
     let scratch = blk::Config { path: "scratch".into(), read_only: false, id: Some("scratch".into()) };
@@ -111,8 +107,8 @@ fn configuration(args: &RunArgs, lease: &ImageLease, socket: std::path::PathBuf)
 fn open(config: &VmConfig, args: &RunArgs, place: &Place, image: ImageLease) -> anyhow::Result<Resources> {
     let guest = GuestFiles::find()?;
     let kernel = match &config.kernel {
-        Some(path) => KernelImage::inspect(Blob::open(path).context("--kernel")?).context("--kernel")?,
-        None => KernelImage::inspect(guest.kernel).context("bothy's own guest")?,
+        Some(path) => machine::kernel_at(path)?,
+        None => machine::own_kernel(guest.kernel)?,
     };
     machine::must_run_linux("")?;
     let image = blk::Disk::from_fd(image.into_fd(), true).context("can't use the image's file system")?;
@@ -121,8 +117,8 @@ fn open(config: &VmConfig, args: &RunArgs, place: &Place, image: ImageLease) -> 
         let file = scratch::make(&guest.scratch, size)?;
         disks.push(blk::Disk::from_fd(file.into(), false).context("--scratch")?);
     }
-    let nets = config.net.iter().map(|net| net::Tap::open(net).context("--net")).collect::<Result<_, _>>()?;
-    let kvm = kvm::open(Path::new("/dev/kvm")).context("can't use KVM")?;
+    let nets = machine::taps(&config.net)?;
+    let kvm = machine::kvm()?;
     let listener = config.vsock.as_ref().map(vsock::Config::listen).transpose();
     Ok(Resources {
         kvm,
@@ -171,17 +167,16 @@ fn report(finished: &Finished, timing: Option<TimingFormat>) {
     if let Some(message) = &finished.message {
         say(&format!("bothy: {message}"));
     }
-    let Some(format) = timing else { return };
-    let timing =
-        Timing::of_run(&finished.times, &finished.moments, timeline::now_ns(), finished.exits.as_ref());
-    match format {
-        TimingFormat::Text => say(timing.to_string().trim_end()),
-        TimingFormat::Json => say(&timing.json()),
+    if let Some(format) = timing {
+        let now = timeline::now_ns();
+        let exits = finished.exits.as_ref();
+        machine::say_timing(&Timing::of_run(&finished.times, &finished.moments, now, exits), format);
     }
 }
 
-fn hex(bytes: [u8; 6]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+/// A name of twice as many digits, that nobody can guess.
+fn random_name<const N: usize>() -> io::Result<String> {
+    Ok(agent::random::<N>()?.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// What the kernel, and whoever reads /etc/hosts, takes.
@@ -194,9 +189,4 @@ fn check_host_name(name: &str) -> anyhow::Result<()> {
     } else {
         bail!("--hostname: {name:?} is not a host name of up to 63 letters, digits, - and .")
     }
-}
-
-/// The bytes of a word of the command line.
-fn bytes(word: &OsStr) -> Vec<u8> {
-    word.as_bytes().to_vec()
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use rustix::fs::{Mode, OFlags};
 
-use crate::agent;
+use super::random_name;
 use crate::boot::image::Blob;
 use crate::config::MemorySize;
 
@@ -53,8 +53,7 @@ fn unlinked(dir: &Path) -> io::Result<File> {
         Ok(file) => Ok(file.into()),
         // File systems that can't do it.
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR | rustix::io::Errno::INVAL) => {
-            let name: String = agent::random::<8>()?.iter().map(|byte| format!("{byte:02x}")).collect();
-            let path = dir.join(format!(".bothy-scratch-{name}"));
+            let path = dir.join(format!(".bothy-scratch-{}", random_name::<8>()?));
             let file =
                 rustix::fs::open(&path, flags | OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR)?;
             std::fs::remove_file(&path)?;

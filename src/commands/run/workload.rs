@@ -1,13 +1,12 @@
 //! What is run: the image's defaults with the flags over them, by docker's rules.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use anyhow::bail;
 
 use super::RunConfig;
-use super::bytes;
 use super::environment::Environment;
 use crate::cli::RunArgs;
 
@@ -29,7 +28,7 @@ impl Workload {
         host_name: &str,
     ) -> anyhow::Result<Self> {
         let mut environment = Environment::new(host_name, flags.tty);
-        let host = |name: &std::ffi::OsStr| env::var_os(name);
+        let host = |name: &OsStr| env::var_os(name);
         image.env.iter().filter(|variable| variable.contains('=')).for_each(|variable| {
             environment.set(variable.as_bytes(), host);
         });
@@ -49,6 +48,10 @@ impl Workload {
             user: flags.user.clone().unwrap_or_else(|| image.user.clone()),
         })
     }
+}
+
+fn bytes(word: &OsStr) -> Vec<u8> {
+    word.as_bytes().to_vec()
 }
 
 /// Entry point and command. Another entry point than the image's makes the image's command meaningless.
