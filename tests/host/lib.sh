@@ -36,13 +36,16 @@ as_root() {
     fi
 }
 
-# qemu_version: of the QEMU that would be started, as one number: 702 for 7.2.
+# qemu_version PROGRAM: of this QEMU, as one number: 702 for 7.2.
 qemu_version() {
     local version
-    version=$(qemu-system-x86_64 --version)
+    version=$("$1" --version) || return
     [[ $version =~ ^QEMU\ emulator\ version\ ([0-9]+)[.]([0-9]+) ]] || fail "this is no QEMU: $version"
     echo $((BASH_REMATCH[1] * 100 + BASH_REMATCH[2]))
 }
+
+# The first QEMU whose TCG never executes code that another CPU has replaced.
+sound_qemu=801
 
 # debian_version: 12, 13, ... or nothing where this isn't Debian.
 debian_version() {

@@ -73,8 +73,11 @@ fn a_terminal_s_input_ends_and_a_host_that_leaves_hangs_up() {
 fn later_commands_join_the_first_and_end_with_it() {
     needs_machine!();
     let mut machine = Machine::new();
-    let first = machine.run_with(1, &["sh", "-c", "touch /first; mount; read line"], true, |_| ());
+    // It says when it forks no more: between fork and exec a child would look like a second one.
+    let script = "touch /first; mount; echo ready; read line";
+    let mut first = machine.run_with(1, &["sh", "-c", script], true, |_| ());
     assert_eq!(machine.report(), Report::Started { id: 1 });
+    read_until(&mut first.stdout, "ready\n");
     let script = "hostname; ls /first; ps | grep -c '[r]ead line'; grep ^0: /proc/self/cgroup; grep CapEff /proc/self/status; id -u";
     let (status, output) = machine.finish(2, &["sh", "-c", script], |command| command.user = "web".into());
     assert_eq!(status, ExitStatus::Code(0));
