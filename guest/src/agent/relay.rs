@@ -67,7 +67,8 @@ impl Relay {
                 return Progress::Going;
             }
         }
-        Progress::Going
+        // An end in the last round is told now: nobody waits for a source that has ended.
+        if self.ended { Progress::Done } else { Progress::Going }
     }
 
     /// Writes what is there; whether all of it went.
@@ -109,6 +110,8 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::Shutdown;
     use std::os::unix::net::UnixStream;
+
+    use rustix::pipe::PipeFlags;
 
     use super::*;
 
@@ -158,6 +161,26 @@ mod tests {
         reader.read_to_end(&mut got).unwrap();
         assert!(got == expected);
         feeder.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn an_end_is_told_in_whichever_round_it_comes() {
+        for packets in 0..3 * ROUNDS {
+            // Each read of such a pipe gets one write.
+            let flags = PipeFlags::DIRECT | PipeFlags::NONBLOCK;
+            let (source, writer) = rustix::pipe::pipe_with(flags).unwrap();
+            rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20).unwrap();
+            for _ in 0..packets {
+                rustix::io::write(&writer, b"packet").unwrap();
+            }
+            drop(writer);
+            let (sink, _reader) = pair();
+            let mut relay = Relay::new(Vec::new());
+            // Ended and not done would be a relay that nothing wakes.
+            while relay.pump(&source, &sink) != Progress::Done {
+                assert!(relay.wants_source() || relay.wants_sink(), "{packets} packets");
+            }
+        }
     }
 
     #[test]
