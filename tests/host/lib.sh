@@ -53,6 +53,19 @@ debian_version() {
     (. /etc/os-release && [[ ${ID-} == debian ]] && echo "${VERSION_ID-}") || true
 }
 
+# debian_codename: bookworm, trixie, ... or nothing where this isn't Debian.
+debian_codename() {
+    # shellcheck disable=SC1091
+    (. /etc/os-release && [[ ${ID-} == debian ]] && echo "${VERSION_CODENAME-}") || true
+}
+
+# debian_site CODENAME: where this machine has that release from, as its apt says; or nothing.
+debian_site() {
+    # shellcheck disable=SC2016
+    apt-get indextargets --format '$(RELEASE) $(CREATED_BY) $(COMPONENT) $(REPO_URI)' |
+        awk -v release="$1" '$1 == release && $2 == "Packages" && $3 == "main" && !seen++ { print $4 }'
+}
+
 # real_kernel_package META: the versioned kernel package that a metapackage of Debian's stands for,
 # or nothing if apt knows no such metapackage.
 real_kernel_package() {
