@@ -1,5 +1,6 @@
 //! The command line: flags become requests. No work is done here.
 
+mod bench;
 mod run;
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use crate::config::{Console, MemorySize, VmConfig};
 use crate::image::{self, Platform, Reference};
 use crate::virtio::{blk, net, vsock};
 
+pub use bench::{BenchArgs, Engine};
 pub use run::{Network, RunArgs};
 
 /// Boots Linux in a KVM virtual machine as quickly as a container starts.
@@ -40,6 +42,11 @@ pub enum Command {
     /// Exit codes: the command's own; 128 and the signal's number if a signal ended it; 127 there is no such command, 126 it can't be executed, 125 anything
     /// else.
     Run(Box<RunArgs>),
+    /// Measure virtual machines and containers side by side on this machine
+    ///
+    /// The same static program runs in a virtual machine of bothy's, in containers of runc and crun, and as a plain process, in turn; the report says what
+    /// each costs. The image is one that bothy makes for this, and removes. Ctrl-C ends every instance and prints what there is.
+    Bench(Box<BenchArgs>),
     /// Put images into the store
     ///
     /// From directories and archives as skopeo, umoci, buildah, docker and podman write them. An image that has no name of its own gets
@@ -75,6 +82,20 @@ pub enum Command {
     ///
     /// Exit code 1 if Linux guests can't run here.
     Doctor,
+    /// Print what makes a shell complete bothy's words, images by their names
+    ///
+    /// In bash: source <(bothy completions bash), there or in ~/.bashrc; in fish: bothy completions fish | source
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+    /// Write man pages, one for each command
+    Man {
+        /// The directory for them, such as ~/.local/share/man/man1
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
     /// Name the programs and libraries that are part of the guest and of bothy, with their sources and licences
     Licenses,
     /// Write a bothy that has the guest inside: one file, to be copied to other machines
@@ -174,6 +195,31 @@ pub enum TimingFormat {
     Text,
     /// One JSON object on standard error.
     Json,
+}
+
+/// A shell that completes words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// GNU's
+    Bash,
+    /// Elvish
+    Elvish,
+    /// Fish
+    Fish,
+    /// The Z shell
+    Zsh,
+}
+
+impl Shell {
+    /// As it is called on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bash => "bash",
+            Self::Elvish => "elvish",
+            Self::Fish => "fish",
+            Self::Zsh => "zsh",
+        }
+    }
 }
 
 impl ValueEnum for Console {

@@ -23,6 +23,8 @@ pub const INITRAMFS: &str = "initramfs.cpio";
 pub const AGENT: &str = "agent.cpio";
 /// File name of the file system that a scratch disk begins with.
 pub const SCRATCH: &str = "scratch.ext4";
+/// File name of the program that `bothy bench` runs in every instance.
+pub const LOAD: &str = "load";
 /// The manifest's file name.
 pub const MANIFEST: &str = "manifest.json";
 
@@ -30,12 +32,12 @@ pub const MANIFEST: &str = "manifest.json";
 pub const DIR_VARIABLE: &str = "BOTHY_GUEST_DIR";
 
 /// Stands at the start of the trailer.
-const MAGIC: [u8; 16] = *b"bothy-guest-v3\0\0";
-/// The last bytes of a packed binary: the magic, then offset and length of kernel, initramfs, agent, scratch disk and manifest.
-const TRAILER_LEN: usize = 16 + 10 * 8;
+const MAGIC: [u8; 16] = *b"bothy-guest-v4\0\0";
+/// The last bytes of a packed binary: the magic, then offset and length of kernel, initramfs, agent, scratch disk, load and manifest.
+const TRAILER_LEN: usize = 16 + 12 * 8;
 
-/// More than any manifest has.
-const MAX_MANIFEST_LEN: usize = 1 << 20;
+/// More than what is read whole has: the manifest and the load.
+const MAX_READ_LEN: usize = 4 << 20;
 
 /// The guest's files, open.
 #[derive(Debug)]
@@ -48,6 +50,8 @@ pub struct GuestFiles {
     pub agent: Blob,
     /// An empty ext4.
     pub scratch: Blob,
+    /// A static program.
+    pub load: Blob,
     /// JSON; see [`Manifest`].
     pub manifest: Blob,
 }
@@ -135,7 +139,7 @@ impl GuestFiles {
         let open = |name| Blob::open(&dir.join(name));
         let (kernel, initramfs) = (open(KERNEL)?, open(INITRAMFS)?);
         let (agent, scratch) = (open(AGENT)?, open(SCRATCH)?);
-        Ok(Self { kernel, initramfs, agent, scratch, manifest: open(MANIFEST)? })
+        Ok(Self { kernel, initramfs, agent, scratch, load: open(LOAD)?, manifest: open(MANIFEST)? })
     }
 
     /// The guest inside a packed binary; `None` if it holds none.
@@ -166,8 +170,14 @@ impl GuestFiles {
             initramfs: blob(1, INITRAMFS)?,
             agent: blob(2, AGENT)?,
             scratch: blob(3, SCRATCH)?,
-            manifest: blob(4, MANIFEST)?,
+            load: blob(4, LOAD)?,
+            manifest: blob(5, MANIFEST)?,
         }))
+    }
+
+    /// Reads the program that `bothy bench` runs.
+    pub fn read_load(&self) -> Result<Vec<u8>, GuestError> {
+        read(&self.load).map_err(GuestError::OwnFile)
     }
 
     /// Reads the manifest.
@@ -186,8 +196,8 @@ fn places(exe: &Path) -> Vec<PathBuf> {
 }
 
 fn read(blob: &Blob) -> io::Result<Vec<u8>> {
-    let len = usize::try_from(blob.len).ok().filter(|len| *len <= MAX_MANIFEST_LEN);
-    let mut bytes = vec![0; len.ok_or_else(|| io::Error::other("it is larger than 1 MiB"))?];
+    let len = usize::try_from(blob.len).ok().filter(|len| *len <= MAX_READ_LEN);
+    let mut bytes = vec![0; len.ok_or_else(|| io::Error::other("it is larger than 4 MiB"))?];
     blob.file.read_exact_at(&mut bytes, blob.offset)?;
     Ok(bytes)
 }
@@ -203,7 +213,8 @@ fn write_packed(exe: &Path, guest: &GuestFiles, out: &Path) -> io::Result<()> {
     let mut file = File::create(&partial)?;
     io::copy(&mut File::open(exe)?, &mut file)?;
     let mut trailer = MAGIC.to_vec();
-    for blob in [&guest.kernel, &guest.initramfs, &guest.agent, &guest.scratch, &guest.manifest] {
+    for blob in [&guest.kernel, &guest.initramfs, &guest.agent, &guest.scratch, &guest.load, &guest.manifest]
+    {
         let offset = file.seek(SeekFrom::End(0))?.next_multiple_of(PAGE_SIZE);
         file.set_len(offset)?;
         file.seek(SeekFrom::Start(offset))?;
@@ -231,6 +242,7 @@ mod tests {
         std::fs::write(path(INITRAMFS), [2; 10]).unwrap();
         std::fs::write(path(AGENT), [3; 20]).unwrap();
         std::fs::write(path(SCRATCH), [4; 30]).unwrap();
+        std::fs::write(path(LOAD), [5; 40]).unwrap();
         let manifest = r#"{"kernel":{"source_package":"linux","source_version":"6","licence":"GPL-2.0-only"},
             "initramfs":{"busybox":{"source_package":"busybox","source_version":"1","licence":"GPL-2.0-only"}}}"#;
         std::fs::write(path(MANIFEST), manifest).unwrap();
@@ -243,6 +255,7 @@ mod tests {
         assert_eq!(read(&packed.initramfs).unwrap(), [2; 10]);
         assert_eq!(read(&packed.agent).unwrap(), [3; 20]);
         assert_eq!(read(&packed.scratch).unwrap(), [4; 30]);
+        assert_eq!(read(&packed.load).unwrap(), [5; 40]);
         assert_eq!(packed.kernel.offset % PAGE_SIZE, 0);
         assert_eq!(packed.initramfs.offset % PAGE_SIZE, 0);
         assert_eq!(packed.read_manifest().unwrap().kernel.source_package, "linux");
@@ -256,7 +269,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut bytes = vec![0; 100];
         bytes.extend(MAGIC);
-        for number in [0, u64::MAX, 0, 1, 0, 1, 0, 1, 0, 1] {
+        for number in [0, u64::MAX, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1] {
             bytes.extend(number.to_le_bytes());
         }
         let path = dir.path().join("exe");

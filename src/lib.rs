@@ -1,10 +1,10 @@
 //! bothy: a type-2 hypervisor for containers, on Linux' KVM.
 //!
 //! ```text
-//! main -> cli -> commands -> { vmm, guest_files, image, agent, report }
+//! main -> cli -> commands -> { bench, vmm, guest_files, image, agent, report }
 //! vmm -> { config, vcpu, boot } -> { virtio devices, devices } -> virtio::core -> bus -> memory
 //! { vmm, vcpu } -> kvm -> memory         (nobody else names kvm, but for `bothy doctor`)
-//! image, agent                           (name only themselves)
+//! bench, image, agent                    (name only themselves)
 //! outcome, timeline, poll, thread        (small, and used by all of the above)
 //! ```
 //!
@@ -12,6 +12,7 @@
 //! that. What is particular to x86-64 stays in `boot`, `vcpu` and `memory::layout`.
 
 pub mod agent;
+pub mod bench;
 pub mod boot;
 pub mod bus;
 pub mod cli;

@@ -10,6 +10,7 @@ use clap::error::ErrorKind;
 
 fn main() -> ExitCode {
     let exec_ns = timeline::exec_ns();
+    commands::answer_shell();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         // Help and version, or the help that stands for a missing command.

@@ -128,12 +128,12 @@ fn tiny(places: &Places, host: &str, net: &Net) {
         ],
     );
     print!("{table}");
-    table.target(&format!("start to return, {host}"), "bothy", "floor", |row| row.returned.median, 1.8);
+    table.target(&format!("start to return, {host}"), "bothy", "floor", |row| &row.returned, 1.8);
     table.target(
         &format!("with disk and net, {host}"),
         "bothy, disk and net",
         "floor",
-        |row| row.returned.median,
+        |row| &row.returned,
         2.5,
     );
 }
@@ -164,13 +164,18 @@ fn linux(places: &Places, host: &str) {
         ],
     );
     print!("{table}");
-    let first_line = |row: &measure::Row| row.first_line.median;
-    table.target(&format!("exec to init's first line, {host}"), "bothy", "qemu microvm", first_line, 0.5);
+    table.target(
+        &format!("exec to init's first line, {host}"),
+        "bothy",
+        "qemu microvm",
+        |row| &row.first_line,
+        0.5,
+    );
     table.target(
         &format!("exec to return, Linux, {host}"),
         "bothy",
         "qemu microvm",
-        |row| row.returned.median,
+        |row| &row.returned,
         0.5,
     );
 }

@@ -5,6 +5,8 @@ use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use bothy::bench::stats::{FEW, Interval, Ratio, Summary};
+
 /// Longest that a run may take.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -33,32 +35,15 @@ struct Run {
     gone: f64,
 }
 
-/// Median and spread, in milliseconds.
-pub(crate) struct Summary {
-    pub(crate) median: f64,
-    min: f64,
-    max: f64,
-}
-
-impl Summary {
-    fn of(mut values: Vec<f64>) -> Self {
-        values.sort_by(f64::total_cmp);
-        let middle = values.len() / 2;
-        let median =
-            if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
-        Self { median, min: values[0], max: values[values.len() - 1] }
-    }
-}
-
-/// A contender's results.
+/// A contender's results, in milliseconds, run by run.
 pub(crate) struct Row {
     name: &'static str,
     /// Exec to the first byte of what the guest says.
-    pub(crate) first_line: Summary,
+    pub(crate) first_line: Vec<f64>,
     /// Exec to the return of the command.
-    pub(crate) returned: Summary,
+    pub(crate) returned: Vec<f64>,
     /// Exec to the end of the last process that it left behind.
-    gone: Summary,
+    gone: Vec<f64>,
 }
 
 /// The results of all contenders.
@@ -81,7 +66,7 @@ impl Table {
             }
         }
         let rows = contenders.iter().zip(results).map(|(contender, runs)| {
-            let of = |value: fn(&Run) -> f64| Summary::of(runs.iter().map(value).collect());
+            let of = |value: fn(&Run) -> f64| runs.iter().map(value).collect();
             Row {
                 name: contender.name,
                 first_line: of(|run| run.first_line),
@@ -102,37 +87,45 @@ impl Table {
         what: &str,
         ours: &str,
         theirs: &str,
-        figure: impl Fn(&Row) -> f64,
+        figures: impl Fn(&Row) -> &[f64],
         goal: f64,
     ) {
-        let ratio = figure(self.row(ours)) / figure(self.row(theirs));
-        print_target(what, &format!("{ratio:.2} times {theirs}"), &format!("at most {goal}"), ratio <= goal);
+        let ratio = Ratio::of(figures(self.row(ours)), figures(self.row(theirs))).expect("times of runs");
+        let Interval { from, to } = ratio.interval;
+        let figure = format!("{:.2} [{from:.2}, {to:.2}] times {theirs}", ratio.value);
+        print_target(what, &figure, &format!("at most {goal}"), ratio.value <= goal);
     }
 }
 
 /// One line that `benches/run` repeats at the end.
 pub(crate) fn print_target(what: &str, figure: &str, goal: &str, met: bool) {
-    println!("target: {what:<52} {figure:<28} {goal:<16} {}", if met { "met" } else { "missed" });
+    println!("target: {what:<52} {figure:<40} {goal:<16} {}", if met { "met" } else { "missed" });
 }
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let spread = if self.runs < FEW { "few runs: the range" } else { "95 % interval" };
         writeln!(
             f,
-            "\n{} ({} runs each, interleaved; milliseconds: median, [min, max])",
+            "\n{} ({} runs each, interleaved; milliseconds: median [{spread}], largest)",
             self.title, self.runs
         )?;
         writeln!(
             f,
-            "{:<22}{:>26}{:>28}{:>28}{:>8}",
+            "{:<22}{:>36}{:>36}{:>36}{:>8}",
             "", "first output", "command returned", "last process gone", "ratio"
         )?;
-        let base = self.rows[0].returned.median;
+        let summary = |figures: &[f64]| Summary::of(figures).expect("times of runs");
+        let base = summary(&self.rows[0].returned).median;
         for row in &self.rows {
-            let cell = |s: &Summary| format!("{:.1} [{:.1}, {:.1}]", s.median, s.min, s.max);
-            let ratio = row.returned.median / base;
+            let cell = |figures: &[f64]| {
+                let summary = summary(figures);
+                let Interval { from, to } = summary.interval.unwrap_or(summary.range());
+                format!("{:.1} [{from:.1}, {to:.1}], {:.1}", summary.median, summary.max)
+            };
+            let ratio = summary(&row.returned).median / base;
             let (first, returned, gone) = (cell(&row.first_line), cell(&row.returned), cell(&row.gone));
-            writeln!(f, "{:<22}{first:>26}{returned:>28}{gone:>28}{ratio:>8.2}", row.name)?;
+            writeln!(f, "{:<22}{first:>36}{returned:>36}{gone:>36}{ratio:>8.2}", row.name)?;
         }
         Ok(())
     }

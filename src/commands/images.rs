@@ -75,7 +75,7 @@ fn table(images: &[ImageSummary], now: i64) -> String {
 }
 
 /// Since 1970.
-fn seconds(time: SystemTime) -> i64 {
+pub(super) fn seconds(time: SystemTime) -> i64 {
     time.duration_since(UNIX_EPOCH).ok().and_then(|since| i64::try_from(since.as_secs()).ok()).unwrap_or(0)
 }
 
@@ -129,7 +129,7 @@ fn parse_rfc3339(text: &str) -> Option<i64> {
     Some(days(number(0, 4)?, month, day) * DAY + time - offset)
 }
 
-fn rfc3339(seconds: i64) -> String {
+pub(super) fn rfc3339(seconds: i64) -> String {
     let (day, time) = (seconds.div_euclid(DAY), seconds.rem_euclid(DAY));
     // Guessed from the mean length of a year, and at most one too late.
     let mut year = 1970 + day.div_euclid(365);

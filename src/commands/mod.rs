@@ -1,8 +1,10 @@
 //! The subcommands, a file each; every one reads as a recipe.
 
 mod attend;
+mod bench;
 mod boot;
 mod carry;
+mod completions;
 mod doctor;
 mod images;
 mod licenses;
@@ -27,6 +29,8 @@ use anyhow::Context;
 
 use crate::cli::{Cli, Command};
 use crate::poll::{self, Source};
+
+pub use completions::answer_shell;
 
 /// Why a command failed, by exit code.
 #[derive(Debug)]
@@ -76,12 +80,15 @@ pub fn run(cli: Cli, exec_ns: u64) -> Result<u8, Failure> {
         Command::Run(args) => with_log(|| Ok(run::run(&args, exec_ns)?)).map_err(|failure| match failure {
             Failure::Usage(error) | Failure::Setup(error) | Failure::Run(error) => Failure::Run(error),
         }),
+        Command::Bench(args) => with_log(|| bench::bench(&args)),
         Command::Load(args) => with_log(|| load::load(&args)),
         Command::Pull(args) => with_log(|| pull::pull(&args)),
         Command::Images { json } => with_log(|| images::images(json)),
         Command::Rmi { names } => with_log(|| rmi::rmi(&names)),
         Command::Prune { all } => with_log(|| prune::prune(all)),
         Command::Doctor => doctor::doctor(),
+        Command::Completions { shell } => completions::completions(shell),
+        Command::Man { dir } => completions::man(&dir),
         Command::Licenses => licenses::licenses(),
         Command::Pack { out } => pack::pack(&out),
     }
@@ -102,6 +109,11 @@ fn print(text: &str) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// A name of twice as many digits, that nobody can guess.
+fn random_name<const N: usize>() -> std::io::Result<String> {
+    Ok(crate::agent::random::<N>()?.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// A number of bytes for people: `4.2 MB`, with the units that docker uses.

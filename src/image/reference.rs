@@ -80,6 +80,24 @@ impl ReferenceError {
     }
 }
 
+impl Reference {
+    /// As people write it: without what would be completed.
+    pub fn familiar(&self) -> String {
+        let full = self.to_string();
+        let mut short = full.as_str();
+        if self.registry == "docker.io" {
+            short = short.strip_prefix("docker.io/").unwrap_or(short);
+            short = short.strip_prefix("library/").unwrap_or(short);
+        }
+        if self.digest.is_none() {
+            short = short.strip_suffix(":latest").unwrap_or(short);
+        }
+        // Some would be taken for another name when they are shorter: `library/example.com/x`, 64 hexadecimal digits.
+        let same = short.parse().is_ok_and(|name: Self| name == *self);
+        if same { short.to_owned() } else { full }
+    }
+}
+
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.registry, self.repository)?;

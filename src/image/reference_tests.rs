@@ -108,3 +108,23 @@ fn a_file_gives_its_image_a_name() {
         assert_eq!(local.to_string().parse::<Reference>().unwrap(), local);
     }
 }
+
+#[test]
+fn people_write_names_without_what_is_completed() {
+    let digest = format!("@sha256:{}", "a".repeat(64));
+    for (name, familiar) in [
+        ("docker.io/library/busybox:latest", "busybox"),
+        ("busybox:1.36", "busybox:1.36"),
+        ("someone/tool", "someone/tool"),
+        ("localhost/demo:latest", "localhost/demo"),
+        ("quay.io/library/x:latest", "quay.io/library/x"),
+        (&format!("docker.io/library/busybox{digest}"), &format!("busybox{digest}")),
+    ] {
+        assert_eq!(name.parse::<Reference>().unwrap().familiar(), familiar);
+    }
+    // Shorter they would be other names.
+    let number = format!("docker.io/library/{}:latest", "b".repeat(64));
+    for name in ["docker.io/library/a/b:latest", "docker.io/library/example.com/x:latest", &number] {
+        assert_eq!(name.parse::<Reference>().unwrap().familiar(), name);
+    }
+}

@@ -17,3 +17,4 @@ mod kill;
 mod registry;
 mod removal;
 mod sources;
+mod words;

@@ -32,7 +32,7 @@ use self::session::{Finished, Job, Session};
 use self::workload::Workload;
 use super::signals::Signals;
 use super::terminal::{self, RawTerminal};
-use super::{machine, say};
+use super::{machine, random_name, say};
 use crate::agent::{self, Agent};
 use crate::cli::{Network, RunArgs, TimingFormat};
 use crate::config::{Console, VmConfig};
@@ -172,11 +172,6 @@ fn report(finished: &Finished, timing: Option<TimingFormat>) {
         let exits = finished.exits.as_ref();
         machine::say_timing(&Timing::of_run(&finished.times, &finished.moments, now, exits), format);
     }
-}
-
-/// A name of twice as many digits, that nobody can guess.
-fn random_name<const N: usize>() -> io::Result<String> {
-    Ok(agent::random::<N>()?.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// What the kernel, and whoever reads /etc/hosts, takes.

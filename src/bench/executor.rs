@@ -1,0 +1,52 @@
+//! Ways to start something: a plain process, a container engine, a hypervisor. Each is an [`Executor`], so that one more is one more row.
+
+use std::time::Duration;
+
+use super::results::Peer;
+
+/// One way to start a load.
+pub trait Executor {
+    /// What it is, and why it can't take part if so.
+    fn peer(&self) -> Peer;
+
+    /// Runs a load to its end in a new instance. The error is one line.
+    fn run(&mut self, load: &[&str]) -> Result<Run, String>;
+
+    /// Starts a load that says `ready` and stays, in a new instance.
+    fn start(&mut self, load: &[&str]) -> Result<Box<dyn Instance>, String>;
+
+    /// Where the time of one start went, in milliseconds; `None` if it doesn't tell.
+    fn phases(&mut self, _load: &[&str]) -> Result<Option<Vec<(String, f64)>>, String> {
+        Ok(None)
+    }
+}
+
+/// One run of a load.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Run {
+    /// From exec to the first byte of output.
+    pub first_output: Duration,
+    /// From exec to the end of the process that was started.
+    pub exit: Duration,
+    /// What the load printed.
+    pub output: String,
+}
+
+/// An instance that runs. It ends when this is dropped.
+pub trait Instance {
+    /// What all its processes on this machine hold now.
+    fn usage(&self) -> Result<Usage, String>;
+}
+
+/// What processes hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// Their proportional share of memory (Pss), in bytes.
+    pub pss: u64,
+    /// How many they are.
+    pub processes: usize,
+    /// Their threads.
+    pub threads: usize,
+    /// Processor time since they began.
+    pub cpu: Duration,
+}

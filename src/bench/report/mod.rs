@@ -1,0 +1,154 @@
+//! Reports of the same results: for a terminal, as Markdown, and as one HTML page. What they say is worked out here, once; how it looks, in each.
+
+mod html;
+mod markdown;
+mod terminal;
+#[cfg(test)]
+mod tests;
+
+use super::results::{Measure, Results, Row, Section, Unit};
+use super::stats::{FEW, Interval, Ratio, Summary};
+
+pub use html::html;
+pub use markdown::markdown;
+pub use terminal::terminal;
+
+/// A measure, ready to be drawn.
+struct Table<'a> {
+    label: &'a str,
+    unit: Unit,
+    lines: Vec<Line<'a>>,
+    /// Whether bothy's figures and those of some peer are few.
+    few: bool,
+}
+
+/// What one peer has of it.
+struct Line<'a> {
+    peer: &'a str,
+    samples: &'a [f64],
+    summary: Option<Summary>,
+    failure: Option<&'a str>,
+    /// Its median as a part of the largest.
+    share: f64,
+    /// bothy's figure divided by this one; not for bothy's own.
+    ratio: Option<Ratio>,
+}
+
+impl<'a> Table<'a> {
+    fn of(measure: &'a Measure) -> Self {
+        let summaries: Vec<Option<Summary>> =
+            measure.rows.iter().map(|row| Summary::of(&row.samples)).collect();
+        let largest = summaries.iter().flatten().map(|summary| summary.median).fold(0.0, f64::max);
+        let base = measure.rows.first();
+        let lines = measure.rows.iter().zip(summaries).enumerate().map(|(number, (row, summary))| Line {
+            peer: &row.peer,
+            samples: &row.samples,
+            failure: row.failure.as_deref(),
+            share: summary.as_ref().filter(|_| largest > 0.0).map_or(0.0, |own| own.median / largest),
+            summary,
+            ratio: base.filter(|_| number > 0).and_then(|base: &Row| Ratio::of(&base.samples, &row.samples)),
+        });
+        let lines: Vec<Line> = lines.collect();
+        let few = lines.iter().any(|line| line.summary.as_ref().is_some_and(|own| own.count < FEW));
+        Self { label: &measure.label, unit: measure.unit, lines, few }
+    }
+}
+
+impl Line<'_> {
+    /// `[from, to]` of the median, or of all figures if they are few.
+    fn spread(&self) -> String {
+        self.summary.as_ref().map_or_else(String::new, |own| spread(own.interval.unwrap_or(own.range())))
+    }
+
+    /// The 95th percentile, if there is one.
+    fn p95(&self) -> String {
+        self.summary.as_ref().and_then(|own| own.p95).map_or_else(|| "-".into(), number)
+    }
+
+    /// The 99th percentile, or the largest until there is one.
+    fn tail(&self) -> String {
+        self.summary.as_ref().map_or_else(String::new, |own| match own.p99 {
+            Some(p99) => format!("{} (p99)", number(p99)),
+            None => number(own.max),
+        })
+    }
+
+    /// How bothy compares with it.
+    fn versus(&self) -> String {
+        match self.ratio {
+            None => String::new(),
+            Some(ratio) if ratio.is_tie() => "tie".into(),
+            Some(ratio) => format!("{} {}", number(ratio.value), spread(ratio.interval)),
+        }
+    }
+}
+
+fn spread(interval: Interval) -> String {
+    format!("[{}, {}]", number(interval.from), number(interval.to))
+}
+
+/// Three significant digits, and no fraction from 100 on or where there is none.
+fn number(value: f64) -> String {
+    let digits = match value.abs() {
+        whole if whole.fract() == 0.0 => 0,
+        large if large >= 99.95 => 0,
+        large if large >= 9.995 => 1,
+        small if small >= 0.9995 => 2,
+        _ => 3,
+    };
+    format!("{value:.digits$}")
+}
+
+/// The tables of a section.
+fn tables(results: &Results, section: Section) -> impl Iterator<Item = Table<'_>> {
+    results.measures.iter().filter(move |measure| measure.section == section).map(Table::of)
+}
+
+/// The sections that were measured, in order.
+fn sections(results: &Results) -> Vec<Section> {
+    Section::ALL
+        .into_iter()
+        .filter(|section| match section {
+            Section::Isolation => !results.facts.is_empty(),
+            section => results.measures.iter().any(|measure| measure.section == *section),
+        })
+        .collect()
+}
+
+/// Lines that stand before everything else.
+fn notes(results: &Results) -> Vec<String> {
+    let mut notes = Vec::new();
+    if results.host.emulated {
+        notes.push(
+            "This machine is emulated: only ratios count, and they differ from those of hardware.".into(),
+        );
+    }
+    if results.interrupted {
+        notes.push("Interrupted: what follows is what there was by then.".into());
+    }
+    if results.runs < FEW {
+        notes.push(format!("Few runs ({} of each): medians and ranges only.", results.runs));
+    }
+    notes
+}
+
+/// The machine, in one line.
+fn host(results: &Results) -> String {
+    let host = &results.host;
+    format!(
+        "{}, {} processors, {} MiB; Linux {}, {}; virtualization: {}; governor: {}; load {:.2} before, {:.2} after",
+        host.processor,
+        host.processors,
+        host.memory_mib,
+        host.kernel,
+        host.system,
+        host.virtualization,
+        host.governor,
+        host.load[0],
+        host.load[1]
+    )
+}
+
+/// How the figures are to be read.
+const METHOD: &str = "Runs are interleaved, one of each in turn, after one that doesn't count. Medians have 95 % intervals by bootstrap, and a \
+    difference inside the noise is called a tie. No sample is thrown away.";

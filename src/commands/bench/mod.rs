@@ -1,0 +1,150 @@
+//! `bothy bench`: the same load by bothy, by containers and as a plain process, and reports of it.
+//!
+//! The image is one that it makes itself: the load and an /etc/passwd, in a store of its own that is gone afterwards.
+
+mod peers;
+
+use std::cell::Cell;
+use std::fs;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use self::peers::Work;
+use super::signals::Signals;
+use super::{Failure, images, print, say};
+use crate::bench::results::{Results, Section, VERSION};
+use crate::bench::sections::Bench;
+use crate::bench::{machine, report};
+use crate::cli::BenchArgs;
+use crate::poll::{self, Source};
+
+/// Most instances at once, and how long a peer may take to start them.
+const DENSITY: (usize, Duration) = (100, Duration::from_secs(20));
+/// What a shell calls a command that SIGINT ended.
+const INTERRUPTED: u8 = 130;
+
+/// Measures, or reads what was measured, and reports.
+pub(super) fn bench(args: &BenchArgs) -> Result<u8, Failure> {
+    let results = match &args.from {
+        Some(path) => read(path)?,
+        None => measure(args)?,
+    };
+    // Files first: a terminal may be gone.
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&results).context("can't write JSON")?;
+        write(path, &(text + "\n"))?;
+    }
+    if let Some(path) = &args.markdown {
+        write(path, &report::markdown(&results))?;
+    }
+    if let Some(path) = &args.html {
+        write(path, &report::html(&results))?;
+    }
+    print(&report::terminal(&results))?;
+    Ok(if results.interrupted && args.from.is_none() { INTERRUPTED } else { 0 })
+}
+
+fn read(path: &Path) -> anyhow::Result<Results> {
+    let text = fs::read(path).with_context(|| format!("--from: can't read {}", path.display()))?;
+    let json: serde_json::Value =
+        serde_json::from_slice(&text).with_context(|| format!("--from: {} is not JSON", path.display()))?;
+    match json.get("version").and_then(serde_json::Value::as_u64) {
+        Some(version) if version == u64::from(VERSION) => {}
+        Some(version) => {
+            bail!("--from: {} has version {version}, and this bothy reads {VERSION}", path.display())
+        }
+        None => bail!("--from: {} is not what bothy bench --json writes", path.display()),
+    }
+    serde_json::from_value(json).with_context(|| format!("--from: {} is damaged", path.display()))
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    fs::write(path, text).with_context(|| format!("can't write {}", path.display()))
+}
+
+fn measure(args: &BenchArgs) -> anyhow::Result<Results> {
+    for path in [&args.json, &args.markdown, &args.html].into_iter().flatten() {
+        // Said before the measurement, and not after it.
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !dir.is_dir() {
+            bail!("can't write {}: there is no {}", path.display(), dir.display());
+        }
+    }
+    let (start, started) = (Instant::now(), SystemTime::now());
+    let mut host = machine::host();
+    let work = Work::make()?;
+    let peers = work.peers(&args.against)?;
+    let signals = Signals::ends().context("can't take signals")?;
+    let asked = Cell::new(false);
+    let stop = || {
+        let ready = poll::wait([Source::readable(&signals)], Some(Instant::now()));
+        asked.set(asked.get() || ready.is_ok_and(|[signals]| signals.readable));
+        asked.get()
+    };
+    let progress = Progress::new();
+    let tell = |section: Section, peer: &str, done: usize, of: usize| progress.tell(section, peer, done, of);
+    let mut bench = Bench {
+        peers,
+        runs: args.runs,
+        density: DENSITY,
+        stop: &stop,
+        progress: &tell,
+        available: &machine::available,
+    };
+    let sections = if args.only.is_empty() { Section::ALL.to_vec() } else { args.only.clone() };
+    let found = bench.run(&sections);
+    let peers = bench.peers.iter().map(|peer| peer.peer()).collect();
+    drop(bench);
+    progress.end();
+    host.load[1] = machine::load();
+    Ok(Results {
+        version: VERSION,
+        bothy: env!("CARGO_PKG_VERSION").into(),
+        started: images::rfc3339(images::seconds(started)),
+        seconds: start.elapsed().as_secs_f64(),
+        interrupted: found.interrupted,
+        image: "an image of one static program".into(),
+        runs: args.runs,
+        host,
+        peers,
+        measures: found.measures,
+        phases: found.phases,
+        curves: found.curves,
+        facts: found.facts,
+    })
+}
+
+/// What is measured now: a bar on a terminal, and a line for each section anywhere else.
+struct Progress {
+    bar: ProgressBar,
+    section: Cell<Option<Section>>,
+}
+
+impl Progress {
+    fn new() -> Self {
+        let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+        let style = ProgressStyle::with_template("{msg:22} {bar:30} {pos}/{len}");
+        bar.set_style(style.expect("the template is well-formed"));
+        Self { bar, section: Cell::new(None) }
+    }
+
+    fn tell(&self, section: Section, peer: &str, done: usize, of: usize) {
+        if self.bar.is_hidden() {
+            if self.section.replace(Some(section)) != Some(section) {
+                say(&format!("bothy: measuring {}", section.name()));
+            }
+            return;
+        }
+        self.bar.set_length(of as u64);
+        self.bar.set_position(done as u64);
+        self.bar.set_message(format!("{}: {peer}", section.name()));
+    }
+
+    fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}
