@@ -16,5 +16,6 @@ mod docker_save;
 mod kill;
 mod registry;
 mod removal;
+mod reports;
 mod sources;
 mod words;

@@ -14,6 +14,7 @@ mod guest;
 mod pty;
 mod tap;
 
+mod bench;
 mod console;
 mod disks;
 mod doctor;
