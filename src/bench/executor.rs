@@ -15,10 +15,19 @@ pub trait Executor {
     /// Starts a load that says `ready` and stays, in a new instance.
     fn start(&mut self, load: &[&str]) -> Result<Box<dyn Instance>, String>;
 
-    /// Where the time of one start went, in milliseconds; `None` if it doesn't tell.
-    fn phases(&mut self, _load: &[&str]) -> Result<Option<Vec<(String, f64)>>, String> {
+    /// Runs a load to its end, and tells what it knows of that; `None` if it knows nothing.
+    fn details(&mut self, _load: &[&str]) -> Result<Option<Details>, String> {
         Ok(None)
     }
+}
+
+/// What a hypervisor knows of one run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Details {
+    /// Where the time went, in milliseconds, in order.
+    pub phases: Vec<(String, f64)>,
+    /// How often the guest was left, by reason.
+    pub exits: Vec<(String, f64)>,
 }
 
 /// One run of a load.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::executor::{Executor, Instance, Run, Usage};
+use super::executor::{Details, Executor, Instance, Run, Usage};
 use super::results::Peer;
 use crate::poll::{self, Source};
 
@@ -28,14 +28,14 @@ pub struct Call {
 
 /// Makes a call for a load.
 pub type MakeCall = Box<dyn FnMut(&[&str]) -> Call>;
-/// Reads phases from what a program prints on standard error.
-pub type ReadPhases = fn(&str) -> Option<Vec<(String, f64)>>;
+/// Reads details from what a program prints on standard error.
+pub type ReadDetails = fn(&str) -> Option<Details>;
 
 /// A program that runs loads.
 pub struct Program {
     peer: Peer,
     call: MakeCall,
-    timed: Option<(MakeCall, ReadPhases)>,
+    timed: Option<(MakeCall, ReadDetails)>,
 }
 
 impl Program {
@@ -44,8 +44,8 @@ impl Program {
         Self { peer, call: Box::new(call), timed: None }
     }
 
-    /// With a call that says on standard error where the time went, and what reads that.
-    pub fn timed(mut self, call: impl FnMut(&[&str]) -> Call + 'static, read: ReadPhases) -> Self {
+    /// With a call that tells details on standard error, and what reads them.
+    pub fn timed(mut self, call: impl FnMut(&[&str]) -> Call + 'static, read: ReadDetails) -> Self {
         self.timed = Some((Box::new(call), read));
         self
     }
@@ -66,7 +66,7 @@ impl Executor for Program {
         Ok(Box::new(running))
     }
 
-    fn phases(&mut self, load: &[&str]) -> Result<Option<Vec<(String, f64)>>, String> {
+    fn details(&mut self, load: &[&str]) -> Result<Option<Details>, String> {
         let Some((call, read)) = &mut self.timed else { return Ok(None) };
         let (_, errors) = Running::start(call(load))?.finish()?;
         read(&errors).map(Some).ok_or_else(|| "it doesn't say where the time went".into())

@@ -30,6 +30,9 @@ pub struct Results {
     pub measures: Vec<Measure>,
     /// Where the time of a start goes.
     pub phases: Vec<Phases>,
+    /// How often guests are left.
+    #[serde(default)]
+    pub exits: Vec<Exits>,
     /// How memory goes with the number of instances.
     pub curves: Vec<Curve>,
     /// What shows inside an instance.
@@ -131,6 +134,9 @@ pub struct Measure {
     pub label: String,
     /// What its numbers are in.
     pub unit: Unit,
+    /// What has to be known to read them.
+    #[serde(default)]
+    pub note: Option<String>,
     /// One for each peer, in their order.
     pub rows: Vec<Row>,
 }
@@ -189,6 +195,15 @@ pub struct Phases {
     pub peer: String,
     /// Name and length of each, in order, by run.
     pub steps: Vec<(String, Vec<f64>)>,
+}
+
+/// How often a peer's guest is left while it runs arithmetic, its start included.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Exits {
+    /// The peer's name.
+    pub peer: String,
+    /// Reason, as KVM's statistics call it, and how often a second.
+    pub per_second: Vec<(String, f64)>,
 }
 
 /// Instances that run at once, and what they take.

@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::executor::{Executor, Instance};
-use super::results::{Curve, Fact, Measure, Peer, Phases, Row, Section, Unit};
+use super::results::{Curve, Exits, Fact, Measure, Peer, Phases, Row, Section, Unit};
 
 /// Rounds that are not counted.
 const WARM_UP: usize = 1;
@@ -17,6 +17,10 @@ const REST: Duration = Duration::from_secs(3);
 const WATCH: Duration = Duration::from_secs(5);
 /// How many run at once to see what one more takes.
 const AT_ONCE: usize = 8;
+/// What an instance takes and gives back, in MiB, and how long it has it, in seconds.
+const HELD: (&str, &str) = ("256", "5");
+/// When it is looked at afterwards.
+const AFTERWARDS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(60)];
 
 /// What the sections have in common.
 pub struct Bench<'a> {
@@ -41,6 +45,8 @@ pub struct Found {
     pub measures: Vec<Measure>,
     /// Where the time of a start goes.
     pub phases: Vec<Phases>,
+    /// How often guests are left.
+    pub exits: Vec<Exits>,
     /// How memory goes with the number of instances.
     pub curves: Vec<Curve>,
     /// What shows inside.
@@ -64,7 +70,10 @@ impl Bench<'_> {
                 Section::Startup => self.startup(&mut found),
                 Section::Memory => self.memory(&mut found),
                 Section::Density => self.density(&mut found),
-                Section::Cpu => self.work(&mut found, section, &[("cpu", "1000 steps of arithmetic")]),
+                Section::Cpu => {
+                    self.work(&mut found, section, &[("cpu", "1000 steps of arithmetic")]);
+                    self.exits(&mut found);
+                }
                 Section::Syscall => self.work(
                     &mut found,
                     section,
@@ -128,6 +137,7 @@ impl Bench<'_> {
             id: format!("{}.{id}", section.name()),
             label: label.to_owned(),
             unit,
+            note: None,
             rows: Vec::new(),
         });
         let mut measures = Vec::from(names);
@@ -162,8 +172,8 @@ impl Bench<'_> {
                 }
                 (self.progress)(Section::Startup, &name, run, PHASE_RUNS);
                 // One that fails has its row in the table above, or tells nothing.
-                let Ok(Some(phases)) = executor.phases(&["hello"]) else { break };
-                for (number, (step, length)) in phases.into_iter().enumerate() {
+                let Ok(Some(details)) = executor.details(&["hello"]) else { break };
+                for (number, (step, length)) in details.phases.into_iter().enumerate() {
                     match steps.get_mut(number) {
                         Some((_, lengths)) => lengths.push(length),
                         None => steps.push((step, vec![length])),
@@ -208,6 +218,55 @@ impl Bench<'_> {
             ("cpu", "processor time in a second of idling", Unit::Milliseconds),
         ];
         self.measures(Section::Memory, names, all, found);
+        let all = self.given_back();
+        let names = [
+            ("freed_1s", "memory 1 s after it freed 256 MiB (Pss)", Unit::Mebibytes),
+            ("freed_10s", "10 s after", Unit::Mebibytes),
+            ("freed_60s", "60 s after", Unit::Mebibytes),
+        ];
+        self.measures(Section::Memory, names, all, found);
+    }
+
+    /// What instances hold that took memory and freed it. All of them wait at once, since waiting is most of it.
+    fn given_back(&mut self) -> Vec<Samples> {
+        let (mib, seconds) = HELD;
+        let held = Duration::from_secs(seconds.parse().unwrap_or(0));
+        let mut all = Vec::new();
+        let mut instances = Vec::new();
+        let mut looks = Vec::new();
+        for (place, executor) in self.peers.iter_mut().enumerate() {
+            let Peer { name, missing, .. } = executor.peer();
+            (self.progress)(Section::Memory, &name, 0, AFTERWARDS.len());
+            let started = match missing {
+                Some(why) => Err(why),
+                None => executor.start(&["hold", mib, seconds]),
+            };
+            let (instance, failure) = match started {
+                Ok(instance) => {
+                    let freed = Instant::now() + held;
+                    looks.extend(AFTERWARDS.map(|after| (freed + after, place)));
+                    (Some(instance), None)
+                }
+                Err(why) => (None, Some(why)),
+            };
+            instances.push(instance);
+            all.push(Samples { of: vec![Vec::new(); AFTERWARDS.len()], failure });
+        }
+        looks.sort_by_key(|(time, _)| *time);
+        for (time, place) in looks {
+            let (Some(instance), Some(samples)) = (&instances[place], all.get_mut(place)) else { continue };
+            if samples.failure.is_some() {
+                continue;
+            }
+            let looked = rest(time.saturating_duration_since(Instant::now()), self.stop)
+                .and_then(|()| instance.usage());
+            match (looked, samples.of.iter_mut().find(|figures| figures.is_empty())) {
+                (Ok(usage), Some(figures)) => figures.push(mebibytes(usage.pss as f64)),
+                (Ok(_), None) => {}
+                (Err(why), _) => samples.failure = Some(why),
+            }
+        }
+        all
     }
 
     fn density(&mut self, found: &mut Found) {
@@ -279,6 +338,24 @@ impl Bench<'_> {
                 figure.map(|figure| vec![figure]).ok_or_else(|| format!("it says {:?}", run.output))
             });
             self.measures(section, [(*load, *label, Unit::Nanoseconds)], all, found);
+        }
+    }
+
+    fn exits(&mut self, found: &mut Found) {
+        for executor in &mut self.peers {
+            let Peer { name, missing, .. } = executor.peer();
+            if missing.is_some() || (self.stop)() {
+                continue;
+            }
+            // One that fails has its row among the figures.
+            let Ok(Some(details)) = executor.details(&["cpu"]) else { continue };
+            let seconds: f64 = details.phases.iter().map(|(_, milliseconds)| milliseconds / 1e3).sum();
+            if seconds > 0.0 && !details.exits.is_empty() {
+                let rate = |(reason, count): (String, f64)| (reason, count / seconds);
+                found
+                    .exits
+                    .push(Exits { peer: name, per_second: details.exits.into_iter().map(rate).collect() });
+            }
         }
     }
 
@@ -357,7 +434,7 @@ mod tests {
     use std::cell::{Cell, RefCell};
     use std::rc::Rc;
 
-    use super::super::executor::{Run, Usage};
+    use super::super::executor::{Details, Run, Usage};
     use super::super::stats::Summary;
     use super::*;
 
@@ -403,6 +480,12 @@ mod tests {
                 _ => format!("ns={}\n", time.as_millis()),
             };
             Ok(Run { first_output: time / 2, exit: time, output })
+        }
+
+        fn details(&mut self, load: &[&str]) -> Result<Option<Details>, String> {
+            let phases = vec![("a".into(), 100.0), ("b".into(), 400.0)];
+            let exits = vec![("exits".into(), if load == ["cpu"] { 50.0 } else { 0.0 })];
+            Ok((self.name == "bothy").then_some(Details { phases, exits }))
         }
 
         fn start(&mut self, _load: &[&str]) -> Result<Box<dyn Instance>, String> {
@@ -518,6 +601,7 @@ mod tests {
         let peers = vec![world.fake("bothy", &[70]), world.fake("absent", &[1])];
         let found = world.measure(peers, 3, &[Section::Cpu, Section::Isolation], usize::MAX);
         assert_eq!(of(&found, "cpu.cpu").rows[0].samples, [70.0; 3]);
+        assert_eq!(found.exits, [Exits { peer: "bothy".into(), per_second: vec![("exits".into(), 100.0)] }]);
         let fact = |label: &str| &found.facts.iter().find(|fact| fact.label == label).unwrap().values;
         assert_eq!(fact("kernel"), &["6", "not seen: it is not installed"]);
         assert_eq!(fact("system-call filter")[0], "no filter yet");

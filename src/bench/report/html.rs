@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Line, METHOD, Table, host, notes, number, sections, tables};
+use super::{Line, METHOD, Table, host, median, notes, number, sections, tables};
 use crate::bench::results::{Curve, Phases, Results, Section};
 use crate::bench::stats::Summary;
 
@@ -65,6 +65,7 @@ fn write(page: &mut String, results: &Results) -> std::fmt::Result {
         }
         match section {
             Section::Startup => results.phases.iter().try_for_each(|phases| waterfall(page, phases))?,
+            Section::Cpu => exits(page, results)?,
             Section::Density => curves(page, results)?,
             Section::Isolation => facts(page, results)?,
             _ => {}
@@ -125,6 +126,9 @@ fn table(page: &mut String, table: &Table) -> std::fmt::Result {
             }
         }
     }
+    if let Some(note) = table.note {
+        writeln!(page, "<p class=\"small\">{}</p>", escape(note))?;
+    }
     writeln!(page, "</figure>")
 }
 
@@ -147,11 +151,8 @@ fn strip(page: &mut String, line: &Line, summary: &Summary, most: f64, place: us
 }
 
 fn waterfall(page: &mut String, phases: &Phases) -> std::fmt::Result {
-    let medians: Vec<(&str, f64)> = phases
-        .steps
-        .iter()
-        .map(|(name, samples)| (name.as_str(), Summary::of(samples).map_or(0.0, |own| own.median)))
-        .collect();
+    let medians: Vec<(&str, f64)> =
+        phases.steps.iter().map(|(name, samples)| (name.as_str(), median(samples))).collect();
     let whole: f64 = medians.iter().map(|(_, median)| median).sum();
     if whole <= 0.0 {
         return Ok(());
@@ -177,6 +178,22 @@ fn waterfall(page: &mut String, phases: &Phases) -> std::fmt::Result {
         before += median;
     }
     writeln!(page, "</figure>")
+}
+
+fn exits(page: &mut String, results: &Results) -> std::fmt::Result {
+    for exits in &results.exits {
+        writeln!(
+            page,
+            "<figure>\n<figcaption>how often {} leaves its guest, a second <span class=\"small\">its start and the load</span></figcaption>",
+            escape(&exits.peer)
+        )?;
+        writeln!(page, "<table><tbody>")?;
+        for (reason, rate) in &exits.per_second {
+            writeln!(page, "<tr><th>{}</th><td>{}</td></tr>", escape(reason), number(*rate))?;
+        }
+        writeln!(page, "</tbody></table>\n</figure>")?;
+    }
+    Ok(())
 }
 
 /// Memory taken, by the number of instances.

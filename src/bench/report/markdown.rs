@@ -2,9 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{METHOD, Table, host, notes, number, sections, tables};
+use super::{METHOD, Table, host, median, notes, number, sections, tables};
 use crate::bench::results::{Results, Section};
-use crate::bench::stats::Summary;
 
 /// All of it, as text.
 pub fn markdown(results: &Results) -> String {
@@ -41,6 +40,7 @@ fn write(text: &mut String, results: &Results) -> std::fmt::Result {
         }
         match section {
             Section::Startup => phases(text, results)?,
+            Section::Cpu => exits(text, results)?,
             Section::Isolation => facts(text, results)?,
             _ => {}
         }
@@ -69,15 +69,27 @@ fn table(text: &mut String, table: &Table) -> std::fmt::Result {
             }
         }
     }
-    Ok(())
+    match table.note {
+        Some(note) => writeln!(text, "\n{}", cell(note)),
+        None => Ok(()),
+    }
 }
 
 fn phases(text: &mut String, results: &Results) -> std::fmt::Result {
     for phases in &results.phases {
         writeln!(text, "\n| where the time of {} goes | ms |\n|---|--:|", cell(&phases.peer))?;
         for (name, samples) in &phases.steps {
-            let median = Summary::of(samples).map_or(0.0, |own| own.median);
-            row(text, [name.clone(), number(median)])?;
+            row(text, [name.clone(), number(median(samples))])?;
+        }
+    }
+    Ok(())
+}
+
+fn exits(text: &mut String, results: &Results) -> std::fmt::Result {
+    for exits in &results.exits {
+        writeln!(text, "\n| how often {} leaves its guest | a second |\n|---|--:|", cell(&exits.peer))?;
+        for (reason, rate) in &exits.per_second {
+            row(text, [reason.clone(), number(*rate)])?;
         }
     }
     Ok(())

@@ -17,6 +17,7 @@ pub use terminal::terminal;
 struct Table<'a> {
     label: &'a str,
     unit: Unit,
+    note: Option<&'a str>,
     lines: Vec<Line<'a>>,
     /// Whether bothy's figures and those of some peer are few.
     few: bool,
@@ -50,7 +51,7 @@ impl<'a> Table<'a> {
         });
         let lines: Vec<Line> = lines.collect();
         let few = lines.iter().any(|line| line.summary.as_ref().is_some_and(|own| own.count < FEW));
-        Self { label: &measure.label, unit: measure.unit, lines, few }
+        Self { label: &measure.label, unit: measure.unit, note: measure.note.as_deref(), lines, few }
     }
 }
 
@@ -97,6 +98,11 @@ fn number(value: f64) -> String {
         _ => 3,
     };
     format!("{value:.digits$}")
+}
+
+/// Of samples that are only shown in a list; 0 if there are none.
+fn median(samples: &[f64]) -> f64 {
+    Summary::of(samples).map_or(0.0, |own| own.median)
 }
 
 /// The tables of a section.

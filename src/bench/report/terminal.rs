@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Line, METHOD, Table, host, notes, number, sections, tables};
+use super::{Line, METHOD, Table, host, median, notes, number, sections, tables};
 use crate::bench::results::{Results, Section};
 
 /// Columns of the longest bar.
@@ -38,6 +38,16 @@ fn write(text: &mut String, results: &Results) -> std::fmt::Result {
         }
         if section == Section::Startup {
             phases(text, results)?;
+        }
+        if section == Section::Cpu {
+            for exits in &results.exits {
+                writeln!(
+                    text,
+                    "\n  how often {} leaves its guest, a second: its start and the load",
+                    exits.peer
+                )?;
+                list(text, exits.per_second.iter().map(|(reason, rate)| (reason.as_str(), *rate)))?;
+            }
         }
         if section == Section::Density {
             for curve in &results.curves {
@@ -81,7 +91,10 @@ fn table(text: &mut String, table: &Table, names: usize) -> std::fmt::Result {
             writeln!(text, "  {:names$}  after {} runs: {why}", "", summary.count)?;
         }
     }
-    Ok(())
+    match table.note {
+        Some(note) => writeln!(text, "  {note}"),
+        None => Ok(()),
+    }
 }
 
 /// Eighths of a column, so that small differences show.
@@ -100,11 +113,15 @@ fn phases(text: &mut String, results: &Results) -> std::fmt::Result {
             phases.peer,
             runs(phases)
         )?;
-        let width = phases.steps.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-        for (name, samples) in &phases.steps {
-            let median = crate::bench::stats::Summary::of(samples).map_or(0.0, |own| own.median);
-            writeln!(text, "    {name:width$} {:>9}", number(median))?;
-        }
+        list(text, phases.steps.iter().map(|(name, samples)| (name.as_str(), median(samples))))?;
+    }
+    Ok(())
+}
+
+fn list<'a>(text: &mut String, lines: impl Iterator<Item = (&'a str, f64)> + Clone) -> std::fmt::Result {
+    let width = lines.clone().map(|(name, _)| name.len()).max().unwrap_or(0);
+    for (name, figure) in lines {
+        writeln!(text, "    {name:width$} {:>9}", number(figure))?;
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::bench::results::{Curve, Fact, Host, Peer, Phases, VERSION};
+use crate::bench::results::{Curve, Exits, Fact, Host, Peer, Phases, VERSION};
 
 /// bothy and three peers: one that is faster by half, one that differs by noise alone, one that isn't there.
 pub(crate) fn results(runs: usize) -> Results {
@@ -37,12 +37,14 @@ pub(crate) fn results(runs: usize) -> Results {
             id: "startup.exit".into(),
             label: "exec to exit".into(),
             unit: Unit::Milliseconds,
+            note: Some("mind <this>".into()),
             rows: vec![row("bothy", 0, 20.0), row("same", 0, 20.0), row("runc", 1, 10.0), missing],
         }],
         phases: vec![Phases {
             peer: "bothy".into(),
             steps: vec![("kernel".into(), vec![15.0, 16.0, 17.0]), ("rest".into(), vec![4.0, 4.0, 4.0])],
         }],
+        exits: vec![Exits { peer: "bothy".into(), per_second: vec![("io_exits".into(), 12.5)] }],
         curves: vec![Curve {
             peer: "runc".into(),
             points: vec![(0.1, 1.0), (0.2, 2.5)],
@@ -67,7 +69,7 @@ fn a_terminal_s_report_has_a_bar_per_row_and_calls_noise_a_tie() {
     assert_eq!((bars("bothy"), bars("same")), (24, 24));
     assert!((11..=13).contains(&bars("runc")), "{text}");
     assert!(line("runc").contains("1.96 ["), "{text}");
-    assert!(text.contains("crun   crun is not installed"), "{text}");
+    assert!(text.contains("crun   crun is not installed") && text.contains("  mind <this>\n"), "{text}");
     assert!(text.contains("[95 %]") && !text.contains("Few runs"), "{text}");
     assert!(text.contains("    kernel        16\n"), "{text}");
 }
@@ -89,7 +91,10 @@ fn a_hundred_runs_have_a_99th_percentile() {
 fn markdown_has_a_row_for_each_peer_and_no_text_breaks_a_table() {
     let text = markdown(&results(20));
     assert!(text.contains("| crun | not measured: crun is not installed |"), "{text}");
-    assert!(text.contains("runs \\| it") && text.contains("1.0 \\<x\\>"), "{text}");
+    assert!(
+        text.contains("runs \\| it") && text.contains("1.0 \\<x\\>") && text.contains("mind \\<this\\>"),
+        "{text}"
+    );
     for table in text.split("\n\n").filter(|part| part.starts_with('|')) {
         let cells = |line: &str| line.replace("\\|", "").matches('|').count();
         let head = cells(table.lines().next().unwrap());
@@ -100,7 +105,9 @@ fn markdown_has_a_row_for_each_peer_and_no_text_breaks_a_table() {
 #[test]
 fn a_page_fetches_nothing_and_its_text_is_escaped() {
     let page = html(&results(20));
-    assert!(page.contains("an &lt;image&gt;") && page.contains("A &amp; B"));
+    assert!(
+        page.contains("an &lt;image&gt;") && page.contains("mind &lt;this&gt;") && page.contains("A &amp; B")
+    );
     for fetching in ["http:", "https:", "src=", "href=", "url(", "@import", "<script"] {
         assert!(!page.contains(fetching), "{fetching}");
     }

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use crate::bench::executor::Executor;
+use crate::bench::executor::{Details, Executor};
 use crate::bench::program::{Call, Program};
 use crate::bench::results::Peer;
 use crate::cli::Engine;
@@ -18,8 +18,9 @@ use crate::guest_files::GuestFiles;
 const IMAGE: &str = "localhost/bothy-bench:latest";
 /// Where the load is in every instance.
 const LOAD: &str = "/bothy-load";
-/// Memory of each virtual machine.
+/// Memory of each virtual machine, and of one whose load takes 256 MiB.
 const MEMORY: &str = "128M";
+const LARGE_MEMORY: &str = "512M";
 /// What runc and crun give a container, as docker asks them to.
 const CAPABILITIES: [&str; 14] = [
     "CAP_AUDIT_WRITE",
@@ -129,7 +130,8 @@ impl Work {
             move |load: &[&str]| {
                 let mut command = Command::new(&exe);
                 command.env("BOTHY_STORE", &store).env_remove("RUST_LOG");
-                command.args(["run", "--pull", "never", "-m", MEMORY]);
+                let memory = if load.first() == Some(&"hold") { LARGE_MEMORY } else { MEMORY };
+                command.args(["run", "--pull", "never", "-m", memory]);
                 if timing {
                     command.arg("--timing=json");
                 }
@@ -138,7 +140,7 @@ impl Work {
                 Call { command, clean_up: None }
             }
         };
-        Ok(Program::new(peer, call(self, false)).timed(call(self, true), read_phases))
+        Ok(Program::new(peer, call(self, false)).timed(call(self, true), read_details))
     }
 
     fn process(&self) -> Program {
@@ -168,7 +170,7 @@ impl Work {
             name: name.into(),
             version,
             how: format!(
-                "{name} run: docker's capabilities, namespaces, mounts and masked paths; no system-call filter"
+                "{name} run: docker's namespaces, mounts, masked paths, capabilities and system-call filter"
             ),
             missing,
         };
@@ -243,7 +245,7 @@ fn bundle(bundles: &Path, root: &Path, load: &[&str]) -> std::io::Result<PathBuf
     Ok(dir)
 }
 
-/// What docker asks of a runtime for a container without a network, but for its filter.
+/// What docker asks of a runtime for a container without a network.
 fn specification(root: &Path, load: &[&str]) -> Value {
     let args: Vec<&str> = std::iter::once(LOAD).chain(load.iter().copied()).collect();
     let capabilities: Value = json!({
@@ -286,6 +288,7 @@ fn specification(root: &Path, load: &[&str]) -> Value {
             "namespaces": namespaces,
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,
+            "seccomp": super::filter::filter(),
             "resources": { "devices": [
                 { "allow": false, "access": "rwm" },
                 device("rwm", json!({ "type": "c", "major": 1, "minor": 3 })),
@@ -301,13 +304,21 @@ fn specification(root: &Path, load: &[&str]) -> Value {
 }
 
 /// What `bothy run --timing=json` says on standard error.
-fn read_phases(errors: &str) -> Option<Vec<(String, f64)>> {
+fn read_details(errors: &str) -> Option<Details> {
     let json: Value = serde_json::from_str(errors.get(errors.find('{')?..)?.trim()).ok()?;
     let phases = json.get("phases")?.as_array()?.iter().filter_map(|phase| {
         // One that wasn't seen has no length.
         Some((phase.get("name")?.as_str()?.to_owned(), phase.get("us")?.as_f64()? / 1e3))
     });
-    Some(phases.collect())
+    let kvm = json.pointer("/exits/kvm").and_then(Value::as_array).into_iter().flatten();
+    let kvm = kvm.filter_map(|pair| Some((pair.get(0)?.as_str()?.to_owned(), pair.get(1)?.as_f64()?)));
+    let user = json.pointer("/exits/user").and_then(Value::as_object).into_iter().flatten();
+    let user = user
+        .filter_map(|(kind, count)| Some((format!("to bothy: {}", kind.replace('_', " ")), count.as_f64()?)));
+    Some(Details {
+        phases: phases.collect(),
+        exits: kvm.chain(user).filter(|(_, count)| *count > 0.0).collect(),
+    })
 }
 
 #[cfg(test)]
@@ -315,10 +326,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn phases_are_read_from_what_run_prints() {
-        let text = r#"{"phases":[{"name":"a","what":"x","us":1500},{"name":"b","what":"y","us":null}],"total_us":1500}"#;
-        assert_eq!(read_phases(text).unwrap(), [("a".to_owned(), 1.5)]);
-        assert_eq!(read_phases("bothy: no"), None);
+    fn details_are_read_from_what_run_prints() {
+        let text = r#"{"phases":[{"name":"a","what":"x","us":1500},{"name":"b","what":"y","us":null}],"total_us":1500,
+            "exits":{"kvm":[["exits",70],["nmi",0]],"user":{"port_io":7,"other":0}}}"#;
+        let details = read_details(text).unwrap();
+        assert_eq!(details.phases, [("a".to_owned(), 1.5)]);
+        assert_eq!(details.exits, [("exits".to_owned(), 70.0), ("to bothy: port io".to_owned(), 7.0)]);
+        assert_eq!(read_details("bothy: no"), None);
     }
 
     #[test]
