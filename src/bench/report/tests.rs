@@ -127,6 +127,16 @@ fn results_come_back_from_json_as_they_were() {
     let results = results(20);
     let text = serde_json::to_string(&results).unwrap();
     assert_eq!(serde_json::from_str::<Results>(&text).unwrap(), results);
+    // Figures as clocks give them, and their intervals.
+    let mut results = results;
+    for (place, row) in results.measures[0].rows.iter_mut().enumerate() {
+        row.samples.iter_mut().enumerate().for_each(|(run, own)| {
+            *own = (*own * 1.000_123 + run as f64 / 7.0).sqrt() * 3.1 + place as f64 / 3.0
+        });
+    }
+    let again: Results = serde_json::from_str(&serde_json::to_string(&results).unwrap()).unwrap();
+    assert_eq!(again, results);
+    assert_eq!(terminal(&again), terminal(&results));
 }
 
 #[test]

@@ -80,9 +80,9 @@ fn measure(args: &BenchArgs) -> anyhow::Result<Results> {
     }
     let (start, started) = (Instant::now(), SystemTime::now());
     let mut host = machine::host();
+    let signals = Signals::ends().context("can't take signals")?;
     let work = Work::make()?;
     let peers = work.peers(&args.against)?;
-    let signals = Signals::ends().context("can't take signals")?;
     let asked = Cell::new(false);
     let stop = || {
         let ready = poll::wait([Source::readable(&signals)], Some(Instant::now()));
