@@ -131,7 +131,7 @@ fn results_come_back_from_json_as_they_were() {
     let mut results = results;
     for (place, row) in results.measures[0].rows.iter_mut().enumerate() {
         row.samples.iter_mut().enumerate().for_each(|(run, own)| {
-            *own = (*own * 1.000_123 + run as f64 / 7.0).sqrt() * 3.1 + place as f64 / 3.0
+            *own = (*own * 1.000_123 + run as f64 / 7.0).sqrt() * 3.1 + place as f64 / 3.0;
         });
     }
     let again: Results = serde_json::from_str(&serde_json::to_string(&results).unwrap()).unwrap();
