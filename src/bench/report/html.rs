@@ -76,7 +76,7 @@ fn write(page: &mut String, results: &Results) -> std::fmt::Result {
 }
 
 fn table(page: &mut String, table: &Table) -> std::fmt::Result {
-    let unit = table.unit.symbol();
+    let unit = table.symbol;
     let unit = if unit.is_empty() { String::new() } else { format!(", {unit}") };
     let spread = if table.few { "range" } else { "95 % interval" };
     let better = if table.unit.more_is_better() { "more is better" } else { "less is better" };
@@ -144,7 +144,7 @@ fn strip(page: &mut String, line: &Line, summary: &Summary, most: f64, place: us
         number(summary.median),
         x(summary.median).max(1.0)
     )?;
-    for sample in line.samples {
+    for sample in &line.samples {
         write!(page, "<path d=\"M{0:.1} 1V19\"/>", x(*sample))?;
     }
     writeln!(page, "</svg>")

@@ -49,7 +49,7 @@ fn write(text: &mut String, results: &Results) -> std::fmt::Result {
 }
 
 fn table(text: &mut String, table: &Table) -> std::fmt::Result {
-    let unit = table.unit.symbol();
+    let unit = table.symbol;
     let unit = if unit.is_empty() { String::new() } else { format!(" ({unit})") };
     let spread = if table.few { "range" } else { "95 % interval" };
     writeln!(text, "\n| {}{unit} | median | {spread} | p95 | largest | bothy / this |", cell(table.label))?;

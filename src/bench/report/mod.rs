@@ -17,6 +17,8 @@ pub use terminal::terminal;
 struct Table<'a> {
     label: &'a str,
     unit: Unit,
+    /// What its numbers are in here: microseconds where nanoseconds would have many digits.
+    symbol: &'static str,
     note: Option<&'a str>,
     lines: Vec<Line<'a>>,
     /// Whether bothy's figures and those of some peer are few.
@@ -26,7 +28,7 @@ struct Table<'a> {
 /// What one peer has of it.
 struct Line<'a> {
     peer: &'a str,
-    samples: &'a [f64],
+    samples: Vec<f64>,
     summary: Option<Summary>,
     failure: Option<&'a str>,
     /// Its median as a part of the largest.
@@ -37,21 +39,27 @@ struct Line<'a> {
 
 impl<'a> Table<'a> {
     fn of(measure: &'a Measure) -> Self {
-        let summaries: Vec<Option<Summary>> =
-            measure.rows.iter().map(|row| Summary::of(&row.samples)).collect();
-        let largest = summaries.iter().flatten().map(|summary| summary.median).fold(0.0, f64::max);
+        let median = |row: &Row| Summary::of(&row.samples).map_or(0.0, |own| own.median);
+        let largest = measure.rows.iter().map(median).fold(0.0, f64::max);
+        let (scale, symbol) = match measure.unit {
+            Unit::Nanoseconds if largest >= 10_000.0 => (1e-3, "µs"),
+            unit => (1.0, unit.symbol()),
+        };
         let base = measure.rows.first();
-        let lines = measure.rows.iter().zip(summaries).enumerate().map(|(number, (row, summary))| Line {
-            peer: &row.peer,
-            samples: &row.samples,
-            failure: row.failure.as_deref(),
-            share: summary.as_ref().filter(|_| largest > 0.0).map_or(0.0, |own| own.median / largest),
-            summary,
-            ratio: base.filter(|_| number > 0).and_then(|base: &Row| Ratio::of(&base.samples, &row.samples)),
+        let lines = measure.rows.iter().enumerate().map(|(number, row)| {
+            let samples: Vec<f64> = row.samples.iter().map(|sample| sample * scale).collect();
+            Line {
+                peer: &row.peer,
+                summary: Summary::of(&samples),
+                samples,
+                failure: row.failure.as_deref(),
+                share: if largest > 0.0 { median(row) / largest } else { 0.0 },
+                ratio: base.filter(|_| number > 0).and_then(|base| Ratio::of(&base.samples, &row.samples)),
+            }
         });
         let lines: Vec<Line> = lines.collect();
         let few = lines.iter().any(|line| line.summary.as_ref().is_some_and(|own| own.count < FEW));
-        Self { label: &measure.label, unit: measure.unit, note: measure.note.as_deref(), lines, few }
+        Self { label: &measure.label, unit: measure.unit, symbol, note: measure.note.as_deref(), lines, few }
     }
 }
 

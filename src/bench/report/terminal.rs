@@ -62,7 +62,7 @@ fn write(text: &mut String, results: &Results) -> std::fmt::Result {
 }
 
 fn table(text: &mut String, table: &Table, names: usize) -> std::fmt::Result {
-    let unit = table.unit.symbol();
+    let unit = table.symbol;
     let unit = if unit.is_empty() { String::new() } else { format!(", {unit}") };
     let spread = if table.few { "[range]" } else { "[95 %]" };
     writeln!(text, "\n  {}{unit}", table.label)?;

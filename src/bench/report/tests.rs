@@ -140,6 +140,16 @@ fn results_come_back_from_json_as_they_were() {
 }
 
 #[test]
+fn many_nanoseconds_are_microseconds() {
+    let mut results = results(20);
+    results.measures[0].unit = Unit::Nanoseconds;
+    assert!(terminal(&results).contains("exec to exit, ns\n"));
+    results.measures[0].rows[2].samples.iter_mut().for_each(|own| *own *= 10_000.0);
+    let text = terminal(&results);
+    assert!(text.contains("exec to exit, µs\n") && text.contains(" 104 "), "{text}");
+}
+
+#[test]
 fn numbers_have_three_digits() {
     for (value, text) in [
         (1234.5, "1234"),
