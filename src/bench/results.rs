@@ -151,6 +151,8 @@ pub enum Unit {
     Nanoseconds,
     /// Memory.
     Mebibytes,
+    /// Files.
+    Kibibytes,
     /// Processes, threads.
     Count,
     /// Instances, of which more are better.
@@ -166,6 +168,7 @@ impl Unit {
             Self::Milliseconds => "ms",
             Self::Nanoseconds => "ns",
             Self::Mebibytes => "MiB",
+            Self::Kibibytes => "KiB",
             Self::Count | Self::Instances => "",
             Self::PerSecond => "/s",
         }

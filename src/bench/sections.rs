@@ -11,16 +11,33 @@ use super::results::{Curve, Exits, Fact, Measure, Peer, Phases, Row, Section, Un
 const WARM_UP: usize = 1;
 /// Runs that tell their phases.
 const PHASE_RUNS: usize = 5;
-/// When an instance has come to rest.
-const REST: Duration = Duration::from_secs(3);
-/// How long its processor time is watched.
-const WATCH: Duration = Duration::from_secs(5);
 /// How many run at once to see what one more takes.
 const AT_ONCE: usize = 8;
-/// What an instance takes and gives back, in MiB, and how long it has it, in seconds.
-const HELD: (&str, &str) = ("256", "5");
-/// When it is looked at afterwards.
-const AFTERWARDS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(60)];
+/// What an instance takes and gives back, in MiB.
+const HELD_MIB: &str = "256";
+
+/// How long is waited, and for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// Until an instance has come to rest.
+    pub rest: Duration,
+    /// While its processor time is watched.
+    pub watch: Duration,
+    /// Seconds for which an instance keeps the memory that it takes.
+    pub hold: u32,
+    /// From when it has freed that to each look at what it still has.
+    pub looks: [Duration; 3],
+}
+
+impl Times {
+    /// Those that a report speaks of.
+    pub const REAL: Self = Self {
+        rest: Duration::from_secs(3),
+        watch: Duration::from_secs(5),
+        hold: 5,
+        looks: [Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(60)],
+    };
+}
 
 /// What the sections have in common.
 pub struct Bench<'a> {
@@ -30,12 +47,16 @@ pub struct Bench<'a> {
     pub runs: usize,
     /// How many instances are started at most, and how long that may take, to see how many fit.
     pub density: (usize, Duration),
+    /// How long is waited.
+    pub times: Times,
     /// Whether to stop, because somebody wishes it.
     pub stop: &'a dyn Fn() -> bool,
     /// Is told what happens: a section, a peer, and how far it is.
     pub progress: &'a dyn Fn(Section, &str, usize, usize),
     /// MemAvailable, in bytes.
     pub available: &'a dyn Fn() -> u64,
+    /// Bytes on disk wherever instances put files.
+    pub disk: &'a dyn Fn() -> u64,
 }
 
 /// What sections find.
@@ -187,20 +208,22 @@ impl Bench<'_> {
     }
 
     fn memory(&mut self, found: &mut Found) {
-        let stop = self.stop;
-        let available = self.available;
+        let (stop, times) = (self.stop, self.times);
+        let (available, disk) = (self.available, self.disk);
         // Each of these takes long, and moves little.
         let rounds = self.runs.min(3);
-        let all = self.rounds(Section::Memory, rounds, 5, |executor| {
+        let all = self.rounds(Section::Memory, rounds, 6, |executor| {
+            let files = disk();
             let first = executor.start(&["wait"])?;
-            rest(REST, stop)?;
+            let files = disk().saturating_sub(files);
+            rest(times.rest, stop)?;
             let before = first.usage()?;
-            rest(WATCH, stop)?;
+            rest(times.watch, stop)?;
             let usage = first.usage()?;
-            let busy = (usage.cpu.saturating_sub(before.cpu)).as_secs_f64() / WATCH.as_secs_f64();
+            let busy = (usage.cpu.saturating_sub(before.cpu)).as_secs_f64() / times.watch.as_secs_f64();
             let free = available();
             let more = (0..AT_ONCE).map(|_| executor.start(&["wait"])).collect::<Result<Vec<_>, _>>()?;
-            rest(REST, stop)?;
+            rest(times.rest, stop)?;
             let fall = free.saturating_sub(available()) as f64 / more.len() as f64;
             Ok(vec![
                 mebibytes(usage.pss as f64),
@@ -208,6 +231,7 @@ impl Bench<'_> {
                 usage.processes as f64,
                 usage.threads as f64,
                 busy * 1000.0,
+                files as f64 / 1024.0,
             ])
         });
         let names = [
@@ -216,6 +240,7 @@ impl Bench<'_> {
             ("processes", "processes on this machine", Unit::Count),
             ("threads", "their threads", Unit::Count),
             ("cpu", "processor time in a second of idling", Unit::Milliseconds),
+            ("files", "files of one more instance", Unit::Kibibytes),
         ];
         self.measures(Section::Memory, names, all, found);
         let all = self.given_back();
@@ -229,28 +254,28 @@ impl Bench<'_> {
 
     /// What instances hold that took memory and freed it. All of them wait at once, since waiting is most of it.
     fn given_back(&mut self) -> Vec<Samples> {
-        let (mib, seconds) = HELD;
-        let held = Duration::from_secs(seconds.parse().unwrap_or(0));
+        let Times { hold, looks: after, .. } = self.times;
+        let seconds = hold.to_string();
         let mut all = Vec::new();
         let mut instances = Vec::new();
         let mut looks = Vec::new();
         for (place, executor) in self.peers.iter_mut().enumerate() {
             let Peer { name, missing, .. } = executor.peer();
-            (self.progress)(Section::Memory, &name, 0, AFTERWARDS.len());
+            (self.progress)(Section::Memory, &name, 0, after.len());
             let started = match missing {
                 Some(why) => Err(why),
-                None => executor.start(&["hold", mib, seconds]),
+                None => executor.start(&["hold", HELD_MIB, &seconds]),
             };
             let (instance, failure) = match started {
                 Ok(instance) => {
-                    let freed = Instant::now() + held;
-                    looks.extend(AFTERWARDS.map(|after| (freed + after, place)));
+                    let freed = Instant::now() + Duration::from_secs(hold.into());
+                    looks.extend(after.map(|after| (freed + after, place)));
                     (Some(instance), None)
                 }
                 Err(why) => (None, Some(why)),
             };
             instances.push(instance);
-            all.push(Samples { of: vec![Vec::new(); AFTERWARDS.len()], failure });
+            all.push(Samples { of: vec![Vec::new(); after.len()], failure });
         }
         looks.sort_by_key(|(time, _)| *time);
         for (time, place) in looks {
@@ -438,6 +463,8 @@ mod tests {
     use super::super::stats::Summary;
     use super::*;
 
+    const SHORT: Duration = Duration::from_millis(1);
+
     /// Takes as long as it is told, by a list that begins again at its end, and notes when it is asked.
     struct Fake {
         name: &'static str,
@@ -518,13 +545,17 @@ mod tests {
             // 1 GiB, of which each instance takes 20 MiB.
             let alive = self.alive.clone();
             let available = move || (1 << 30) - alive.get() as u64 * (20 << 20);
+            let alive = self.alive.clone();
+            let disk = move || 1_000_000 + alive.get() as u64 * 2048;
             Bench {
                 peers: peers.into_iter().map(|peer| Box::new(peer) as Box<dyn Executor>).collect(),
                 runs,
                 density: (100, Duration::from_secs(5)),
+                times: Times { rest: SHORT, watch: SHORT, hold: 0, looks: [SHORT; 3] },
                 stop: &stop,
                 progress: &|_, _, _, _| {},
                 available: &available,
+                disk: &disk,
             }
             .run(sections)
         }
@@ -593,6 +624,22 @@ mod tests {
         assert_eq!(of(&found, "density.marginal").rows[0].samples, [20.0]);
         assert_eq!(found.curves[0].points.len(), 41);
         assert!(found.curves[0].end.contains("80 %"), "{}", found.curves[0].end);
+    }
+
+    #[test]
+    fn an_idle_instance_is_looked_at_from_all_sides() {
+        let world = World::new();
+        let found = world.measure(
+            vec![world.fake("bothy", &[1]), world.fake("absent", &[1])],
+            1,
+            &[Section::Memory],
+            usize::MAX,
+        );
+        let figure = |id: &str| of(&found, id).rows[0].samples.clone();
+        assert_eq!((figure("memory.pss"), figure("memory.available")), (vec![10.0], vec![20.0]));
+        assert_eq!((figure("memory.processes"), figure("memory.threads")), (vec![2.0], vec![3.0]));
+        assert_eq!((figure("memory.files"), figure("memory.freed_60s")), (vec![2.0], vec![10.0]));
+        assert_eq!(world.alive.get(), 0);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use self::peers::Work;
 use super::signals::Signals;
 use super::{Failure, images, print, say};
 use crate::bench::results::{Results, Section, VERSION};
-use crate::bench::sections::Bench;
+use crate::bench::sections::{Bench, Times};
 use crate::bench::{machine, report};
 use crate::cli::BenchArgs;
 use crate::poll::{self, Source};
@@ -91,13 +91,16 @@ fn measure(args: &BenchArgs) -> anyhow::Result<Results> {
     };
     let progress = Progress::new();
     let tell = |section: Section, peer: &str, done: usize, of: usize| progress.tell(section, peer, done, of);
+    let disk = || work.disk();
     let mut bench = Bench {
         peers,
         runs: args.runs,
         density: DENSITY,
+        times: Times::REAL,
         stop: &stop,
         progress: &tell,
         available: &machine::available,
+        disk: &disk,
     };
     let sections = if args.only.is_empty() { Section::ALL.to_vec() } else { args.only.clone() };
     let mut found = bench.run(&sections);

@@ -1,7 +1,7 @@
 //! The ways to start an instance that are compared: bothy, a plain process, and container engines.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -95,6 +95,11 @@ impl Work {
         let mut command = Command::new(std::env::current_exe().context("can't find this program")?);
         command.env("BOTHY_STORE", self.dir.join("store")).env_remove("RUST_LOG");
         Ok(command)
+    }
+
+    /// Bytes on disk of all that instances may put files into: the engines' state, and what bothy has for each container.
+    pub(super) fn disk(&self) -> u64 {
+        disk_usage(&self.dir) + disk_usage(&super::super::run::runtime_dir())
     }
 
     fn root(&self) -> PathBuf {
@@ -210,6 +215,14 @@ impl Drop for Work {
             log::warn!("{} stays: {error}", self.dir.display());
         }
     }
+}
+
+/// Of a directory and all below it. What can't be read, or goes meanwhile, has none.
+fn disk_usage(path: &Path) -> u64 {
+    let Ok(metadata) = path.symlink_metadata() else { return 0 };
+    let entries = if metadata.is_dir() { fs::read_dir(path).ok() } else { None };
+    let below: u64 = entries.into_iter().flatten().flatten().map(|entry| disk_usage(&entry.path())).sum();
+    metadata.blocks() * 512 + below
 }
 
 fn engine_command(name: &str, state: &Path) -> Command {

@@ -28,6 +28,7 @@ use anyhow::{Context, bail};
 use bothy_guest::protocol::{Root, Setup, Upper, WindowSize};
 
 use self::place::Place;
+pub(super) use self::place::base as runtime_dir;
 use self::session::{Finished, Job, Session};
 use self::workload::Workload;
 use super::signals::Signals;

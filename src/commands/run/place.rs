@@ -72,7 +72,8 @@ impl Drop for Place {
     }
 }
 
-fn base() -> PathBuf {
+/// Where the directories of all running containers are.
+pub(in super::super) fn base() -> PathBuf {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR")
         .map(PathBuf::from)
         .filter(|dir| dir.is_absolute() && dir.is_dir());
