@@ -46,6 +46,8 @@ pub enum Command {
     ///
     /// The same static program runs in a virtual machine of bothy's, in containers of runc and crun, and as a plain process, in turn; the report says what
     /// each costs. The image is one that bothy makes for this, and removes. Ctrl-C ends every instance and prints what there is.
+    ///
+    /// Exit codes: 0 there is a report, whatever it says of peers that failed; 1 there is none; 2 wrong usage; 130 interrupted.
     Bench(Box<BenchArgs>),
     /// Put images into the store
     ///

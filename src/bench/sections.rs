@@ -412,10 +412,11 @@ impl Bench<'_> {
                 None if (self.stop)() => Err("interrupted".into()),
                 None => executor.run(&["see"]).map(|run| run.output),
             };
-            for ((key, _), fact) in SHOWN.iter().zip(&mut facts) {
+            for (number, ((key, _), fact)) in SHOWN.iter().zip(&mut facts).enumerate() {
                 fact.values.push(match &seen {
                     Ok(output) => value(output, key),
-                    Err(why) => format!("not seen: {why}"),
+                    Err(why) if number == 0 => format!("not seen: {why}"),
+                    Err(_) => "not seen".into(),
                 });
             }
         }

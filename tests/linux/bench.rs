@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::guest::{GUEST_DIR_VARIABLE, guest_dir, long, needs_linux};
 use crate::support::{self, Bothy, could_not_run, installed, is_root, scratch};
 
-/// The issue of a whole run with few runs, in an emulated host.
+/// How long a whole run with few runs may take in an emulated host.
 const LIMIT: Duration = Duration::from_secs(900);
 
 fn bench(dir: &std::path::Path, words: &[&str]) -> Bothy {
@@ -76,6 +76,11 @@ fn virtual_machines_and_containers_are_measured_side_by_side() {
         assert!((8.0..80.0).contains(&samples(&results, "memory.pss", "bothy")[0]));
         assert!(samples(&results, "density.count", "bothy")[0] >= 2.0);
         assert_eq!(samples(&results, "memory.processes", "process"), [1.0; 3]);
+        // runc keeps a state file for each container; a process has no file.
+        assert!(samples(&results, "memory.files", "runc")[0] > 0.0);
+        assert_eq!(samples(&results, "memory.files", "process"), [0.0; 3]);
+        // What a guest has freed stays with its machine, until there is a balloon.
+        assert!(samples(&results, "memory.freed_60s", "bothy")[0] > 250.0);
     }
     // Bothy's kernel is its own; the containers' is this machine's.
     let (kernels, boots) = (fact(&results, "kernel"), fact(&results, "boot id"));
@@ -89,6 +94,8 @@ fn virtual_machines_and_containers_are_measured_side_by_side() {
     assert!(capabilities[0] == capabilities[2] && capabilities[2] == capabilities[3], "{capabilities:?}");
     let phases = results["phases"][0]["steps"].as_array().unwrap();
     assert!(phases.iter().any(|step| step[0] == "kernel entry to init"), "{phases:?}");
+    let exits = results["exits"][0]["per_second"].as_array().unwrap();
+    assert!(exits.iter().any(|rate| rate[0] == "exits" && rate[1].as_f64().unwrap() > 1.0), "{exits:?}");
     // The same reports come from the file.
     let again = bench(dir.path(), &["--from", "b.json", "--html", "again.html", "--markdown", "again.md"]);
     assert_eq!(String::from_utf8(again.run().output()).unwrap(), text);

@@ -81,7 +81,7 @@ impl Work {
     }
 
     fn load(&self) -> anyhow::Result<()> {
-        let mut command = self.bothy()?;
+        let mut command = self.bothy()?();
         command.args(["load", "--name", IMAGE]).arg(format!("dir:{}", self.root().display()));
         let output = command.stdin(Stdio::null()).output().context("can't start bothy")?;
         if !output.status.success() {
@@ -91,10 +91,14 @@ impl Work {
     }
 
     /// This very program, with the store that has the image.
-    fn bothy(&self) -> anyhow::Result<Command> {
-        let mut command = Command::new(std::env::current_exe().context("can't find this program")?);
-        command.env("BOTHY_STORE", self.dir.join("store")).env_remove("RUST_LOG");
-        Ok(command)
+    fn bothy(&self) -> anyhow::Result<impl Fn() -> Command + Clone + use<>> {
+        let exe = std::env::current_exe().context("can't find this program")?;
+        let store = self.dir.join("store");
+        Ok(move || {
+            let mut command = Command::new(&exe);
+            command.env("BOTHY_STORE", &store).env_remove("RUST_LOG");
+            command
+        })
     }
 
     /// Bytes on disk of all that instances may put files into: the engines' state, and what bothy has for each container.
@@ -120,8 +124,7 @@ impl Work {
     }
 
     fn own(&self) -> anyhow::Result<Program> {
-        // It is asked once whether it can be started at all.
-        self.bothy()?;
+        let bothy = self.bothy()?;
         let peer = Peer {
             name: "bothy".into(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -130,11 +133,10 @@ impl Work {
             ),
             missing: None,
         };
-        let call = |work: &Self, timing: bool| {
-            let (exe, store) = (std::env::current_exe().unwrap_or_default(), work.dir.join("store"));
+        let call = |timing: bool| {
+            let bothy = bothy.clone();
             move |load: &[&str]| {
-                let mut command = Command::new(&exe);
-                command.env("BOTHY_STORE", &store).env_remove("RUST_LOG");
+                let mut command = bothy();
                 let memory = if load.first() == Some(&"hold") { LARGE_MEMORY } else { MEMORY };
                 command.args(["run", "--pull", "never", "-m", memory]);
                 if timing {
@@ -145,7 +147,7 @@ impl Work {
                 Call { command, clean_up: None }
             }
         };
-        Ok(Program::new(peer, call(self, false)).timed(call(self, true), read_details))
+        Ok(Program::new(peer, call(false)).timed(call(true), read_details))
     }
 
     fn process(&self) -> Program {
