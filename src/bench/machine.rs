@@ -26,14 +26,15 @@ pub fn load() -> f64 {
     text.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0.0)
 }
 
-/// MemAvailable, in bytes; 0 if the kernel doesn't say.
-pub fn available() -> u64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    kib(&text, "MemAvailable:").unwrap_or(0) * 1024
+/// MemAvailable, in bytes; `None` if the kernel doesn't say.
+pub fn available() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    kib(&text, "MemAvailable:").map(|kib| kib * 1024)
 }
 
-fn kib(meminfo: &str, key: &str) -> Option<u64> {
-    let value = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
+/// A line `KEY N kB` of a file in /proc.
+pub(super) fn kib(text: &str, key: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(key))?;
     value.trim().trim_end_matches(" kB").parse().ok()
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! sections -> executor <- program      what is measured, by ways to start something; each real one is a program
-//! machine                              the state of this one
+//! machine                              the state of this one; what /proc says
 //! results                              what was found, as plain data
 //! report -> { results, stats }         the same for a terminal, as Markdown, as HTML
 //! stats                                what a list of figures says: no clock, no file

@@ -10,6 +10,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::executor::{Details, Executor, Instance, Run, Usage};
+use super::machine::kib;
 use super::results::Peer;
 use crate::poll::{self, Source};
 
@@ -221,14 +222,12 @@ fn of_process(pid: u32) -> Option<Usage> {
 }
 
 fn parse(rollup: &str, stat: &str, ticks_per_second: u64) -> Option<Usage> {
-    let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    let pss: u64 = pss.trim().trim_end_matches(" kB").parse().ok()?;
     // The name stands in brackets, and may have any bytes in it; behind it are the third field and all others.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
     let ticks = field(14)? + field(15)?;
     Some(Usage {
-        pss: pss * 1024,
+        pss: kib(rollup, "Pss:")? * 1024,
         processes: 1,
         threads: usize::try_from(field(20)?).ok()?,
         cpu: Duration::from_secs_f64(ticks as f64 / ticks_per_second as f64),

@@ -111,6 +111,11 @@ impl Ratio {
     }
 }
 
+/// The median alone, which takes no draws. `None` as with [`Summary::of`].
+pub fn median_of(figures: &[f64]) -> Option<f64> {
+    sorted(figures).map(|sorted| median(&sorted))
+}
+
 fn sorted(figures: &[f64]) -> Option<Vec<f64>> {
     if figures.is_empty() || figures.iter().any(|figure| !figure.is_finite()) {
         return None;

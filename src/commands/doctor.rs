@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 
 use super::Failure;
+use crate::bench::machine::available;
 use crate::kvm::{self, CAPABILITIES, KvmError};
 
 /// How much a finding matters.
@@ -168,10 +169,7 @@ fn user_namespaces() -> Finding {
 /// The default guest gets 512 MiB, of which it touches less than half.
 fn memory() -> Finding {
     const ENOUGH_MIB: u64 = 256;
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let available =
-        text.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB"));
-    match available.and_then(|kib| kib.trim().parse::<u64>().ok()).map(|kib| kib >> 10) {
+    match available().map(|bytes| bytes >> 20) {
         Some(mib) if mib >= ENOUGH_MIB => Finding::present(format!("memory: {mib} MiB available")),
         Some(mib) => Finding::missing(
             format!("memory: only {mib} MiB available"),

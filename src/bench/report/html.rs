@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Line, METHOD, Table, host, median, notes, number, sections, tables};
+use super::{Line, METHOD, Table, host, median, notes, number, runs, sections, tables};
 use crate::bench::results::{Curve, Phases, Results, Section};
 use crate::bench::stats::Summary;
 
@@ -12,10 +12,7 @@ const COLOURS: usize = 5;
 
 /// All of it, as text.
 pub fn html(results: &Results) -> String {
-    let mut page = String::new();
-    // Writing to a string doesn't fail.
-    let _infallible = write(&mut page, results);
-    page
+    super::text(|text| write(text, results))
 }
 
 fn write(page: &mut String, results: &Results) -> std::fmt::Result {
@@ -161,7 +158,7 @@ fn waterfall(page: &mut String, phases: &Phases) -> std::fmt::Result {
         page,
         "<figure>\n<figcaption>where the time of {} goes, ms <span class=\"small\">medians of {} runs of their own</span></figcaption>",
         escape(&phases.peer),
-        phases.steps.first().map_or(0, |(_, samples)| samples.len())
+        runs(phases)
     )?;
     let mut before = 0.0;
     for (name, median) in medians {

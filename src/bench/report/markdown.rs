@@ -7,10 +7,7 @@ use crate::bench::results::{Results, Section};
 
 /// All of it, as text.
 pub fn markdown(results: &Results) -> String {
-    let mut text = String::new();
-    // Writing to a string doesn't fail.
-    let _infallible = write(&mut text, results);
-    text
+    super::text(|text| write(text, results))
 }
 
 fn write(text: &mut String, results: &Results) -> std::fmt::Result {

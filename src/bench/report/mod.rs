@@ -6,8 +6,8 @@ mod terminal;
 #[cfg(test)]
 mod tests;
 
-use super::results::{Measure, Results, Row, Section, Unit};
-use super::stats::{FEW, Interval, Ratio, Summary};
+use super::results::{Measure, Phases, Results, Section, Unit};
+use super::stats::{FEW, Interval, Ratio, Summary, median_of};
 
 pub use html::html;
 pub use markdown::markdown;
@@ -39,8 +39,7 @@ struct Line<'a> {
 
 impl<'a> Table<'a> {
     fn of(measure: &'a Measure) -> Self {
-        let median = |row: &Row| Summary::of(&row.samples).map_or(0.0, |own| own.median);
-        let largest = measure.rows.iter().map(median).fold(0.0, f64::max);
+        let largest = measure.rows.iter().map(|row| median(&row.samples)).fold(0.0, f64::max);
         let (scale, symbol) = match measure.unit {
             Unit::Nanoseconds if largest >= 10_000.0 => (1e-3, "µs"),
             unit => (1.0, unit.symbol()),
@@ -53,7 +52,7 @@ impl<'a> Table<'a> {
                 summary: Summary::of(&samples),
                 samples,
                 failure: row.failure.as_deref(),
-                share: if largest > 0.0 { median(row) / largest } else { 0.0 },
+                share: if largest > 0.0 { median(&row.samples) / largest } else { 0.0 },
                 ratio: base.filter(|_| number > 0).and_then(|base| Ratio::of(&base.samples, &row.samples)),
             }
         });
@@ -108,9 +107,22 @@ fn number(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
-/// Of samples that are only shown in a list; 0 if there are none.
+/// Of samples; 0 if there are none.
 fn median(samples: &[f64]) -> f64 {
-    Summary::of(samples).map_or(0.0, |own| own.median)
+    median_of(samples).unwrap_or(0.0)
+}
+
+/// How often a peer told its phases.
+fn runs(phases: &Phases) -> usize {
+    phases.steps.first().map_or(0, |(_, samples)| samples.len())
+}
+
+/// Text by a function that writes it.
+fn text(write: impl FnOnce(&mut String) -> std::fmt::Result) -> String {
+    let mut text = String::new();
+    // Writing to a string doesn't fail.
+    let _infallible = write(&mut text);
+    text
 }
 
 /// The tables of a section.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Line, METHOD, Table, host, median, notes, number, sections, tables};
+use super::{Line, METHOD, Table, host, median, notes, number, runs, sections, tables};
 use crate::bench::results::{Results, Section};
 
 /// Columns of the longest bar.
@@ -10,10 +10,7 @@ const BAR: usize = 24;
 
 /// All of it, as text.
 pub fn terminal(results: &Results) -> String {
-    let mut text = String::new();
-    // Writing to a string doesn't fail.
-    let _infallible = write(&mut text, results);
-    text
+    super::text(|text| write(text, results))
 }
 
 fn write(text: &mut String, results: &Results) -> std::fmt::Result {
@@ -124,10 +121,6 @@ fn list<'a>(text: &mut String, lines: impl Iterator<Item = (&'a str, f64)> + Clo
         writeln!(text, "    {name:width$} {:>9}", number(figure))?;
     }
     Ok(())
-}
-
-fn runs(phases: &crate::bench::results::Phases) -> usize {
-    phases.steps.first().map_or(0, |(_, samples)| samples.len())
 }
 
 fn facts(text: &mut String, results: &Results) -> std::fmt::Result {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::bench::results::{Curve, Exits, Fact, Host, Peer, Phases, VERSION};
+use crate::bench::results::{Curve, Exits, Fact, Host, Peer, Row, VERSION};
 
 /// bothy and three peers: one that is faster by half, one that differs by noise alone, one that isn't there.
 pub(crate) fn results(runs: usize) -> Results {

@@ -91,7 +91,7 @@ fn measure(args: &BenchArgs) -> anyhow::Result<Results> {
     };
     let progress = Progress::new();
     let tell = |section: Section, peer: &str, done: usize, of: usize| progress.tell(section, peer, done, of);
-    let disk = || work.disk();
+    let (available, disk) = (|| machine::available().unwrap_or(0), || work.disk());
     let mut bench = Bench {
         peers,
         runs: args.runs,
@@ -99,7 +99,7 @@ fn measure(args: &BenchArgs) -> anyhow::Result<Results> {
         times: Times::REAL,
         stop: &stop,
         progress: &tell,
-        available: &machine::available,
+        available: &available,
         disk: &disk,
     };
     let sections = if args.only.is_empty() { Section::ALL.to_vec() } else { args.only.clone() };

@@ -1,0 +1,100 @@
+//! What an idle instance costs, and what one keeps that took memory and freed it.
+
+use std::time::{Duration, Instant};
+
+use super::{Bench, Found, Samples, Times, mebibytes, rest};
+use crate::bench::results::{Peer, Section, Unit};
+
+/// How many run at once to see what one more takes.
+const AT_ONCE: usize = 8;
+/// What an instance takes and gives back, in MiB.
+const HELD_MIB: &str = "256";
+
+impl Bench<'_> {
+    pub(super) fn memory(&mut self, found: &mut Found) {
+        let (stop, times) = (self.stop, self.times);
+        let (available, disk) = (self.available, self.disk);
+        // Each of these takes long, and moves little.
+        let rounds = self.runs.min(3);
+        let all = self.rounds(Section::Memory, rounds, 6, |executor| {
+            let files = disk();
+            let first = executor.start(&["wait"])?;
+            let files = disk().saturating_sub(files);
+            rest(times.rest, stop)?;
+            let before = first.usage()?;
+            rest(times.watch, stop)?;
+            let usage = first.usage()?;
+            let busy = (usage.cpu.saturating_sub(before.cpu)).as_secs_f64() / times.watch.as_secs_f64();
+            let free = available();
+            let more = (0..AT_ONCE).map(|_| executor.start(&["wait"])).collect::<Result<Vec<_>, _>>()?;
+            rest(times.rest, stop)?;
+            let fall = free.saturating_sub(available()) as f64 / more.len() as f64;
+            Ok(vec![
+                mebibytes(usage.pss as f64),
+                mebibytes(fall),
+                usage.processes as f64,
+                usage.threads as f64,
+                busy * 1000.0,
+                files as f64 / 1024.0,
+            ])
+        });
+        let names = [
+            ("pss", "memory of all its processes (Pss)", Unit::Mebibytes),
+            ("available", "fall of MemAvailable for each of 8 more", Unit::Mebibytes),
+            ("processes", "processes on this machine", Unit::Count),
+            ("threads", "their threads", Unit::Count),
+            ("cpu", "processor time in a second of idling", Unit::Milliseconds),
+            ("files", "files of one more instance", Unit::Kibibytes),
+        ];
+        self.measures(Section::Memory, names, all, found);
+        let all = self.given_back();
+        let names = [
+            ("freed_1s", "memory 1 s after it freed 256 MiB (Pss)", Unit::Mebibytes),
+            ("freed_10s", "10 s after", Unit::Mebibytes),
+            ("freed_60s", "60 s after", Unit::Mebibytes),
+        ];
+        self.measures(Section::Memory, names, all, found);
+    }
+
+    /// What instances hold that took memory and freed it. All of them wait at once, since waiting is most of it.
+    fn given_back(&mut self) -> Vec<Samples> {
+        let Times { hold, looks: after, .. } = self.times;
+        let seconds = hold.to_string();
+        let mut all = Vec::new();
+        let mut instances = Vec::new();
+        let mut looks = Vec::new();
+        for (place, executor) in self.peers.iter_mut().enumerate() {
+            let Peer { name, missing, .. } = executor.peer();
+            (self.progress)(Section::Memory, &name, 0, after.len());
+            let started = match missing {
+                Some(why) => Err(why),
+                None => executor.start(&["hold", HELD_MIB, &seconds]),
+            };
+            let (instance, failure) = match started {
+                Ok(instance) => {
+                    let freed = Instant::now() + Duration::from_secs(hold.into());
+                    looks.extend(after.map(|after| (freed + after, place)));
+                    (Some(instance), None)
+                }
+                Err(why) => (None, Some(why)),
+            };
+            instances.push(instance);
+            all.push(Samples { of: vec![Vec::new(); after.len()], failure });
+        }
+        looks.sort_by_key(|(time, _)| *time);
+        for (time, place) in looks {
+            let (Some(instance), Some(samples)) = (&instances[place], all.get_mut(place)) else { continue };
+            if samples.failure.is_some() {
+                continue;
+            }
+            let looked = rest(time.saturating_duration_since(Instant::now()), self.stop)
+                .and_then(|()| instance.usage());
+            match (looked, samples.of.iter_mut().find(|figures| figures.is_empty())) {
+                (Ok(usage), Some(figures)) => figures.push(mebibytes(usage.pss as f64)),
+                (Ok(_), None) => {}
+                (Err(why), _) => samples.failure = Some(why),
+            }
+        }
+        all
+    }
+}

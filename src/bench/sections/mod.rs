@@ -1,0 +1,197 @@
+//! What is measured, and in which order. Every repeated measurement goes round by round, one run of each peer in turn, so that whatever else the
+//! machine does falls on all of them.
+//!
+//! Each section is a file; what they have in common is here.
+
+mod density;
+mod isolation;
+mod memory;
+mod startup;
+#[cfg(test)]
+mod tests;
+mod work;
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::executor::Executor;
+use super::results::{Curve, Exits, Fact, Measure, Peer, Phases, Row, Section, Unit};
+
+/// Rounds that are not counted.
+const WARM_UP: usize = 1;
+
+/// How long is waited, and for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// Until an instance has come to rest.
+    pub rest: Duration,
+    /// While its processor time is watched.
+    pub watch: Duration,
+    /// Seconds for which an instance keeps the memory that it takes.
+    pub hold: u32,
+    /// From when it has freed that to each look at what it still has.
+    pub looks: [Duration; 3],
+}
+
+impl Times {
+    /// Those that a report speaks of.
+    pub const REAL: Self = Self {
+        rest: Duration::from_secs(3),
+        watch: Duration::from_secs(5),
+        hold: 5,
+        looks: [Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(60)],
+    };
+}
+
+/// What the sections have in common.
+pub struct Bench<'a> {
+    /// The peers, in the order of all tables.
+    pub peers: Vec<Box<dyn Executor>>,
+    /// Runs of each.
+    pub runs: usize,
+    /// How many instances are started at most, and how long that may take, to see how many fit.
+    pub density: (usize, Duration),
+    /// How long is waited.
+    pub times: Times,
+    /// Whether to stop, because somebody wishes it.
+    pub stop: &'a dyn Fn() -> bool,
+    /// Is told what happens: a section, a peer, and how far it is.
+    pub progress: &'a dyn Fn(Section, &str, usize, usize),
+    /// MemAvailable, in bytes.
+    pub available: &'a dyn Fn() -> u64,
+    /// Bytes on disk wherever instances put files.
+    pub disk: &'a dyn Fn() -> u64,
+}
+
+/// What sections find.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Figures.
+    pub measures: Vec<Measure>,
+    /// Where the time of a start goes.
+    pub phases: Vec<Phases>,
+    /// How often guests are left.
+    pub exits: Vec<Exits>,
+    /// How memory goes with the number of instances.
+    pub curves: Vec<Curve>,
+    /// What shows inside.
+    pub facts: Vec<Fact>,
+    /// Whether it was told to stop.
+    pub interrupted: bool,
+}
+
+/// Samples of several measures by one peer.
+struct Samples {
+    of: Vec<Vec<f64>>,
+    failure: Option<String>,
+}
+
+impl Bench<'_> {
+    /// Measures these sections, and gives what there is when it is told to stop.
+    pub fn run(&mut self, sections: &[Section]) -> Found {
+        let mut found = Found::default();
+        for section in Section::ALL.into_iter().filter(|section| sections.contains(section)) {
+            match section {
+                Section::Startup => self.startup(&mut found),
+                Section::Memory => self.memory(&mut found),
+                Section::Density => self.density(&mut found),
+                Section::Cpu => {
+                    self.work(&mut found, section, &[("cpu", "1000 steps of arithmetic")]);
+                    self.exits(&mut found);
+                }
+                Section::Syscall => self.work(
+                    &mut found,
+                    section,
+                    &[
+                        ("syscall", "a system call (getppid)"),
+                        ("switch", "a byte to another process and back"),
+                        ("fault", "the first write to a page"),
+                        ("fork", "a process started and waited for"),
+                    ],
+                ),
+                Section::Isolation => self.isolation(&mut found),
+            }
+        }
+        found.interrupted = (self.stop)();
+        found
+    }
+
+    /// Runs each peer in turn, `rounds` times; a peer that fails isn't asked again in this section.
+    fn rounds(
+        &mut self,
+        section: Section,
+        rounds: usize,
+        measures: usize,
+        mut sample: impl FnMut(&mut dyn Executor) -> Result<Vec<f64>, String>,
+    ) -> Vec<Samples> {
+        let mut all: Vec<Samples> = self
+            .peers
+            .iter()
+            .map(|peer| Samples { of: vec![Vec::new(); measures], failure: peer.peer().missing })
+            .collect();
+        for round in 0..rounds + WARM_UP {
+            for (executor, samples) in self.peers.iter_mut().zip(&mut all) {
+                if samples.failure.is_some() {
+                    continue;
+                }
+                if (self.stop)() {
+                    samples.failure = Some("interrupted".into());
+                    continue;
+                }
+                let Peer { name, .. } = executor.peer();
+                (self.progress)(section, &name, round, rounds + WARM_UP);
+                match sample(executor.as_mut()) {
+                    Ok(_) if round < WARM_UP => {}
+                    Ok(figures) => samples.of.iter_mut().zip(figures).for_each(|(all, one)| all.push(one)),
+                    Err(why) => samples.failure = Some(why),
+                }
+            }
+        }
+        all
+    }
+
+    fn measures<const N: usize>(
+        &self,
+        section: Section,
+        names: [(&str, &str, Unit); N],
+        all: Vec<Samples>,
+        found: &mut Found,
+    ) {
+        let names = names.map(|(id, label, unit)| Measure {
+            section,
+            id: format!("{}.{id}", section.name()),
+            label: label.to_owned(),
+            unit,
+            note: None,
+            rows: Vec::new(),
+        });
+        let mut measures = Vec::from(names);
+        for (executor, samples) in self.peers.iter().zip(all) {
+            for (measure, figures) in measures.iter_mut().zip(samples.of) {
+                let peer = executor.peer().name;
+                measure.rows.push(Row { peer, samples: figures, failure: samples.failure.clone() });
+            }
+        }
+        found.measures.extend(measures);
+    }
+}
+
+/// Sleeps in short pieces.
+fn rest(time: Duration, stop: &dyn Fn() -> bool) -> Result<(), String> {
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        if stop() {
+            return Err("interrupted".into());
+        }
+        sleep(Duration::from_millis(100).min(until.saturating_duration_since(Instant::now())));
+    }
+    Ok(())
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn mebibytes(bytes: f64) -> f64 {
+    bytes / f64::from(1 << 20)
+}

@@ -1,0 +1,45 @@
+//! Time to start, and where it goes.
+
+use super::{Bench, Found, milliseconds};
+use crate::bench::results::{Peer, Phases, Section, Unit};
+
+/// Runs that tell their phases.
+const PHASE_RUNS: usize = 5;
+
+impl Bench<'_> {
+    pub(super) fn startup(&mut self, found: &mut Found) {
+        let all = self.rounds(Section::Startup, self.runs, 2, |executor| {
+            let run = executor.run(&["hello"])?;
+            Ok([run.first_output, run.exit].map(milliseconds).into())
+        });
+        let names = [
+            ("first_output", "exec to the first output", Unit::Milliseconds),
+            ("exit", "exec to exit", Unit::Milliseconds),
+        ];
+        self.measures(Section::Startup, names, all, found);
+        for executor in &mut self.peers {
+            let Peer { name, missing, .. } = executor.peer();
+            if missing.is_some() {
+                continue;
+            }
+            let mut steps: Vec<(String, Vec<f64>)> = Vec::new();
+            for run in 0..self.runs.min(PHASE_RUNS) {
+                if (self.stop)() {
+                    return;
+                }
+                (self.progress)(Section::Startup, &name, run, PHASE_RUNS);
+                // One that fails has its row in the table above, or tells nothing.
+                let Ok(Some(details)) = executor.details(&["hello"]) else { break };
+                for (number, (step, length)) in details.phases.into_iter().enumerate() {
+                    match steps.get_mut(number) {
+                        Some((_, lengths)) => lengths.push(length),
+                        None => steps.push((step, vec![length])),
+                    }
+                }
+            }
+            if !steps.is_empty() {
+                found.phases.push(Phases { peer: name, steps });
+            }
+        }
+    }
+}
