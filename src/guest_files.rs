@@ -5,7 +5,7 @@
 //! from where they stand in it; nothing is unpacked.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -175,9 +175,23 @@ impl GuestFiles {
         }))
     }
 
-    /// Reads the program that `bothy bench` runs.
-    pub fn read_load(&self) -> Result<Vec<u8>, GuestError> {
-        read(&self.load).map_err(GuestError::OwnFile)
+    /// Writes all of them into a directory, each with its name.
+    pub fn unpack(&self, dir: &Path) -> io::Result<()> {
+        self.files()
+            .into_iter()
+            .try_for_each(|(name, blob)| blob.copy_to(&mut File::create_new(dir.join(name))?))
+    }
+
+    /// All of them with their names, in the order in which a packed binary has them.
+    fn files(&self) -> [(&'static str, &Blob); 6] {
+        [
+            (KERNEL, &self.kernel),
+            (INITRAMFS, &self.initramfs),
+            (AGENT, &self.agent),
+            (SCRATCH, &self.scratch),
+            (LOAD, &self.load),
+            (MANIFEST, &self.manifest),
+        ]
     }
 
     /// Reads the manifest.
@@ -213,14 +227,11 @@ fn write_packed(exe: &Path, guest: &GuestFiles, out: &Path) -> io::Result<()> {
     let mut file = File::create(&partial)?;
     io::copy(&mut File::open(exe)?, &mut file)?;
     let mut trailer = MAGIC.to_vec();
-    for blob in [&guest.kernel, &guest.initramfs, &guest.agent, &guest.scratch, &guest.load, &guest.manifest]
-    {
+    for (_, blob) in guest.files() {
         let offset = file.seek(SeekFrom::End(0))?.next_multiple_of(PAGE_SIZE);
         file.set_len(offset)?;
         file.seek(SeekFrom::Start(offset))?;
-        let mut source = blob.file.try_clone()?;
-        source.seek(SeekFrom::Start(blob.offset))?;
-        io::copy(&mut source.take(blob.len), &mut file)?;
+        blob.copy_to(&mut file)?;
         trailer.extend(offset.to_le_bytes());
         trailer.extend(blob.len.to_le_bytes());
     }

@@ -8,7 +8,7 @@
 //! | `bothy.net=mac=M[,ip=A/P][,gw=A][,dns=A]` | configure the interface with this MAC address ([`net::NetConfig`]); may stand several times |
 //! | `bothy.demo` | print what machine this is, then power off |
 //! | `bothy.exec="COMMAND"` | run it by `/bin/sh -c`, print its exit status, then power off |
-//! | `bothy.agent` | run an image's commands as the host says ([`protocol`]); nothing else counts then |
+//! | `bothy.agent[=PORT]` | run an image's commands as the host says at this vsock port ([`protocol`]); nothing else counts then |
 //! | `TERM=T COLUMNS=N LINES=N` | the terminal behind the console; 80 by 24 characters if not said |
 //!
 //! With neither demo nor exec a console terminal gets a shell, and the machine powers off when it ends.

@@ -25,7 +25,7 @@ use std::process;
 use std::time::Duration;
 
 use bothy_guest::cmdline::{self, Word};
-use bothy_guest::{EXIT_STATUS_PREFIX, KEY_AGENT, KEY_DEMO, KEY_EXEC, TimingMark};
+use bothy_guest::{EXIT_STATUS_PREFIX, KEY_AGENT, KEY_DEMO, KEY_EXEC, TimingMark, protocol};
 
 use power::End;
 use signals::{Event, Events};
@@ -42,11 +42,11 @@ fn main() {
     let host = match env::args_os().nth(1) {
         // For tests of the agent, which run it as PID 1 of namespaces: no machine is theirs.
         Some(option) if option == "--agent-at" => {
-            agent::Host::Unix(env::args_os().nth(2).unwrap_or_default().into())
+            Some(agent::Host::Unix(env::args_os().nth(2).unwrap_or_default().into()))
         }
         _ => {
             sys::mark_time(TimingMark::InitStarted);
-            agent::Host::Vsock
+            None
         }
     };
     panic::set_hook(Box::new(|info| {
@@ -68,11 +68,11 @@ enum Task {
     Interactive,
 }
 
-fn run(host: agent::Host) -> io::Result<()> {
+fn run(host: Option<agent::Host>) -> io::Result<()> {
     let mut events = Events::open()?;
     mounts::proc()?;
     let words = cmdline::words(&String::from_utf8_lossy(&fs::read("/proc/cmdline")?));
-    if matches!(host, agent::Host::Unix(_)) || words.iter().any(|word| word.key == KEY_AGENT) {
+    if let Some(host) = host.or_else(|| host_of(&words)) {
         return agent::run(events, host);
     }
     let up = uptime();
@@ -91,6 +91,13 @@ fn run(host: agent::Host) -> io::Result<()> {
         Task::Interactive => interactive(&mut events)?,
     };
     power::end(end, Some(&mut events), shell)
+}
+
+/// Where the host is, if this machine is to run an image.
+fn host_of(words: &[Word]) -> Option<agent::Host> {
+    let word = words.iter().rfind(|word| word.key == KEY_AGENT)?;
+    let port = word.value.as_ref().and_then(|port| port.parse().ok());
+    Some(agent::Host::Vsock(port.unwrap_or(protocol::PORT)))
 }
 
 fn task(words: &[Word]) -> Task {

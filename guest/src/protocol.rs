@@ -16,11 +16,11 @@ use std::io::{self, Read, Write};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// The host's port.
+/// The host's port, where the kernel command line says no other.
 pub const PORT: u32 = 1024;
 
 /// Of everything in this file. The host ends a guest that says another one.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The longest message that the agent accepts, in bytes: arguments and environment may have 2 MiB, as on Linux.
 pub const MAX_REQUEST: usize = 4 << 20;
@@ -181,7 +181,12 @@ pub struct Root {
     pub image: String,
     /// What takes what is written.
     pub upper: Upper,
+    /// A block device with a file system (EROFS) that is not the image's, and shows read-only at [`LENT`].
+    pub lent: Option<String>,
 }
+
+/// Where what the host lends is, in the container.
+pub const LENT: &str = "/.bothy";
 
 /// Where what is written goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

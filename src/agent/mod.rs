@@ -1,5 +1,5 @@
-//! The host's side of the guest's agent: a Unix socket that the agent reaches by vsock, its control connection, and the streams
-//! that it opens. The messages are in [`bothy_guest::protocol`].
+//! The host's side of the guest's agent: a socket that the agent reaches by vsock, its control connection, and the streams
+//! that it opens. The socket is a Unix socket beside bothy's own vsock device, or a vsock socket where another hypervisor has the guest. The messages are in [`bothy_guest::protocol`].
 //!
 //! [`Agent`] is one descriptor to wait for and one function to call when it is readable; it never blocks. It knows nothing of images, of
 //! virtual machines, or of what a command is for: whoever has it decides what is sent and what answers mean.
@@ -17,13 +17,16 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bothy_guest::protocol::{self, Hello, Opening, Report, Request, Token};
+use libc::VMADDR_PORT_ANY;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
 use connection::{Control, Unknown};
 
@@ -51,10 +54,45 @@ pub enum Event {
     Broken(io::Error),
 }
 
+/// What the agent connects to.
+enum Listener {
+    /// At this path.
+    Unix(UnixListener, PathBuf),
+    /// For this guest alone.
+    Vsock(VsockListener, u32),
+}
+
+impl Listener {
+    /// A connection, if there is one. It doesn't block.
+    fn accept(&self) -> io::Result<UnixStream> {
+        let socket = match self {
+            Self::Unix(listener, _) => listener.accept()?.0,
+            Self::Vsock(listener, guest) => {
+                let (socket, from) = listener.accept()?;
+                if from.cid() != *guest {
+                    return Err(io::Error::other(format!("guest {} is not ours", from.cid())));
+                }
+                // What is done with it is the same for all sockets that are streams.
+                UnixStream::from(OwnedFd::from(socket))
+            }
+        };
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    }
+}
+
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Self::Unix(listener, _) => listener.as_raw_fd(),
+            Self::Vsock(listener, _) => listener.as_raw_fd(),
+        }
+    }
+}
+
 /// Where the agent connects to.
 pub struct Agent {
-    listener: UnixListener,
-    path: PathBuf,
+    listener: Listener,
     epoll: Epoll,
     control: Option<Control>,
     unknown: BTreeMap<u64, Unknown>,
@@ -70,11 +108,22 @@ impl Agent {
         let path = PathBuf::from(name);
         let listener = UnixListener::bind(&path)?;
         listener.set_nonblocking(true)?;
+        Self::new(Listener::Unix(listener, path))
+    }
+
+    /// Listens for a guest whose vsock device is the kernel's (vhost). The number is the port.
+    pub fn listen_to_guest(cid: u32) -> io::Result<(Self, u32)> {
+        let listener = VsockListener::bind(&VsockAddr::new(VMADDR_CID_ANY, VMADDR_PORT_ANY))?;
+        listener.set_nonblocking(true)?;
+        let port = listener.local_addr()?.port();
+        Ok((Self::new(Listener::Vsock(listener, cid))?, port))
+    }
+
+    fn new(listener: Listener) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         watch(&epoll, &listener, LISTENER, EventSet::IN)?;
         Ok(Self {
             listener,
-            path,
             epoll,
             control: None,
             unknown: BTreeMap::new(),
@@ -125,7 +174,7 @@ impl Agent {
     fn accept(&mut self) -> io::Result<()> {
         loop {
             let socket = match self.listener.accept() {
-                Ok((socket, _)) => socket,
+                Ok(socket) => socket,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 // The peer has given up already, or we have no descriptor left for it.
                 Err(error) => {
@@ -133,7 +182,6 @@ impl Agent {
                     return Ok(());
                 }
             };
-            socket.set_nonblocking(true)?;
             if self.unknown.len() == MAX_UNKNOWN {
                 self.unknown.pop_first();
             }
@@ -216,8 +264,10 @@ impl AsRawFd for Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            log::debug!("{}: {error}", self.path.display());
+        if let Listener::Unix(_, path) = &self.listener
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            log::debug!("{}: {error}", path.display());
         }
     }
 }

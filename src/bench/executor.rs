@@ -1,5 +1,6 @@
 //! Ways to start something: a plain process, a container engine, a hypervisor. Each is an [`Executor`], so that one more is one more row.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::results::Peer;
@@ -14,6 +15,11 @@ pub trait Executor {
 
     /// Starts a load that says `ready` and stays, in a new instance.
     fn start(&mut self, load: &[&str]) -> Result<Box<dyn Instance>, String>;
+
+    /// The files that a start of it reads.
+    fn files(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
 
     /// Runs a load to its end, and tells what it knows of that; `None` if it knows nothing.
     fn details(&mut self, _load: &[&str]) -> Result<Option<Details>, String> {
@@ -45,13 +51,27 @@ pub struct Run {
 pub trait Instance {
     /// What all its processes on this machine hold now.
     fn usage(&self) -> Result<Usage, String>;
+
+    /// Memory by what it is for: that of a guest, if there is one, and all else by the name of the process. In bytes (Pss).
+    fn parts(&self) -> Result<Vec<(String, u64)>, String>;
+
+    /// All its processes on this machine.
+    fn processes(&self) -> Vec<u32>;
+
+    /// Waits until the load has printed a line that begins so, and gives the rest of the line.
+    fn hear(&mut self, line: &str) -> Result<String, String>;
 }
+
+/// What [`Instance::parts`] calls the memory of a guest.
+pub const GUEST_MEMORY: &str = "guest memory";
 
 /// What processes hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Usage {
     /// Their proportional share of memory (Pss), in bytes.
     pub pss: u64,
+    /// What of their resident memory others use as well, in bytes: Rss without Pss.
+    pub shared: u64,
     /// How many they are.
     pub processes: usize,
     /// Their threads.

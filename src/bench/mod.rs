@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! sections -> executor <- program      what is measured, by ways to start something; each real one is a program
-//! machine                              the state of this one; what /proc says
+//! machine, cache                       the state of this one; what /proc says; files that are in memory
+//! watch -> seccomp                     an instance as it shows from outside
 //! results                              what was found, as plain data
 //! report -> { results, stats }         the same for a terminal, as Markdown, as HTML
 //! stats                                what a list of figures says: no clock, no file
@@ -10,10 +11,13 @@
 //!
 //! Measuring knows nothing of reports, and reports need nothing but the results, so that any of them can be drawn again from a file.
 
+pub mod cache;
 pub mod executor;
 pub mod machine;
 pub mod program;
 pub mod report;
 pub mod results;
+pub mod seccomp;
 pub mod sections;
 pub mod stats;
+pub mod watch;

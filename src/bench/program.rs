@@ -3,13 +3,14 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::executor::{Details, Executor, Instance, Run, Usage};
+use super::executor::{Details, Executor, GUEST_MEMORY, Instance, Run, Usage};
 use super::machine::kib;
 use super::results::Peer;
 use crate::poll::{self, Source};
@@ -25,6 +26,15 @@ pub struct Call {
     pub command: Command,
     /// What removes whatever a killed instance leaves.
     pub clean_up: Option<Command>,
+    /// What prints, once the instance runs, the number of a process that has it among its children, if the program has not.
+    pub keeper: Option<Command>,
+}
+
+impl Call {
+    /// Of a program that leaves nothing, and all of whose processes are its children.
+    pub fn new(command: Command) -> Self {
+        Self { command, clean_up: None, keeper: None }
+    }
 }
 
 /// Makes a call for a load.
@@ -37,17 +47,31 @@ pub struct Program {
     peer: Peer,
     call: MakeCall,
     timed: Option<(MakeCall, ReadDetails)>,
+    files: Vec<PathBuf>,
+    is_machine: bool,
 }
 
 impl Program {
     /// `call` is asked for a new instance each time.
     pub fn new(peer: Peer, call: impl FnMut(&[&str]) -> Call + 'static) -> Self {
-        Self { peer, call: Box::new(call), timed: None }
+        Self { peer, call: Box::new(call), timed: None, files: Vec::new(), is_machine: false }
     }
 
     /// With a call that tells details on standard error, and what reads them.
     pub fn timed(mut self, call: impl FnMut(&[&str]) -> Call + 'static, read: ReadDetails) -> Self {
         self.timed = Some((Box::new(call), read));
+        self
+    }
+
+    /// Which reads these files when it starts.
+    pub fn reads(mut self, files: Vec<PathBuf>) -> Self {
+        self.files = files;
+        self
+    }
+
+    /// Whose largest mapping is the memory of a guest.
+    pub fn with_guest(mut self) -> Self {
+        self.is_machine = true;
         self
     }
 }
@@ -63,8 +87,14 @@ impl Executor for Program {
 
     fn start(&mut self, load: &[&str]) -> Result<Box<dyn Instance>, String> {
         let mut running = Running::start((self.call)(load))?;
+        running.is_machine = self.is_machine;
         running.read_some()?;
+        running.find_keeper()?;
         Ok(Box::new(running))
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        self.files.clone()
     }
 
     fn details(&mut self, load: &[&str]) -> Result<Option<Details>, String> {
@@ -80,6 +110,10 @@ struct Running {
     stdout: ChildStdout,
     stderr: File,
     clean_up: Option<Command>,
+    /// What tells the keeper, until it has.
+    ask_keeper: Option<Command>,
+    keeper: Option<u32>,
+    is_machine: bool,
     started: Instant,
     first_output: Option<Duration>,
     output: Vec<u8>,
@@ -103,6 +137,9 @@ impl Running {
             stdout,
             stderr,
             clean_up: call.clean_up,
+            ask_keeper: call.keeper,
+            keeper: None,
+            is_machine: false,
             started,
             first_output: None,
             output: Vec::new(),
@@ -147,6 +184,16 @@ impl Running {
         Ok((Run { first_output, exit, output }, errors))
     }
 
+    fn find_keeper(&mut self) -> Result<(), String> {
+        let Some(mut ask) = self.ask_keeper.take() else { return Ok(()) };
+        let output = ask.stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let pid =
+            text.trim().parse().map_err(|_| format!("its processes are not found: {:?}", text.trim()))?;
+        self.keeper = Some(pid);
+        Ok(())
+    }
+
     fn wait(&mut self) -> Result<ExitStatus, String> {
         let status = self.child.wait().map_err(|error| error.to_string())?;
         self.ended = true;
@@ -172,15 +219,65 @@ impl Running {
 impl Instance for Running {
     fn usage(&self) -> Result<Usage, String> {
         let mut usage = Usage::default();
-        for pid in family(self.child.id()) {
+        for pid in self.processes() {
             // One that has ended meanwhile holds nothing.
             let Some(own) = of_process(pid) else { continue };
             usage.pss += own.pss;
+            usage.shared += own.shared;
             usage.threads += own.threads;
             usage.cpu += own.cpu;
             usage.processes += 1;
         }
         if usage.processes == 0 { Err("it has ended".into()) } else { Ok(usage) }
+    }
+
+    fn parts(&self) -> Result<Vec<(String, u64)>, String> {
+        let mut parts: Vec<(String, u64)> = Vec::new();
+        let mut guest = (0, 0);
+        for pid in self.processes() {
+            let Some(own) = of_process(pid) else { continue };
+            let Ok(name) = fs::read_to_string(format!("/proc/{pid}/comm")) else { continue };
+            let mut pss = own.pss;
+            if self.is_machine
+                && let Ok(maps) = fs::read_to_string(format!("/proc/{pid}/smaps"))
+            {
+                let (size, held) = largest_mapping(&maps);
+                if size > guest.0 {
+                    guest = (size, held);
+                    pss -= held.min(pss);
+                }
+            }
+            match parts.iter_mut().find(|(known, _)| known == name.trim()) {
+                Some((_, all)) => *all += pss,
+                None => parts.push((name.trim().to_owned(), pss)),
+            }
+        }
+        if self.is_machine {
+            parts.insert(0, (GUEST_MEMORY.to_owned(), guest.1));
+        }
+        if parts.is_empty() { Err("it has ended".into()) } else { Ok(parts) }
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        let mut all: Vec<u32> =
+            std::iter::once(self.child.id()).chain(self.keeper).flat_map(family).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    fn hear(&mut self, line: &str) -> Result<String, String> {
+        loop {
+            let text = String::from_utf8_lossy(&self.output);
+            // What has no end yet may not be all of it.
+            let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+            if let Some(rest) = complete.lines().find_map(|own| own.strip_prefix(line)) {
+                return Ok(rest.to_owned());
+            }
+            if !self.read_some()? {
+                return Err(format!("it ends without saying {line}"));
+            }
+        }
     }
 }
 
@@ -228,10 +325,28 @@ fn parse(rollup: &str, stat: &str, ticks_per_second: u64) -> Option<Usage> {
     let ticks = field(14)? + field(15)?;
     Some(Usage {
         pss: kib(rollup, "Pss:")? * 1024,
+        shared: kib(rollup, "Rss:").unwrap_or(0).saturating_sub(kib(rollup, "Pss:")?) * 1024,
         processes: 1,
         threads: usize::try_from(field(20)?).ok()?,
         cpu: Duration::from_secs_f64(ticks as f64 / ticks_per_second as f64),
     })
+}
+
+/// Size and Pss of the largest mapping, in bytes.
+fn largest_mapping(smaps: &str) -> (u64, u64) {
+    let mut all = Vec::new();
+    for line in smaps.lines() {
+        match line.split_once(':') {
+            Some(("Size", _)) => all.push((kib(line, "Size:").unwrap_or(0) * 1024, 0)),
+            Some(("Pss", _)) => {
+                if let Some((_, pss)) = all.last_mut() {
+                    *pss = kib(line, "Pss:").unwrap_or(0) * 1024;
+                }
+            }
+            _ => {}
+        }
+    }
+    all.into_iter().max().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -244,7 +359,7 @@ mod tests {
         Program::new(peer, move |load| {
             let mut command = Command::new("sh");
             command.arg("-c").arg(&script).arg("sh").args(load);
-            Call { command, clean_up: None }
+            Call::new(command)
         })
     }
 
@@ -262,8 +377,7 @@ mod tests {
         assert_eq!(why("exit 3"), "it ended with exit status: 3");
         assert_eq!(why("echo no right >&2"), "no right");
         let peer = shell("").peer();
-        let mut missing =
-            Program::new(peer, |_| Call { command: Command::new("/no/such/program"), clean_up: None });
+        let mut missing = Program::new(peer, |_| Call::new(Command::new("/no/such/program")));
         assert!(missing.run(&[]).unwrap_err().starts_with("/no/such/program: No such file"));
     }
 
@@ -286,6 +400,49 @@ mod tests {
         while !gone() {
             assert!(Instant::now() < deadline, "{pid} goes on");
         }
+    }
+
+    #[test]
+    fn an_instance_is_heard_and_its_parts_have_names() {
+        let mut instance =
+            shell("sleep 1000 & echo ready; echo a=1; printf b=2; echo 3; wait").start(&[]).unwrap();
+        assert_eq!(instance.hear("b=").unwrap(), "23");
+        assert_eq!(instance.hear("a=").unwrap(), "1");
+        let parts = instance.parts().unwrap();
+        let names: Vec<&str> = parts.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!((names, instance.processes().len()), (vec!["sh", "sleep"], 2));
+        // Other processes come and go meanwhile, and share its libraries.
+        let (sum, pss) = (parts.iter().map(|(_, pss)| pss).sum::<u64>(), instance.usage().unwrap().pss);
+        assert!(sum > pss / 2 && sum < pss * 2, "{sum} {pss}");
+        let mut short = shell("echo ready").start(&[]).unwrap();
+        assert_eq!(short.hear("b=").unwrap_err(), "it ends without saying b=");
+    }
+
+    #[test]
+    fn a_keeper_is_asked_for_and_counted() {
+        let mut other = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = other.id().to_string();
+        let peer = shell("").peer();
+        let mut program = Program::new(peer, move |_| {
+            let mut command = Command::new("sh");
+            command.args(["-c", "echo ready; exec sleep 1000"]);
+            let mut keeper = Command::new("echo");
+            keeper.arg(&pid);
+            Call { command, clean_up: None, keeper: Some(keeper) }
+        });
+        let instance = program.start(&[]).unwrap();
+        assert_eq!(instance.processes().len(), 2);
+        drop(instance);
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
+
+    #[test]
+    fn the_largest_mapping_is_a_guest_s_memory() {
+        let smaps = "1-2 r-xp 0 00:00 0 /bin/x\nSize: 8 kB\nRss: 8 kB\nPss: 4 kB\nPss_Dirty: 0 kB\n2-9 rw-s 0 00:00 0 /memfd\n\
+            Size: 2048 kB\nRss: 100 kB\nPss: 100 kB\n9-a rw-p 0 00:00 0 \nSize: 16 kB\nPss: 16 kB\n";
+        assert_eq!(largest_mapping(smaps), (2 << 20, 100 << 10));
+        assert_eq!(largest_mapping(""), (0, 0));
     }
 
     #[test]

@@ -33,6 +33,9 @@ pub struct Results {
     /// How often guests are left.
     #[serde(default)]
     pub exits: Vec<Exits>,
+    /// What the memory of an idle instance is for.
+    #[serde(default)]
+    pub stacks: Vec<Stack>,
     /// How memory goes with the number of instances.
     pub curves: Vec<Curve>,
     /// What shows inside an instance.
@@ -89,14 +92,26 @@ pub enum Section {
     Cpu,
     /// What passes through a kernel.
     Syscall,
+    /// Files.
+    Disk,
+    /// Bytes by TCP.
+    Net,
     /// What shows inside.
     Isolation,
 }
 
 impl Section {
     /// In the order in which they are measured.
-    pub const ALL: [Self; 6] =
-        [Self::Startup, Self::Memory, Self::Density, Self::Cpu, Self::Syscall, Self::Isolation];
+    pub const ALL: [Self; 8] = [
+        Self::Startup,
+        Self::Memory,
+        Self::Density,
+        Self::Cpu,
+        Self::Syscall,
+        Self::Disk,
+        Self::Net,
+        Self::Isolation,
+    ];
 
     /// As it is called on the command line.
     pub fn name(self) -> &'static str {
@@ -106,6 +121,8 @@ impl Section {
             Self::Density => "density",
             Self::Cpu => "cpu",
             Self::Syscall => "syscall",
+            Self::Disk => "disk",
+            Self::Net => "net",
             Self::Isolation => "isolation",
         }
     }
@@ -118,12 +135,14 @@ impl Section {
             Self::Density => "More containers than virtual machines fit on a host.",
             Self::Cpu => "The processor runs a container's instructions directly.",
             Self::Syscall => "A virtual machine's instructions pass through a hypervisor.",
+            Self::Disk => "A container's files are the host's; a virtual machine's pass through a device.",
+            Self::Net => "A container's packets stay in one kernel; a virtual machine's pass through two.",
             Self::Isolation => "Containers share one kernel; each virtual machine has its own.",
         }
     }
 }
 
-/// A figure of each peer. Less is better in all of them but [`Unit::PerSecond`] and [`Unit::Instances`].
+/// A figure of each peer. Less is better in all of them but those of [`Unit::more_is_better`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measure {
     /// Where it belongs.
@@ -153,6 +172,10 @@ pub enum Unit {
     Mebibytes,
     /// Files.
     Kibibytes,
+    /// Bytes that pass, of which more are better.
+    MebibytesPerSecond,
+    /// A share.
+    Percent,
     /// Processes, threads.
     Count,
     /// Instances, of which more are better.
@@ -169,6 +192,8 @@ impl Unit {
             Self::Nanoseconds => "ns",
             Self::Mebibytes => "MiB",
             Self::Kibibytes => "KiB",
+            Self::MebibytesPerSecond => "MiB/s",
+            Self::Percent => "%",
             Self::Count | Self::Instances => "",
             Self::PerSecond => "/s",
         }
@@ -176,7 +201,7 @@ impl Unit {
 
     /// Whether more is better.
     pub fn more_is_better(self) -> bool {
-        matches!(self, Self::PerSecond | Self::Instances)
+        matches!(self, Self::PerSecond | Self::Instances | Self::MebibytesPerSecond)
     }
 }
 
@@ -207,6 +232,15 @@ pub struct Exits {
     pub peer: String,
     /// Reason, as KVM's statistics call it, and how often a second.
     pub per_second: Vec<(String, f64)>,
+}
+
+/// What the memory of a peer's idle instance is for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stack {
+    /// The peer's name.
+    pub peer: String,
+    /// Name and MiB (Pss) of each part.
+    pub parts: Vec<(String, f64)>,
 }
 
 /// Instances that run at once, and what they take.

@@ -4,7 +4,7 @@
 //! everything goes by an offset and a length.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::mem::size_of;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -140,6 +140,13 @@ impl Blob {
             return Err(ImageError::NotAFile { path: path.to_owned() });
         }
         Ok(Self { file, offset: 0, len: metadata.len(), path: path.to_owned() })
+    }
+
+    /// Writes all of it to another file.
+    pub fn copy_to(&self, to: &mut impl io::Write) -> io::Result<()> {
+        let mut file = self.file.try_clone()?;
+        file.seek(SeekFrom::Start(self.offset))?;
+        io::copy(&mut file.take(self.len), to).map(drop)
     }
 
     /// Fills `bytes` from `offset` on.

@@ -10,6 +10,9 @@ use crate::bench::results::Section;
 /// Flags of `bothy bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
+    /// The image to start, by name or as `bothy load` takes it [default: a small one that is made for this]
+    #[arg(value_name = "IMAGE")]
+    pub image: Option<String>,
     /// What to measure [default: all of it]
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
     pub only: Vec<Section>,
@@ -17,7 +20,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N|full", default_value = "20", value_parser = parse_runs)]
     pub runs: usize,
     /// What to compare with, besides a plain process
-    #[arg(long, value_name = "WITH", value_delimiter = ',', default_value = "runc,crun")]
+    #[arg(long, value_name = "WITH", value_delimiter = ',', default_value = "runc,crun,podman,docker,qemu")]
     pub against: Vec<Engine>,
     /// Write everything that was found, every sample in it
     #[arg(long, value_name = "FILE")]
@@ -29,17 +32,23 @@ pub struct BenchArgs {
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
     /// Measure nothing, and draw the reports again from what --json has written
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["only", "runs", "against", "json"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["image", "only", "runs", "against", "json"])]
     pub from: Option<PathBuf>,
 }
 
-/// A container engine.
+/// What bothy is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Engine {
     /// The Open Container Initiative's own
     Runc,
     /// The one in C
     Crun,
+    /// Runs containers without a daemon
+    Podman,
+    /// Runs containers by its daemon
+    Docker,
+    /// Its microvm, with bothy's own kernel and image
+    Qemu,
 }
 
 impl Engine {
@@ -48,6 +57,9 @@ impl Engine {
         match self {
             Self::Runc => "runc",
             Self::Crun => "crun",
+            Self::Podman => "podman",
+            Self::Docker => "docker",
+            Self::Qemu => "qemu",
         }
     }
 }
@@ -87,7 +99,7 @@ mod tests {
         assert_eq!((args.only, args.runs), (vec![Section::Startup, Section::Memory], 100));
         assert_eq!(args.against, [Engine::Crun]);
         let args = parse("bothy bench").unwrap();
-        assert_eq!((args.only.len(), args.runs, args.against.len()), (0, 20, 2));
+        assert_eq!((args.only.len(), args.runs, args.against.len()), (0, 20, 5));
         for words in ["--runs 0", "--runs many", "--only speed", "--from a --runs 5"] {
             assert!(parse(&format!("bothy bench {words}")).is_none(), "{words}");
         }

@@ -79,9 +79,24 @@ pub struct RunArgs {
     /// Talk plain HTTP to a registry that has no TLS, on other machines than this one, too
     #[arg(long)]
     pub insecure_registry: bool,
+    /// Show this file system image (EROFS) to the container at /.bothy, read-only: what `bothy bench` runs
+    #[arg(long, value_name = "FILE", hide = true, conflicts_with = "read_only")]
+    pub lend: Option<PathBuf>,
+    /// Who runs the virtual machine; QEMU is for `bothy bench` to compare with
+    #[arg(long, value_name = "VMM", hide = true, default_value = "bothy")]
+    pub vmm: Vmm,
     /// The image, by name or as `bothy load` takes it, and the command to run in place of its own
     #[arg(value_name = "IMAGE [COMMAND [ARG...]]", required = true, trailing_var_arg = true)]
     pub words: Vec<OsString>,
+}
+
+/// Who runs a virtual machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Vmm {
+    /// This program.
+    Bothy,
+    /// QEMU's microvm.
+    Qemu,
 }
 
 /// The container's network.

@@ -1,8 +1,10 @@
-//! Signals as a descriptor that can be waited for: those that ask the command to end, or all that can be passed on.
+//! Signals as a descriptor that can be waited for: those that ask the command to end, or all that can be passed on. And, for a command that starts other
+//! programs, as a word that can be asked for.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Blocked signals that are read as bytes instead. Those that our caller ignores (nohup, a shell's background jobs) stay ignored. Threads that are
 /// started afterwards have them blocked too.
@@ -24,6 +26,43 @@ const OWN: [libc::c_int; 10] = [
     libc::SIGILL,
     libc::SIGTRAP,
 ];
+
+/// Whether somebody wishes an end, after [`watch_for_ends`].
+static END_IS_WISHED: AtomicBool = AtomicBool::new(false);
+
+/// From here on signals that ask for an end only say so, in what [`end_is_wished`] gives. Programs that are started meet them as ever: a blocked signal
+/// would stay blocked for them. Those that our caller ignores stay ignored.
+pub(super) fn watch_for_ends() -> io::Result<()> {
+    extern "C" fn note(_signal: libc::c_int) {
+        END_IS_WISHED.store(true, Ordering::Relaxed);
+    }
+    for signal in ENDS {
+        #[expect(unsafe_code, reason = "std has no signal handlers")]
+        // SAFETY: an action of zeros is valid, and both are live; the handler only stores to an atomic.
+        let ret = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            match libc::sigaction(signal, std::ptr::null(), &raw mut action) {
+                0 if action.sa_sigaction == libc::SIG_IGN => 0,
+                0 => {
+                    action = std::mem::zeroed();
+                    action.sa_sigaction = note as extern "C" fn(libc::c_int) as libc::sighandler_t;
+                    action.sa_flags = libc::SA_RESTART;
+                    libc::sigaction(signal, &raw const action, std::ptr::null_mut())
+                }
+                ret => ret,
+            }
+        };
+        if ret != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Whether somebody wishes an end.
+pub(super) fn end_is_wished() -> bool {
+    END_IS_WISHED.load(Ordering::Relaxed)
+}
 
 impl Signals {
     /// Those that ask for an end.

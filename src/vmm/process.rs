@@ -5,11 +5,14 @@
 //! streams, disks, taps) before it reports.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::control::{News, Order, Report};
 use super::{Resources, build};
@@ -25,6 +28,8 @@ pub struct VmProcess {
     pub news: Option<News>,
     /// The console's bytes, if there is one.
     pub console: Option<UnixStream>,
+    /// What a program that isn't bothy has to say.
+    words: Option<File>,
 }
 
 /// Exit status of a VM's process that panicked.
@@ -60,13 +65,33 @@ impl VmProcess {
                 let status = catch_unwind(body).map_or(PANICKED, |()| 0);
                 exit_now(status)
             }
-            _ => Ok(Self { pid, control, news, console }),
+            _ => Ok(Self { pid, control, news, console, words: None }),
         }
+    }
+
+    /// Starts another program in the place of the VM's process. It says nothing but by its end, and takes no order but that.
+    pub fn of_program(mut command: Command) -> io::Result<Self> {
+        let (control, other) = UnixStream::pair()?;
+        let words = File::from(memfd_create("words", MemfdFlags::CLOEXEC)?);
+        // The other end goes with the program, as a standard input that nobody writes to.
+        let child =
+            command.stdin(OwnedFd::from(other)).stdout(Stdio::null()).stderr(words.try_clone()?).spawn()?;
+        let pid = libc::pid_t::try_from(child.id()).map_err(io::Error::other)?;
+        Ok(Self {
+            pid,
+            news: Some(News::new(control.try_clone()?)),
+            control,
+            console: None,
+            words: Some(words),
+        })
     }
 
     /// Sends an order; a VM that is already gone is no error.
     pub fn order(&mut self, order: Order) {
         use std::io::Write;
+        if self.words.is_some() {
+            return self.kill();
+        }
         if let Err(error) = self.control.write_all(&[order as u8]) {
             log::debug!("the VM takes no orders any more: {error}");
         }
@@ -95,9 +120,21 @@ impl VmProcess {
             return format!("died of signal {}", libc::WTERMSIG(status));
         }
         match libc::WEXITSTATUS(status) {
+            code if self.words.is_some() => format!("ended with status {code}: {}", self.last_word()),
             PANICKED => "panicked: this is a bug in bothy".into(),
             code => format!("ended with status {code} and no report"),
         }
+    }
+
+    /// The last line that another program has said.
+    fn last_word(&self) -> String {
+        let mut text = Vec::new();
+        if let Some(mut words) = self.words.as_ref() {
+            // What can't be read is as good as nothing.
+            let _unreadable = words.seek(SeekFrom::Start(0)).and_then(|_| words.read_to_end(&mut text));
+        }
+        let text = String::from_utf8_lossy(&text);
+        text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it says nothing").trim().to_owned()
     }
 }
 

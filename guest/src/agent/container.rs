@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::Path;
 
+use bothy_guest::protocol;
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat, open};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -20,7 +21,7 @@ use rustix::process::{chdir, chroot, fchdir};
 use rustix::system::sethostname;
 
 use super::refusal::{Failing, Refusal};
-use super::root::ROOT;
+use super::root::{LENT, ROOT};
 use super::setup::{Container, FILES};
 
 const PROTECTED: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
@@ -66,11 +67,17 @@ pub(crate) fn enter(container: &Container) -> Result<(), Refusal> {
     sethostname(container.host_name.as_bytes()).failing("cannot set the host name")?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).failing("mounts")?;
     let files = own_files().failing(FILES)?;
+    let lent = container.lent.then(|| detached(LENT)).transpose().failing(LENT)?;
     enter_root().failing("cannot enter the container's root")?;
     kernel_file_systems(container.privileged)?;
     devices(container.privileged)?;
     for (file, (_, path)) in files.into_iter().zip(OWN_FILES) {
         put_file(&file, path).failing(format_args!("cannot mount {path}"))?;
+    }
+    if let Some(lent) = lent {
+        make_directory(protocol::LENT)
+            .and_then(|()| attach(&lent, protocol::LENT))
+            .failing(format_args!("cannot mount {}", protocol::LENT))?;
     }
     if !container.privileged {
         MASKED.iter().try_for_each(|path| mask(path).failing(format_args!("cannot mask {path}")))?;
@@ -89,8 +96,16 @@ pub(crate) fn bind_console(terminal: &Path) -> io::Result<()> {
 
 /// The container's own files, each as a mount that is attached nowhere yet.
 fn own_files() -> io::Result<Vec<OwnedFd>> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    OWN_FILES.iter().map(|(name, _)| Ok(open_tree(CWD, format!("{FILES}/{name}"), flags)?)).collect()
+    OWN_FILES.iter().map(|(name, _)| detached(&format!("{FILES}/{name}"))).collect()
+}
+
+/// What is at this path, as a mount that is attached nowhere yet.
+fn detached(path: &str) -> io::Result<OwnedFd> {
+    Ok(open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?)
+}
+
+fn attach(mount: &OwnedFd, path: &str) -> io::Result<()> {
+    Ok(move_mount(mount, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
 /// Puts the container's root in place of everything. This is how a system leaves its initramfs, too: the root of an initramfs can be covered, and
@@ -179,7 +194,7 @@ fn put_file(file: &OwnedFd, path: &str) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
-    Ok(move_mount(file, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+    attach(file, path)
 }
 
 /// Covers a file by /dev/null, and a directory by an empty one.

@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use bothy_guest::protocol::PORT;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt};
@@ -15,8 +14,8 @@ use crate::watch::{Ready, Watch};
 /// Where the host is.
 #[derive(Clone, Debug)]
 pub(crate) enum Host {
-    /// Context 2.
-    Vsock,
+    /// This port of context 2.
+    Vsock(u32),
     /// Whoever listens at this socket.
     Unix(PathBuf),
 }
@@ -32,13 +31,13 @@ impl Host {
     /// Begins to connect.
     pub(crate) fn dial(&self) -> io::Result<Connection> {
         let family = match self {
-            Self::Vsock => AddressFamily::VSOCK,
+            Self::Vsock(_) => AddressFamily::VSOCK,
             Self::Unix(_) => AddressFamily::UNIX,
         };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = net::socket_with(family, SocketType::STREAM, flags, None)?;
         let result = match self {
-            Self::Vsock => sys::connect_to_host(socket.as_fd(), PORT),
+            Self::Vsock(port) => sys::connect_to_host(socket.as_fd(), *port),
             Self::Unix(path) => Ok(net::connect(&socket, &SocketAddrUnix::new(path)?)?),
         };
         match result {

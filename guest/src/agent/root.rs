@@ -16,6 +16,8 @@ use crate::{say, sys};
 
 /// Where the container's root is, for the agent.
 pub(crate) const ROOT: &str = "/run/root";
+/// Where what the host lends is, for the agent.
+pub(crate) const LENT: &str = "/run/lent";
 const IMAGE: &str = "/run/image";
 const UPPER: &str = "/run/upper";
 /// The directories that a container's root must have, and where the agent has them for those that lack one.
@@ -25,6 +27,15 @@ const SECTOR_BYTES: u64 = 512;
 
 /// Mounts it at [`ROOT`].
 pub(crate) fn build(root: &Root) -> Result<(), Refusal> {
+    if let Some(lent) = &root.lent {
+        mount_at(
+            &device(lent)?,
+            LENT,
+            "erofs",
+            MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID,
+            "",
+        )?;
+    }
     let device = device(&root.image)?;
     if root.upper == Upper::ReadOnly {
         mount_at(&device, ROOT, "erofs", MountFlags::RDONLY, "")?;
@@ -79,6 +90,7 @@ pub(crate) fn unmount_all() {
     let _ = mount_remount(UPPER, MountFlags::RDONLY, c"");
     let _ = unmount(UPPER, UnmountFlags::empty());
     let _ = unmount(IMAGE, UnmountFlags::empty());
+    let _ = unmount(LENT, UnmountFlags::empty());
     sys::sync();
 }
 

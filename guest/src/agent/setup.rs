@@ -36,6 +36,8 @@ pub(crate) struct Container {
     pub(crate) host_name: String,
     pub(crate) privileged: bool,
     pub(crate) cgroup: Option<Cgroup>,
+    /// Something is mounted at [`root::LENT`].
+    pub(crate) lent: bool,
 }
 
 /// Does what every machine needs, whatever it will be: before the host has said what, so that it is done while the connection is made, or
@@ -71,7 +73,8 @@ pub(crate) fn set_up(setup: Setup, cgroup: Option<Cgroup>) -> Result<Container, 
             devices::restrict(cgroup).failing("cannot restrict devices")?;
         }
     }
-    Ok(Container { host_name: setup.host_name, privileged: setup.privileged, cgroup })
+    let Setup { host_name, privileged, root, .. } = setup;
+    Ok(Container { host_name, privileged, cgroup, lent: root.lent.is_some() })
 }
 
 fn set_clock(time_ns: u64) -> io::Result<()> {

@@ -147,6 +147,28 @@ fn what_is_written_goes_where_it_was_asked_for() {
 }
 
 #[test]
+fn what_is_lent_shows_beside_the_image_and_is_not_written() {
+    needs_machine!();
+    let options = Options { lend: true, ..Options::default() };
+    let mut machine = Machine::with(&options);
+    let output = machine.sh("cat /.bothy/file; touch /.bothy/x 2>/dev/null || echo read-only; rm -r /.bothy 2>/dev/null || echo stays");
+    assert_eq!(output, "lent\nread-only\nstays\n");
+    machine.power_off();
+}
+
+#[test]
+fn an_image_with_a_link_where_something_is_lent_leads_it_nowhere_but_into_itself() {
+    needs_machine!();
+    let options = Options {
+        fill: |root| symlink("/../../../etc", root.join(".bothy")),
+        lend: true,
+        ..Options::default()
+    };
+    let output = Machine::with(&options).sh("cat /.bothy/file /etc/file");
+    assert_eq!(output, "lent\nlent\n");
+}
+
+#[test]
 fn a_scratch_disk_is_grown_and_written() {
     needs_machine!();
     let capabilities = fs::read_to_string("/proc/self/status").unwrap();

@@ -109,6 +109,8 @@ pub struct Options {
     pub upper: Kind,
     pub privileged: bool,
     pub root_from_image: bool,
+    /// Lends a file system with a file `file` in it.
+    pub lend: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -120,7 +122,7 @@ pub enum Kind {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { fill: |_| Ok(()), upper: Kind::Memory, privileged: false, root_from_image: true }
+        Self { fill: |_| Ok(()), upper: Kind::Memory, privileged: false, root_from_image: true, lend: false }
     }
 }
 
@@ -154,13 +156,21 @@ impl Machine {
                 Upper::Scratch(devices[1].clone())
             }
         };
+        let lent = options.lend.then(|| {
+            let (tree, image) = (directory.path().join("lent"), directory.path().join("lent.image"));
+            fs::create_dir(&tree).unwrap();
+            fs::write(tree.join("file"), "lent\n").unwrap();
+            run("mkfs.erofs", &["--quiet", image.to_str().unwrap(), tree.to_str().unwrap()]);
+            loop_device(&image)
+        });
+        devices.extend(lent.clone());
         let mut machine = Self::start(directory, devices, one);
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let setup = Setup {
             time_ns: u64::try_from(time.as_nanos()).unwrap(),
             seed: [7; 32],
             host_name: "bothy-test".into(),
-            root: Root { image: machine.devices[0].clone(), upper },
+            root: Root { image: machine.devices[0].clone(), upper, lent },
             networks: Vec::new(),
             privileged: options.privileged,
         };

@@ -2,13 +2,15 @@
 
 use std::fmt::Write;
 
-use super::{Line, METHOD, Table, host, median, notes, number, runs, sections, tables};
+use super::{
+    Line, METHOD, Table, highest, host, median, notes, number, remark, runs, sections, tables, whole,
+};
 use crate::bench::results::{Curve, Phases, Results, Section};
 use crate::bench::stats::Summary;
 
 const STYLE: &str = include_str!("report.css");
 /// Colours of the style sheet, by the peer's place.
-const COLOURS: usize = 5;
+const COLOURS: usize = 7;
 
 /// All of it, as text.
 pub fn html(results: &Results) -> String {
@@ -57,11 +59,15 @@ fn write(page: &mut String, results: &Results) -> std::fmt::Result {
             section.name(),
             section.claim()
         )?;
+        if let Some(remark) = remark(section) {
+            writeln!(page, "<p class=\"small\">{}</p>", escape(remark))?;
+        }
         for table in tables(results, section) {
             self::table(page, &table)?;
         }
         match section {
             Section::Startup => results.phases.iter().try_for_each(|phases| waterfall(page, phases))?,
+            Section::Memory => stacks(page, results)?,
             Section::Cpu => exits(page, results)?,
             Section::Density => curves(page, results)?,
             Section::Isolation => facts(page, results)?,
@@ -173,6 +179,38 @@ fn waterfall(page: &mut String, phases: &Phases) -> std::fmt::Result {
             number(median)
         )?;
         before += median;
+    }
+    writeln!(page, "</figure>")
+}
+
+/// What memory is for: a bar of parts for each peer.
+fn stacks(page: &mut String, results: &Results) -> std::fmt::Result {
+    let most = highest(&results.stacks);
+    if most <= 0.0 {
+        return Ok(());
+    }
+    writeln!(
+        page,
+        "<figure>\n<figcaption>what the memory of an idle instance is for, MiB <span class=\"small\">Pss</span></figcaption>"
+    )?;
+    for stack in &results.stacks {
+        write!(
+            page,
+            "<div class=\"row\"><span class=\"name\">{}</span><span class=\"track stack\">",
+            escape(&stack.peer)
+        )?;
+        for (number, (_, mib)) in stack.parts.iter().enumerate() {
+            write!(page, "<i class=\"{}\" style=\"width:{:.2}%\"></i>", colour(number), mib / most * 100.0)?;
+        }
+        write!(
+            page,
+            "</span><span class=\"figures\"><b>{}</b> <span class=\"small\">",
+            number(whole(stack))
+        )?;
+        for (place, (name, mib)) in stack.parts.iter().enumerate() {
+            write!(page, "<i class=\"{}\"></i>{} {} ", colour(place), escape(name), number(*mib))?;
+        }
+        writeln!(page, "</span></span></div>")?;
     }
     writeln!(page, "</figure>")
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{METHOD, Table, host, median, notes, number, sections, tables};
+use super::{METHOD, Table, host, median, notes, number, remark, sections, tables};
 use crate::bench::results::{Results, Section};
 
 /// All of it, as text.
@@ -32,11 +32,15 @@ fn write(text: &mut String, results: &Results) -> std::fmt::Result {
     }
     for section in sections(results) {
         writeln!(text, "\n## {}\n\n> {}", section.name(), section.claim())?;
+        if let Some(remark) = remark(section) {
+            writeln!(text, "\n{}", cell(remark))?;
+        }
         for table in tables(results, section) {
             self::table(text, &table)?;
         }
         match section {
             Section::Startup => phases(text, results)?,
+            Section::Memory => stacks(text, results)?,
             Section::Cpu => exits(text, results)?,
             Section::Isolation => facts(text, results)?,
             _ => {}
@@ -77,6 +81,19 @@ fn phases(text: &mut String, results: &Results) -> std::fmt::Result {
         writeln!(text, "\n| where the time of {} goes | ms |\n|---|--:|", cell(&phases.peer))?;
         for (name, samples) in &phases.steps {
             row(text, [name.clone(), number(median(samples))])?;
+        }
+    }
+    Ok(())
+}
+
+fn stacks(text: &mut String, results: &Results) -> std::fmt::Result {
+    if results.stacks.is_empty() {
+        return Ok(());
+    }
+    writeln!(text, "\n| an idle instance | part of its memory | MiB (Pss) |\n|---|---|--:|")?;
+    for stack in &results.stacks {
+        for (name, mib) in &stack.parts {
+            row(text, [stack.peer.clone(), name.clone(), number(*mib)])?;
         }
     }
     Ok(())

@@ -6,7 +6,7 @@ mod terminal;
 #[cfg(test)]
 mod tests;
 
-use super::results::{Measure, Phases, Results, Section, Unit};
+use super::results::{Measure, Phases, Results, Section, Stack, Unit};
 use super::stats::{FEW, Interval, Ratio, Summary, median_of};
 
 pub use html::html;
@@ -139,6 +139,37 @@ fn sections(results: &Results) -> Vec<Section> {
             section => results.measures.iter().any(|measure| measure.section == *section),
         })
         .collect()
+}
+
+/// What has to be known to read a section.
+fn remark(section: Section) -> Option<&'static str> {
+    match section {
+        Section::Startup => Some(
+            "Cold is with this instance's own files put out of the page cache, and nobody else's; what others use as well, or has no disk, stays there.",
+        ),
+        Section::Disk => Some(
+            "Files are read again after the kernel above them has forgotten them. Below a virtual machine's disk is then this machine's page cache, below \
+             a container's or a process's the disk.",
+        ),
+        Section::Net => Some(
+            "The other side is a process of this machine. The plain process reaches it by the loopback device.",
+        ),
+        Section::Isolation => Some(
+            "A guest's system calls end in its own kernel, so this machine's sees few. But a single ioctl, KVM_RUN, stands for all that the guest's processor \
+             does until it stops, and the code behind it is what a hostile guest has to attack.",
+        ),
+        _ => None,
+    }
+}
+
+/// The most that any instance holds, in MiB.
+fn highest(stacks: &[Stack]) -> f64 {
+    stacks.iter().map(whole).fold(0.0, f64::max)
+}
+
+/// What an instance holds, in MiB.
+fn whole(stack: &Stack) -> f64 {
+    stack.parts.iter().map(|(_, mib)| mib).sum()
 }
 
 /// Lines that stand before everything else.

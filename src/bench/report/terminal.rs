@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{Line, METHOD, Table, host, median, notes, number, runs, sections, tables};
-use crate::bench::results::{Results, Section};
+use super::{Line, METHOD, Table, host, median, notes, number, remark, runs, sections, tables};
+use crate::bench::results::{Results, Section, Stack};
 
 /// Columns of the longest bar.
 const BAR: usize = 24;
@@ -30,11 +30,22 @@ fn write(text: &mut String, results: &Results) -> std::fmt::Result {
     }
     for section in sections(results) {
         writeln!(text, "\n{}: {}", section.name(), section.claim())?;
+        if let Some(remark) = remark(section) {
+            writeln!(text, "{remark}")?;
+        }
         for table in tables(results, section) {
             self::table(text, &table, names)?;
         }
         if section == Section::Startup {
             phases(text, results)?;
+        }
+        if section == Section::Memory && !results.stacks.is_empty() {
+            writeln!(text, "\n  what the memory of an idle instance is for, MiB (Pss)")?;
+            for Stack { peer, parts } in &results.stacks {
+                let parts: Vec<String> =
+                    parts.iter().map(|(name, mib)| format!("{name} {}", number(*mib))).collect();
+                writeln!(text, "  {peer:names$}  {}", parts.join(", "))?;
+            }
         }
         if section == Section::Cpu {
             for exits in &results.exits {

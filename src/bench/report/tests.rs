@@ -1,5 +1,5 @@
 use super::*;
-use crate::bench::results::{Curve, Exits, Fact, Host, Peer, Row, VERSION};
+use crate::bench::results::{Curve, Exits, Fact, Host, Peer, Row, Stack, VERSION};
 
 /// bothy and three peers: one that is faster by half, one that differs by noise alone, one that isn't there.
 pub(crate) fn results(runs: usize) -> Results {
@@ -45,6 +45,10 @@ pub(crate) fn results(runs: usize) -> Results {
             steps: vec![("kernel".into(), vec![15.0, 16.0, 17.0]), ("rest".into(), vec![4.0, 4.0, 4.0])],
         }],
         exits: vec![Exits { peer: "bothy".into(), per_second: vec![("io_exits".into(), 12.5)] }],
+        stacks: vec![Stack {
+            peer: "bothy".into(),
+            parts: vec![("guest's <kernel>".into(), 20.0), ("bothy".into(), 5.5)],
+        }],
         curves: vec![Curve {
             peer: "runc".into(),
             points: vec![(0.1, 1.0), (0.2, 2.5)],

@@ -13,7 +13,7 @@ impl Bench<'_> {
         for executor in &mut self.peers {
             let Peer { name, missing, .. } = executor.peer();
             if missing.is_some() {
-                all.push(Samples { of: vec![Vec::new(); 3], failure: missing });
+                all.push(Samples { of: vec![Vec::new(); 4], failure: missing });
                 continue;
             }
             let free = (self.available)();
@@ -50,9 +50,15 @@ impl Bench<'_> {
                 (Some(last), Some(half)) => {
                     let later = (points.len() - points.len() / 2 - 1).max(1) as f64;
                     let slope = (last.1 - half.1).max(0.0) / later;
-                    [points.len() as f64, points.len() as f64 / last.0, slope].map(|one| vec![one]).into()
+                    // The last one shares with all others whatever there is to share.
+                    let shared = instances.last().and_then(|instance| instance.usage().ok());
+                    let shared = shared.map(|usage| mebibytes(usage.shared as f64));
+                    let mut figures =
+                        vec![vec![points.len() as f64], vec![points.len() as f64 / last.0], vec![slope]];
+                    figures.push(shared.into_iter().collect());
+                    figures
                 }
-                _ => vec![Vec::new(); 3],
+                _ => vec![Vec::new(); 4],
             };
             all.push(Samples { of: figures, failure });
             found.curves.push(Curve { peer: name, points, end });
@@ -63,7 +69,8 @@ impl Bench<'_> {
             ("count", "instances at once, when it was stopped", Unit::Instances),
             ("rate", "started per second, one after another", Unit::PerSecond),
             ("marginal", "fall of MemAvailable for one more, in the second half", Unit::Mebibytes),
+            ("shared", "resident in the last one, and shared with others", Unit::Mebibytes),
         ];
-        self.measures(Section::Density, names, all, found);
+        self.measures(Section::Density, &names, all, found);
     }
 }

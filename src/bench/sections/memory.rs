@@ -3,12 +3,35 @@
 use std::time::{Duration, Instant};
 
 use super::{Bench, Found, Samples, Times, mebibytes, rest};
-use crate::bench::results::{Peer, Section, Unit};
+use crate::bench::executor::{Executor, GUEST_MEMORY, Instance};
+use crate::bench::results::{Peer, Section, Stack, Unit};
 
 /// How many run at once to see what one more takes.
 const AT_ONCE: usize = 8;
 /// What an instance takes and gives back, in MiB.
 const HELD_MIB: &str = "256";
+
+/// What the stacks call a guest's memory that its kernel has, and that its programs and their files have.
+const GUEST_KERNEL: &str = "guest's kernel";
+const GUEST_PROGRAMS: &str = "guest's programs";
+
+/// The parts of an idle instance's memory, in MiB. That of a guest is divided by what the load there says.
+fn parts(instance: &mut dyn Instance) -> Result<Vec<(String, f64)>, String> {
+    let mut all = Vec::new();
+    for (name, bytes) in instance.parts()? {
+        let mib = mebibytes(bytes as f64);
+        if name == GUEST_MEMORY {
+            let kib = instance.hear("programs_kib=")?;
+            let kib: f64 = kib.parse().map_err(|_| format!("it says {kib:?}"))?;
+            let programs = (kib / 1024.0).min(mib);
+            all.push((GUEST_KERNEL.to_owned(), mib - programs));
+            all.push((GUEST_PROGRAMS.to_owned(), programs));
+        } else {
+            all.push((name, mib));
+        }
+    }
+    Ok(all)
+}
 
 impl Bench<'_> {
     pub(super) fn memory(&mut self, found: &mut Found) {
@@ -16,14 +39,18 @@ impl Bench<'_> {
         let (available, disk) = (self.available, self.disk);
         // Each of these takes long, and moves little.
         let rounds = self.runs.min(3);
+        let mut stacks: Vec<Stack> = Vec::new();
         let all = self.rounds(Section::Memory, rounds, 6, |executor| {
             let files = disk();
-            let first = executor.start(&["wait"])?;
+            let mut first = executor.start(&["wait"])?;
             let files = disk().saturating_sub(files);
             rest(times.rest, stop)?;
             let before = first.usage()?;
             rest(times.watch, stop)?;
             let usage = first.usage()?;
+            let stack = Stack { peer: executor.peer().name, parts: parts(first.as_mut())? };
+            stacks.retain(|other| other.peer != stack.peer);
+            stacks.push(stack);
             let busy = (usage.cpu.saturating_sub(before.cpu)).as_secs_f64() / times.watch.as_secs_f64();
             let free = available();
             let more = (0..AT_ONCE).map(|_| executor.start(&["wait"])).collect::<Result<Vec<_>, _>>()?;
@@ -46,14 +73,34 @@ impl Bench<'_> {
             ("cpu", "processor time in a second of idling", Unit::Milliseconds),
             ("files", "files of one more instance", Unit::Kibibytes),
         ];
-        self.measures(Section::Memory, names, all, found);
+        self.measures(Section::Memory, &names, all, found);
+        self.guest_kernels(&stacks, found);
+        found.stacks.append(&mut stacks);
         let all = self.given_back();
         let names = [
             ("freed_1s", "memory 1 s after it freed 256 MiB (Pss)", Unit::Mebibytes),
             ("freed_10s", "10 s after", Unit::Mebibytes),
             ("freed_60s", "60 s after", Unit::Mebibytes),
         ];
-        self.measures(Section::Memory, names, all, found);
+        self.measures(Section::Memory, &names, all, found);
+    }
+
+    /// What the kernels of guests hold for themselves.
+    fn guest_kernels(&self, stacks: &[Stack], found: &mut Found) {
+        let of = |executor: &dyn Executor| {
+            let Peer { name, missing, .. } = executor.peer();
+            let stack = stacks.iter().find(|stack| stack.peer == name);
+            let own = stack.and_then(|stack| stack.parts.iter().find(|(part, _)| part == GUEST_KERNEL));
+            let failure = missing.or_else(|| match (stack, own) {
+                (_, Some(_)) => None,
+                (Some(_), None) => Some("it has no kernel of its own".into()),
+                (None, None) => Some("not seen".into()),
+            });
+            Samples { of: vec![own.map(|(_, mib)| *mib).into_iter().collect()], failure }
+        };
+        let all = self.peers.iter().map(|executor| of(executor.as_ref())).collect();
+        let names = [("guest_kernel", "of that, its own kernel", Unit::Mebibytes)];
+        self.measures(Section::Memory, &names, all, found);
     }
 
     /// What instances hold that took memory and freed it. All of them wait at once, since waiting is most of it.

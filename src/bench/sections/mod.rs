@@ -11,11 +11,13 @@ mod startup;
 mod tests;
 mod work;
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::executor::Executor;
-use super::results::{Curve, Exits, Fact, Measure, Peer, Phases, Row, Section, Unit};
+use super::executor::{Executor, Instance};
+use super::results::{Curve, Exits, Fact, Measure, Peer, Phases, Row, Section, Stack, Unit};
 
 /// Rounds that are not counted.
 const WARM_UP: usize = 1;
@@ -61,6 +63,21 @@ pub struct Bench<'a> {
     pub available: &'a dyn Fn() -> u64,
     /// Bytes on disk wherever instances put files.
     pub disk: &'a dyn Fn() -> u64,
+    /// Puts files out of the page cache, and tells which share of them stays there, in percent.
+    pub evict: &'a dyn Fn(&[PathBuf]) -> Result<f64, String>,
+    /// Watches an instance that runs `act` from outside.
+    pub watch: &'a dyn Fn(&mut dyn Instance) -> Result<Watched, String>,
+}
+
+/// What can be seen of an instance from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watched {
+    /// Name of each process, and how many system calls its filters permit; none where there is no filter.
+    pub filters: Vec<(String, Option<usize>)>,
+    /// System calls of all its processes, by name: how often. Or why that isn't known.
+    pub calls: Result<BTreeMap<String, u64>, String>,
+    /// How many of the actions could be done.
+    pub done: String,
 }
 
 /// What sections find.
@@ -72,6 +89,8 @@ pub struct Found {
     pub phases: Vec<Phases>,
     /// How often guests are left.
     pub exits: Vec<Exits>,
+    /// What memory is for.
+    pub stacks: Vec<Stack>,
     /// How memory goes with the number of instances.
     pub curves: Vec<Curve>,
     /// What shows inside.
@@ -96,19 +115,10 @@ impl Bench<'_> {
                 Section::Memory => self.memory(&mut found),
                 Section::Density => self.density(&mut found),
                 Section::Cpu => {
-                    self.work(&mut found, section, &[("cpu", "1000 steps of arithmetic")]);
+                    self.work(&mut found, section);
                     self.exits(&mut found);
                 }
-                Section::Syscall => self.work(
-                    &mut found,
-                    section,
-                    &[
-                        ("syscall", "a system call (getppid)"),
-                        ("switch", "a byte to another process and back"),
-                        ("fault", "the first write to a page"),
-                        ("fork", "a process started and waited for"),
-                    ],
-                ),
+                Section::Syscall | Section::Disk | Section::Net => self.work(&mut found, section),
                 Section::Isolation => self.isolation(&mut found),
             }
         }
@@ -150,22 +160,16 @@ impl Bench<'_> {
         all
     }
 
-    fn measures<const N: usize>(
-        &self,
-        section: Section,
-        names: [(&str, &str, Unit); N],
-        all: Vec<Samples>,
-        found: &mut Found,
-    ) {
-        let names = names.map(|(id, label, unit)| Measure {
+    fn measures(&self, section: Section, names: &[(&str, &str, Unit)], all: Vec<Samples>, found: &mut Found) {
+        let measure = |(id, label, unit): &(&str, &str, Unit)| Measure {
             section,
             id: format!("{}.{id}", section.name()),
-            label: label.to_owned(),
-            unit,
+            label: (*label).to_owned(),
+            unit: *unit,
             note: None,
             rows: Vec::new(),
-        });
-        let mut measures = Vec::from(names);
+        };
+        let mut measures: Vec<Measure> = names.iter().map(measure).collect();
         for (executor, samples) in self.peers.iter().zip(all) {
             for (measure, figures) in measures.iter_mut().zip(samples.of) {
                 let peer = executor.peer().name;

@@ -5,6 +5,8 @@ use crate::bench::results::{Peer, Phases, Section, Unit};
 
 /// Runs that tell their phases.
 const PHASE_RUNS: usize = 5;
+/// Most runs whose files are out of the page cache.
+const COLD_RUNS: usize = 20;
 
 impl Bench<'_> {
     pub(super) fn startup(&mut self, found: &mut Found) {
@@ -16,7 +18,8 @@ impl Bench<'_> {
             ("first_output", "exec to the first output", Unit::Milliseconds),
             ("exit", "exec to exit", Unit::Milliseconds),
         ];
-        self.measures(Section::Startup, names, all, found);
+        self.measures(Section::Startup, &names, all, found);
+        self.cold(found);
         for executor in &mut self.peers {
             let Peer { name, missing, .. } = executor.peer();
             if missing.is_some() {
@@ -41,5 +44,21 @@ impl Bench<'_> {
                 found.phases.push(Phases { peer: name, steps });
             }
         }
+    }
+
+    /// The same with this peer's own files out of the page cache, and never anybody else's.
+    fn cold(&mut self, found: &mut Found) {
+        let evict = self.evict;
+        let all = self.rounds(Section::Startup, self.runs.min(COLD_RUNS), 3, |executor| {
+            let left = evict(&executor.files())?;
+            let run = executor.run(&["hello"])?;
+            Ok(vec![milliseconds(run.first_output), milliseconds(run.exit), left])
+        });
+        let names = [
+            ("cold_first_output", "exec to the first output, cold", Unit::Milliseconds),
+            ("cold_exit", "exec to exit, cold", Unit::Milliseconds),
+            ("cold_left", "of its files, still in the page cache before that", Unit::Percent),
+        ];
+        self.measures(Section::Startup, &names, all, found);
     }
 }

@@ -2,7 +2,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use super::*;
-use crate::bench::executor::{Details, Instance, Run, Usage};
+use crate::bench::executor::{Details, GUEST_MEMORY, Instance, Run, Usage};
 use crate::bench::stats::Summary;
 
 const SHORT: Duration = Duration::from_millis(1);
@@ -21,7 +21,20 @@ struct FakeInstance(Rc<Cell<usize>>);
 
 impl Instance for FakeInstance {
     fn usage(&self) -> Result<Usage, String> {
-        Ok(Usage { pss: 10 << 20, processes: 2, threads: 3, cpu: Duration::ZERO })
+        Ok(Usage { pss: 10 << 20, shared: 3 << 20, processes: 2, threads: 3, cpu: Duration::ZERO })
+    }
+
+    fn parts(&self) -> Result<Vec<(String, u64)>, String> {
+        Ok(vec![(GUEST_MEMORY.into(), 8 << 20), ("vmm".into(), 2 << 20)])
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        vec![1, 2]
+    }
+
+    fn hear(&mut self, line: &str) -> Result<String, String> {
+        // Of what a load there says of its kernel: 2 MiB.
+        if line == "programs_kib=" { Ok("2048".into()) } else { Err(format!("it doesn't say {line}")) }
     }
 }
 
@@ -46,9 +59,14 @@ impl Executor for Fake {
         self.asked += 1;
         let output = match load {
             ["see"] => "kernel=6\nseccomp=0\n".to_owned(),
+            ["net"] => format!("round_trip_ns={}\nout_mibs=7\nin_mibs=8\n", time.as_millis()),
             _ => format!("ns={}\n", time.as_millis()),
         };
         Ok(Run { first_output: time / 2, exit: time, output })
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        if self.name == "process" { Vec::new() } else { vec!["/a".into()] }
     }
 
     fn details(&mut self, load: &[&str]) -> Result<Option<Details>, String> {
@@ -98,6 +116,15 @@ impl World {
             progress: &|_, _, _, _| {},
             available: &available,
             disk: &disk,
+            evict: &|files| if files.is_empty() { Err("no files".into()) } else { Ok(12.5) },
+            watch: &|instance| {
+                let filters = instance
+                    .processes()
+                    .into_iter()
+                    .map(|pid| (format!("p{pid}"), (pid == 2).then_some(300)));
+                let calls = [("read".to_owned(), 3), ("ioctl".to_owned(), 40)].into();
+                Ok(Watched { filters: filters.collect(), calls: Ok(calls), done: "29".into() })
+            },
         }
         .run(sections)
     }
@@ -182,6 +209,66 @@ fn an_idle_instance_is_looked_at_from_all_sides() {
     assert_eq!((figure("memory.processes"), figure("memory.threads")), (vec![2.0], vec![3.0]));
     assert_eq!((figure("memory.files"), figure("memory.freed_60s")), (vec![2.0], vec![10.0]));
     assert_eq!(world.alive.get(), 0);
+}
+
+#[test]
+fn a_cold_start_tells_what_stayed_in_memory() {
+    let world = World::new();
+    let found = world.measure(
+        vec![world.fake("bothy", &[100]), world.fake("process", &[50])],
+        2,
+        &[Section::Startup],
+        usize::MAX,
+    );
+    assert_eq!(of(&found, "startup.cold_exit").rows[0].samples, [100.0; 2]);
+    assert_eq!(of(&found, "startup.cold_left").rows[0].samples, [12.5; 2]);
+    let process = &of(&found, "startup.cold_exit").rows[1];
+    assert_eq!((process.samples.len(), process.failure.as_deref()), (0, Some("no files")));
+}
+
+#[test]
+fn memory_is_divided_by_what_a_guest_says() {
+    let world = World::new();
+    let found = world.measure(
+        vec![world.fake("bothy", &[1]), world.fake("absent", &[1])],
+        1,
+        &[Section::Memory],
+        usize::MAX,
+    );
+    let parts = [("guest's kernel", 6.0), ("guest's programs", 2.0), ("vmm", 2.0)];
+    let parts = parts.map(|(name, mib)| (name.to_owned(), mib)).into();
+    assert_eq!(found.stacks, [Stack { peer: "bothy".into(), parts }]);
+    let kernel = of(&found, "memory.guest_kernel");
+    assert_eq!(kernel.rows[0].samples, [6.0]);
+    assert_eq!(kernel.rows[1].failure.as_deref(), Some("it is not installed"));
+}
+
+#[test]
+fn what_shows_outside_is_told_in_a_line() {
+    let world = World::new();
+    let found = world.measure(
+        vec![world.fake("bothy", &[1]), world.fake("absent", &[1])],
+        1,
+        &[Section::Isolation],
+        usize::MAX,
+    );
+    let fact = |label: &str| &found.facts.iter().find(|fact| fact.label.starts_with(label)).unwrap().values;
+    assert_eq!(fact("system calls that its processes")[0], "p1: no filter yet; p2: 300 of 378");
+    assert_eq!(
+        fact("system calls seen here"),
+        &["2 kinds, 43 calls: ioctl, read; 29 of 30 done", "not seen"]
+    );
+}
+
+#[test]
+fn a_load_may_say_several_figures() {
+    let world = World::new();
+    let found = world.measure(vec![world.fake("bothy", &[70])], 2, &[Section::Net], usize::MAX);
+    let figure = |id: &str| of(&found, id).rows[0].samples.clone();
+    assert_eq!(
+        (figure("net.round_trip"), figure("net.out"), figure("net.in")),
+        (vec![70.0; 2], vec![7.0; 2], vec![8.0; 2])
+    );
 }
 
 #[test]

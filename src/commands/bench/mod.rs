@@ -1,9 +1,19 @@
 //! `bothy bench`: the same load by bothy, by containers and as a plain process, and reports of it.
 //!
-//! The image is one that it makes itself: the load and an /etc/passwd, in a store of its own that is gone afterwards.
+//! The image is the user's, or one with nothing in it that is made here; the load is lent to it, so it is the same file everywhere.
+//!
+//! ```text
+//! machines -> { work, network }            bothy's, QEMU's, and a plain process
+//! engines -> bundle -> filter, work        runc, crun, podman, docker
+//! work -> network                          the files of a measurement, and its network
+//! ```
 
+mod bundle;
+mod engines;
 mod filter;
-mod peers;
+mod machines;
+mod network;
+mod work;
 
 use std::cell::Cell;
 use std::fs;
@@ -14,14 +24,13 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use self::peers::Work;
-use super::signals::Signals;
-use super::{Failure, images, print, say};
+use self::work::Work;
+use super::{Failure, images, print, say, signals};
+use crate::bench::executor::Executor;
 use crate::bench::results::{Results, Section, VERSION};
 use crate::bench::sections::{Bench, Times};
-use crate::bench::{machine, report};
-use crate::cli::BenchArgs;
-use crate::poll::{self, Source};
+use crate::bench::{cache, machine, report, watch};
+use crate::cli::{BenchArgs, Engine};
 
 /// Most instances at once, and how long a peer may take to start them.
 const DENSITY: (usize, Duration) = (100, Duration::from_secs(20));
@@ -52,6 +61,22 @@ pub(super) fn bench(args: &BenchArgs) -> Result<u8, Failure> {
     Ok(if results.interrupted && args.from.is_none() { INTERRUPTED } else { 0 })
 }
 
+/// What is compared, bothy first.
+fn peers(work: &Work, against: &[Engine]) -> Vec<Box<dyn Executor>> {
+    let mut peers: Vec<Box<dyn Executor>> =
+        vec![Box::new(machines::own(work)), Box::new(machines::process(work))];
+    for engine in against {
+        let program = match engine {
+            Engine::Runc | Engine::Crun => engines::runtime(work, engine.name()),
+            Engine::Podman => engines::podman(work),
+            Engine::Docker => engines::docker(work),
+            Engine::Qemu => machines::qemu(work),
+        };
+        peers.push(Box::new(program));
+    }
+    peers
+}
+
 fn read(path: &Path) -> anyhow::Result<Results> {
     let text = fs::read(path).with_context(|| format!("--from: can't read {}", path.display()))?;
     let json: serde_json::Value =
@@ -80,15 +105,10 @@ fn measure(args: &BenchArgs) -> anyhow::Result<Results> {
     }
     let (start, started) = (Instant::now(), SystemTime::now());
     let mut host = machine::host();
-    let signals = Signals::ends().context("can't take signals")?;
-    let work = Work::make()?;
-    let peers = work.peers(&args.against)?;
-    let asked = Cell::new(false);
-    let stop = || {
-        let ready = poll::wait([Source::readable(&signals)], Some(Instant::now()));
-        asked.set(asked.get() || ready.is_ok_and(|[signals]| signals.readable));
-        asked.get()
-    };
+    signals::watch_for_ends().context("can't take signals")?;
+    let sections = if args.only.is_empty() { Section::ALL.to_vec() } else { args.only.clone() };
+    let work = Work::make(args.image.as_deref(), sections.contains(&Section::Net))?;
+    let peers = peers(&work, &args.against);
     let progress = Progress::new();
     let tell = |section: Section, peer: &str, done: usize, of: usize| progress.tell(section, peer, done, of);
     let (available, disk) = (|| machine::available().unwrap_or(0), || work.disk());
@@ -97,12 +117,13 @@ fn measure(args: &BenchArgs) -> anyhow::Result<Results> {
         runs: args.runs,
         density: DENSITY,
         times: Times::REAL,
-        stop: &stop,
+        stop: &signals::end_is_wished,
         progress: &tell,
         available: &available,
         disk: &disk,
+        evict: &cache::evict,
+        watch: &|instance| watch::watch(instance, work.dir()),
     };
-    let sections = if args.only.is_empty() { Section::ALL.to_vec() } else { args.only.clone() };
     let mut found = bench.run(&sections);
     let peers = bench.peers.iter().map(|peer| peer.peer()).collect();
     drop(bench);
@@ -117,13 +138,14 @@ fn measure(args: &BenchArgs) -> anyhow::Result<Results> {
         started: images::rfc3339(images::seconds(started)),
         seconds: start.elapsed().as_secs_f64(),
         interrupted: found.interrupted,
-        image: "an image of one static program".into(),
+        image: work.image().to_owned(),
         runs: args.runs,
         host,
         peers,
         measures: found.measures,
         phases: found.phases,
         exits: found.exits,
+        stacks: found.stacks,
         curves: found.curves,
         facts: found.facts,
     })

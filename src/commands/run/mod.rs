@@ -5,6 +5,7 @@
 //! workload   the image's defaults and the flags -> arguments, environment, directory, user
 //! place      a directory for sockets, named after the container
 //! scratch    a disk for what is written
+//! qemu       QEMU in the place of bothy's own virtual machine
 //! session    hello, set-up, run; signals; the end
 //! streams    the command's standard streams, carried by threads
 //! ```
@@ -13,14 +14,16 @@
 //! in the container is gone with it, so nothing has to be flushed when its command has ended: the virtual machine is ended at once.
 
 mod environment;
-mod image;
+pub(super) mod image;
 mod place;
+mod qemu;
 mod scratch;
 mod session;
 mod streams;
 mod workload;
 
 use std::io::{self, IsTerminal};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -29,16 +32,19 @@ use bothy_guest::protocol::{Root, Setup, Upper, WindowSize};
 
 use self::place::Place;
 pub(super) use self::place::base as runtime_dir;
+use self::qemu::Qemu;
 use self::session::{Finished, Job, Session};
 use self::workload::Workload;
 use super::signals::Signals;
 use super::terminal::{self, RawTerminal};
 use super::{machine, random_name, say};
 use crate::agent::{self, Agent};
-use crate::cli::{Network, RunArgs, TimingFormat};
+use crate::boot::image::{Blob, KernelImage};
+use crate::cli::{Network, RunArgs, TimingFormat, Vmm};
 use crate::config::{Console, VmConfig};
 use crate::guest_files::GuestFiles;
-use crate::image::{ImageLease, RunConfig};
+use crate::image::rootfs::Limits;
+use crate::image::{Image, ImageLease, LoadOptions, PullOptions, RunConfig};
 use crate::report::timing::Timing;
 use crate::timeline::{self, Mark, Timeline};
 use crate::virtio::{blk, vsock};
@@ -47,10 +53,8 @@ use crate::vmm::process::VmProcess;
 
 /// The size of a terminal that doesn't tell its own.
 const USUAL_SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
-/// What the guest calls the disk with the image: it is the first.
-const IMAGE_DEVICE: &str = "vda";
-/// What the guest calls the disk for what is written.
-const SCRATCH_DEVICE: &str = "vdb";
+/// What the guest calls its disks, in their order: the image, and then each that was asked for of what is written and what is lent.
+const DEVICES: [&str; 3] = ["vda", "vdb", "vdc"];
 
 /// Runs the command and gives its exit code. Every error is bothy's own.
 pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
@@ -60,7 +64,9 @@ pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
         bail!("-t with -i needs a terminal as standard input: leave out one of them");
     }
     let (image, command) = args.words.split_first().context("IMAGE is missing")?;
-    let (image, lease) = image::find(image, args)?;
+    let load = LoadOptions { name: None, platform: args.platform.clone(), limits: Limits::default() };
+    let options = PullOptions { policy: args.pull, insecure: args.insecure_registry, load };
+    let (Image { config: image, .. }, lease) = image::find(image, &options)?;
     let id = random_name::<6>().context("can't get random numbers")?;
     let host_name = args.hostname.as_ref().unwrap_or(&id);
     check_host_name(host_name)?;
@@ -68,11 +74,26 @@ pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
     let place = Place::make(args.name.as_deref().unwrap_or(&id))?;
     let config = configuration(args, &lease, place.vsock());
     config.validate(machine::host_memory_mib()?)?;
-    let mut agent = Agent::listen(&place.vsock()).context("can't listen for the guest's agent")?;
-    let resources = open(&config, args, &place, lease)?;
+    let parts = Parts::open(args, lease)?;
+    machine::must_run_linux("")?;
+    let (qemu, mut agent) = match args.vmm {
+        Vmm::Bothy => (None, Agent::listen(&place.vsock()).context("can't listen for the guest's agent")?),
+        Vmm::Qemu => Qemu::listen().map(|(qemu, agent)| (Some(qemu), agent))?,
+    };
     let job = job(args, workload, host_name, &config, &mut agent)?;
     let signals = Signals::all().context("can't take signals")?;
-    let vm = VmProcess::spawn(&config, resources, timeline).context("can't start the VM's process")?;
+    // What QEMU opens must stay open here.
+    let (vm, _open) = match qemu {
+        None => {
+            let resources = resources(&config, args, &place, parts)?;
+            let vm = VmProcess::spawn(&config, resources, timeline);
+            (vm.context("can't start the VM's process")?, None)
+        }
+        Some(qemu) => {
+            let (vm, open) = qemu.start(&config, &parts)?;
+            (vm, Some((open, parts)))
+        }
+    };
     let raw = match args.tty && args.interactive {
         true => RawTerminal::enter().context("can't make the terminal raw")?,
         false => None,
@@ -89,12 +110,18 @@ fn configuration(args: &RunArgs, lease: &ImageLease, socket: PathBuf) -> VmConfi
     let image = blk::Config { path: lease.path().into(), read_only: true, id: Some("image".into()) };
     // The path stands for a file that never has one.
     let scratch = blk::Config { path: "scratch".into(), read_only: false, id: Some("scratch".into()) };
+    let scratch = args.scratch.map(|_| scratch);
+    let lent = args.lend.as_ref().map(|path| blk::Config {
+        path: path.clone(),
+        read_only: true,
+        id: Some("lent".into()),
+    });
     VmConfig {
         kernel: args.kernel.clone(),
         cpus: Some(args.cpus),
         memory: Some(args.memory),
         console: Some(Console::None),
-        disk: std::iter::once(image).chain(args.scratch.map(|_| scratch)).collect(),
+        disk: std::iter::once(image).chain(scratch).chain(lent).collect(),
         net: match &args.net {
             Network::None => Vec::new(),
             Network::Tap(net) => vec![net.clone()],
@@ -104,27 +131,54 @@ fn configuration(args: &RunArgs, lease: &ImageLease, socket: PathBuf) -> VmConfi
     }
 }
 
-/// Opens everything that the VM needs; afterwards only the VM itself can fail.
-fn open(config: &VmConfig, args: &RunArgs, place: &Place, image: ImageLease) -> anyhow::Result<Resources> {
-    let guest = GuestFiles::find()?;
-    let kernel = match &config.kernel {
-        Some(path) => machine::kernel_at(path)?,
-        None => machine::own_kernel(guest.kernel)?,
-    };
-    machine::must_run_linux("")?;
-    let image = blk::Disk::from_fd(image.into_fd(), true).context("can't use the image's file system")?;
-    let mut disks = vec![image];
-    if let Some(size) = args.scratch {
-        let file = scratch::make(&guest.scratch, size)?;
-        disks.push(blk::Disk::from_fd(file.into(), false).context("--scratch")?);
+/// The files that a virtual machine is made of, whoever runs it.
+struct Parts {
+    kernel: Blob,
+    agent: Blob,
+    disks: Vec<DiskFile>,
+}
+
+struct DiskFile {
+    file: OwnedFd,
+    read_only: bool,
+}
+
+impl Parts {
+    fn open(args: &RunArgs, image: ImageLease) -> anyhow::Result<Self> {
+        let guest = GuestFiles::find()?;
+        let kernel = match &args.kernel {
+            Some(path) => Blob::open(path).context("--kernel")?,
+            None => guest.kernel,
+        };
+        let mut disks = vec![DiskFile { file: image.into_fd(), read_only: true }];
+        if let Some(size) = args.scratch {
+            let file = scratch::make(&guest.scratch, size)?.into();
+            disks.push(DiskFile { file, read_only: false });
+        }
+        if let Some(path) = &args.lend {
+            let file = Blob::open(path).context("--lend")?.file.into();
+            disks.push(DiskFile { file, read_only: true });
+        }
+        Ok(Self { kernel, agent: guest.agent, disks })
     }
+}
+
+/// Opens everything else that the VM needs; afterwards only the VM itself can fail.
+fn resources(config: &VmConfig, args: &RunArgs, place: &Place, parts: Parts) -> anyhow::Result<Resources> {
+    let kernel = KernelImage::inspect(parts.kernel).context(if args.kernel.is_some() {
+        "--kernel"
+    } else {
+        "bothy's own guest"
+    })?;
+    let disks = parts.disks.into_iter().map(|disk| blk::Disk::from_fd(disk.file, disk.read_only));
+    let disks = disks.collect::<Result<_, _>>().context("can't use a disk")?;
     let nets = machine::taps(&config.net)?;
     let kvm = machine::kvm()?;
     let listener = config.vsock.as_ref().map(vsock::Config::listen).transpose();
     Ok(Resources {
         kvm,
         kernel,
-        initrd: Some(guest.agent),
+        initrd: Some(parts.agent),
         cmdline: format!("{} {}", machine::OWN_KERNEL, bothy_guest::KEY_AGENT),
         disks,
         nets,
@@ -150,12 +204,13 @@ fn job(
         seed: agent::random().context(random)?,
         host_name: host_name.into(),
         root: Root {
-            image: IMAGE_DEVICE.into(),
+            image: DEVICES[0].into(),
             upper: match args.scratch {
-                Some(_) => Upper::Scratch(SCRATCH_DEVICE.into()),
+                Some(_) => Upper::Scratch(DEVICES[1].into()),
                 None if args.read_only => Upper::ReadOnly,
                 None => Upper::Memory,
             },
+            lent: args.lend.as_ref().map(|_| DEVICES[1 + usize::from(args.scratch.is_some())].into()),
         },
         networks: config.net.iter().map(|net| machine::network(net).to_string()).collect(),
         privileged: args.privileged,

@@ -1,0 +1,217 @@
+//! Which system calls the filters of a running process permit. The kernel shows a process's filters to whoever may trace it and is root; here
+//! they are run, for each system call in turn.
+
+use std::io;
+
+/// The classic BPF that filters are written in.
+pub type Filter = Vec<libc::sock_filter>;
+
+/// As struct seccomp_data begins: the call's number, the architecture, and the address that it was called from.
+const ARCH_OFFSET: u32 = 4;
+/// All of it, the six arguments behind.
+const DATA_LEN: u32 = 64;
+/// x86-64, as a filter sees it.
+const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+/// The numbers of x86-64's system calls as of Linux 6.12; the gap was left for other tables.
+const FIRST: std::ops::RangeInclusive<u32> = 0..=334;
+const SECOND: std::ops::RangeInclusive<u32> = 424..=466;
+/// How many they are.
+pub const ALL: usize = 335 + 43;
+/// A request of ptrace(2) that libc has no name for.
+const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
+/// More than any filter has instructions.
+const MOST_INSTRUCTIONS: usize = 4096;
+/// Why a filter is not believed.
+const MALFORMED: &str = "a filter that can't be understood";
+
+/// How many system calls all of these filters permit, if all arguments are 0.
+///
+/// # Errors
+///
+/// A filter that the kernel would not have taken.
+pub fn permitted(filters: &[Filter]) -> io::Result<usize> {
+    let mut count = 0;
+    for number in FIRST.chain(SECOND) {
+        let mut permitted = true;
+        for filter in filters {
+            let action = run(filter, number).ok_or_else(|| io::Error::other(MALFORMED))?;
+            let action = action & libc::SECCOMP_RET_ACTION_FULL;
+            permitted &= action == libc::SECCOMP_RET_ALLOW || action == libc::SECCOMP_RET_LOG;
+        }
+        count += usize::from(permitted);
+    }
+    Ok(count)
+}
+
+/// What a filter returns for a system call. None for one that is not well-formed.
+fn run(filter: &[libc::sock_filter], number: u32) -> Option<u32> {
+    let (mut a, mut x, mut memory, mut at) = (0_u32, 0_u32, [0_u32; 16], 0_usize);
+    // All jumps lead forward, so this ends.
+    loop {
+        let libc::sock_filter { code, jt, jf, k } = *filter.get(at)?;
+        let code = u32::from(code);
+        at += 1;
+        let operand = if code & libc::BPF_X == 0 { k } else { x };
+        match code & 7 {
+            libc::BPF_LD if code & 0xe0 == libc::BPF_ABS => a = word(number, k)?,
+            libc::BPF_LD if code & 0xe0 == libc::BPF_IMM => a = k,
+            libc::BPF_LD if code & 0xe0 == libc::BPF_MEM => a = *memory.get(k as usize)?,
+            libc::BPF_LD if code & 0xe0 == libc::BPF_LEN => a = DATA_LEN,
+            libc::BPF_LDX if code & 0xe0 == libc::BPF_IMM => x = k,
+            libc::BPF_LDX if code & 0xe0 == libc::BPF_MEM => x = *memory.get(k as usize)?,
+            libc::BPF_LDX if code & 0xe0 == libc::BPF_LEN => x = DATA_LEN,
+            libc::BPF_ST => *memory.get_mut(k as usize)? = a,
+            libc::BPF_STX => *memory.get_mut(k as usize)? = x,
+            libc::BPF_ALU => {
+                a = match code & 0xf0 {
+                    libc::BPF_ADD => a.wrapping_add(operand),
+                    libc::BPF_SUB => a.wrapping_sub(operand),
+                    libc::BPF_MUL => a.wrapping_mul(operand),
+                    libc::BPF_DIV => a.checked_div(operand)?,
+                    libc::BPF_OR => a | operand,
+                    libc::BPF_AND => a & operand,
+                    libc::BPF_XOR => a ^ operand,
+                    libc::BPF_LSH => a.checked_shl(operand)?,
+                    libc::BPF_RSH => a.checked_shr(operand)?,
+                    libc::BPF_NEG => a.wrapping_neg(),
+                    _ => return None,
+                }
+            }
+            libc::BPF_JMP => {
+                let holds = match code & 0xf0 {
+                    libc::BPF_JA => {
+                        at = at.checked_add(k as usize)?;
+                        continue;
+                    }
+                    libc::BPF_JEQ => a == operand,
+                    libc::BPF_JGT => a > operand,
+                    libc::BPF_JGE => a >= operand,
+                    libc::BPF_JSET => a & operand != 0,
+                    _ => return None,
+                };
+                at += usize::from(if holds { jt } else { jf });
+            }
+            libc::BPF_RET => return Some(if code & 0x18 == libc::BPF_A { a } else { k }),
+            libc::BPF_MISC if code & 0xf8 == libc::BPF_TAX => x = a,
+            libc::BPF_MISC if code & 0xf8 == libc::BPF_TXA => a = x,
+            _ => return None,
+        }
+    }
+}
+
+/// A word of what the kernel shows to the filter.
+fn word(number: u32, offset: u32) -> Option<u32> {
+    match offset {
+        0 => Some(number),
+        ARCH_OFFSET => Some(AUDIT_ARCH_X86_64),
+        offset if offset < DATA_LEN && offset % 4 == 0 => Some(0),
+        _ => None,
+    }
+}
+
+/// The filters of a process. It is stopped for a moment.
+///
+/// # Errors
+///
+/// The kernel's: it takes root, and a process that nobody else traces.
+pub fn filters_of(pid: u32) -> io::Result<Vec<Filter>> {
+    let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
+    trace(libc::PTRACE_SEIZE, pid, 0, std::ptr::null_mut())?;
+    let stopped = stop(pid).and_then(|()| {
+        let mut filters = Vec::new();
+        loop {
+            match filter(pid, filters.len()) {
+                Ok(filter) => filters.push(filter),
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(filters),
+                Err(error) => return Err(error),
+            }
+        }
+    });
+    let detached = trace(libc::PTRACE_DETACH, pid, 0, std::ptr::null_mut());
+    let filters = stopped?;
+    detached?;
+    Ok(filters)
+}
+
+fn stop(pid: libc::pid_t) -> io::Result<()> {
+    trace(libc::PTRACE_INTERRUPT, pid, 0, std::ptr::null_mut())?;
+    let mut status = 0;
+    #[expect(unsafe_code, reason = "std waits for no process of others")]
+    // SAFETY: `status` is a valid place for the result.
+    let ret = unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) };
+    if ret != pid {
+        return Err(io::Error::last_os_error());
+    }
+    if libc::WIFSTOPPED(status) { Ok(()) } else { Err(io::Error::other("it has ended")) }
+}
+
+fn filter(pid: libc::pid_t, number: usize) -> io::Result<Filter> {
+    let len = trace(PTRACE_SECCOMP_GET_FILTER, pid, number, std::ptr::null_mut())?;
+    let len = usize::try_from(len).ok().filter(|len| *len <= MOST_INSTRUCTIONS);
+    let len = len.ok_or_else(|| io::Error::other(MALFORMED))?;
+    let mut filter = vec![libc::sock_filter { code: 0, jt: 0, jf: 0, k: 0 }; len];
+    trace(PTRACE_SECCOMP_GET_FILTER, pid, number, filter.as_mut_ptr())?;
+    Ok(filter)
+}
+
+/// `data` is null, or has room for what the request writes.
+fn trace(
+    request: libc::c_uint,
+    pid: libc::pid_t,
+    address: usize,
+    data: *mut libc::sock_filter,
+) -> io::Result<libc::c_long> {
+    #[expect(unsafe_code, reason = "std has no ptrace")]
+    // SAFETY: of the requests here only one writes to our memory, and that within the filter whose length it has told before: a process that is stopped
+    // gets no other.
+    let ret = unsafe { libc::ptrace(request, pid, address, data) };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn op(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+        libc::sock_filter { code: u16::try_from(code).unwrap(), jt, jf, k }
+    }
+
+    const LOAD: u32 = libc::BPF_LD | libc::BPF_ABS;
+    const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+    const ERRNO: u32 = libc::SECCOMP_RET_ERRNO | 1;
+
+    /// Permits numbers below 10 of x86-64 and nothing else.
+    fn ten() -> Filter {
+        vec![
+            op(LOAD, 0, 0, 4),
+            op(libc::BPF_JMP | libc::BPF_JEQ, 1, 0, AUDIT_ARCH_X86_64),
+            op(libc::BPF_RET, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
+            op(LOAD, 0, 0, 0),
+            op(libc::BPF_JMP | libc::BPF_JGE, 0, 1, 10),
+            op(libc::BPF_RET, 0, 0, ERRNO),
+            op(libc::BPF_RET, 0, 0, ALLOW),
+        ]
+    }
+
+    #[test]
+    fn all_filters_must_permit_a_call() {
+        assert_eq!(permitted(&[]).unwrap(), ALL);
+        assert_eq!(permitted(&[ten()]).unwrap(), 10);
+        // Even numbers: bit 0 is not set.
+        let even = vec![
+            op(LOAD, 0, 0, 0),
+            op(libc::BPF_JMP | libc::BPF_JSET, 0, 1, 1),
+            op(libc::BPF_RET, 0, 0, ERRNO),
+            op(libc::BPF_RET, 0, 0, ALLOW),
+        ];
+        assert_eq!(permitted(&[ten(), even]).unwrap(), 5);
+    }
+
+    #[test]
+    fn a_filter_without_an_end_is_no_filter() {
+        assert!(permitted(&[vec![]]).is_err());
+        assert!(permitted(&[vec![op(LOAD, 0, 0, 0)]]).is_err());
+        assert!(permitted(&[vec![op(LOAD, 0, 0, 400), op(libc::BPF_RET, 0, 0, ALLOW)]]).is_err());
+        assert!(permitted(&[vec![op(libc::BPF_JMP | libc::BPF_JA, 0, 0, u32::MAX)]]).is_err());
+    }
+}

@@ -1,0 +1,290 @@
+//! Files that all peers use, in a directory that is gone afterwards: the load, the image, what containers have of it, and bothy itself as it is
+//! measured.
+//!
+//! bothy is a copy with its guest's files beside it: what an instance holds of the program is then its own, and not shared with the one that measures; and
+//! QEMU starts the very same kernel and initramfs.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::Context;
+
+use rustix::mount::{UnmountFlags, unmount};
+
+use super::network::Network;
+use crate::commands::{random_name, run};
+use crate::guest_files::{DIR_VARIABLE, GuestFiles};
+use crate::image::rootfs::{self, Limits};
+use crate::image::{ImageLease, LoadOptions, Platform, Policy, PullOptions};
+
+/// The name of the image that is made here, in a store of its own.
+const IMAGE: &str = "localhost/bothy-bench:latest";
+/// Where the load is in every instance: outside of the image.
+pub(super) const LOAD: &str = "/.bothy/load";
+
+/// The directory, and what is kept as long as it is.
+pub(super) struct Work {
+    dir: PathBuf,
+    image: Image,
+    /// Why containers can't have the image.
+    pub(super) no_root: Option<String>,
+    /// For loads that use it, or why there is none.
+    pub(super) network: Result<Network, String>,
+}
+
+/// What runs in every instance.
+struct Image {
+    /// For `bothy run`.
+    word: String,
+    /// For a report.
+    description: String,
+    /// Its file system.
+    lease: ImageLease,
+}
+
+impl Work {
+    /// Makes everything. Without an image there is one of nothing but an /etc/passwd.
+    pub(super) fn make(image: Option<&str>, with_network: bool) -> anyhow::Result<Self> {
+        let id = random_name::<6>().context("can't get random numbers")?;
+        // As for scratch disks: /tmp may be in memory, and files in there can't be out of the page cache.
+        let base = std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
+        let dir = Dir(base.join(format!("bothy-bench-{id}")));
+        fs::create_dir(&dir.0).with_context(|| format!("can't make {}", dir.0.display()))?;
+        fill(&dir.0).with_context(|| format!("can't fill {}", dir.0.display()))?;
+        let (image, no_root) = match image {
+            Some(text) => {
+                let image = given(text)?;
+                let no_root = unpack(image.lease.path(), &dir.0.join("root")).err();
+                (image, no_root)
+            }
+            None => (own(&dir.0)?, None),
+        };
+        let network = match with_network {
+            true => Network::make(&dir.0.join("lent/load")),
+            false => Err("there is no network".into()),
+        };
+        let work = Self { dir: dir.0.clone(), image, no_root, network };
+        // From here on it removes the directory.
+        std::mem::forget(dir);
+        Ok(work)
+    }
+
+    /// What runs, for a report.
+    pub(super) fn image(&self) -> &str {
+        &self.image.description
+    }
+
+    /// The word for the image, for [`Work::bothy`].
+    pub(super) fn image_word(&self) -> &str {
+        &self.image.word
+    }
+
+    /// bothy, as it is measured.
+    pub(super) fn bothy(&self) -> impl Fn() -> Command + Clone + use<> {
+        let dir = self.dir.clone();
+        let has_store = dir.join("store").is_dir();
+        move || {
+            let mut command = Command::new(dir.join("bothy"));
+            command.env(DIR_VARIABLE, dir.join("guest")).env_remove("RUST_LOG");
+            if has_store {
+                command.env("BOTHY_STORE", dir.join("store"));
+            }
+            command
+        }
+    }
+
+    /// What bothy reads when it starts a virtual machine.
+    pub(super) fn bothy_files(&self) -> Vec<PathBuf> {
+        let mut files = program_files(&self.dir.join("bothy"));
+        files.extend(["guest/vmlinux", "guest/agent.cpio", "lent.erofs"].map(|name| self.dir.join(name)));
+        files.push(self.image.lease.path().to_owned());
+        files
+    }
+
+    /// The directory.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The file system image that has nothing but the load.
+    pub(super) fn lent_image(&self) -> PathBuf {
+        self.dir.join("lent.erofs")
+    }
+
+    /// The directory that has nothing but the load.
+    pub(super) fn lent(&self) -> PathBuf {
+        self.dir.join("lent")
+    }
+
+    /// The load, for whoever runs on this machine itself.
+    pub(super) fn load(&self) -> PathBuf {
+        self.dir.join("lent/load")
+    }
+
+    /// The image's files, for containers.
+    pub(super) fn root(&self) -> PathBuf {
+        self.dir.join("root")
+    }
+
+    /// Bytes on disk of all that instances may put files into: the engines' state, and what bothy has for each container.
+    pub(super) fn disk(&self) -> u64 {
+        disk_usage(&self.dir) + disk_usage(&run::runtime_dir())
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        drop(Dir(std::mem::take(&mut self.dir)));
+    }
+}
+
+/// Removes the directory when it is dropped.
+struct Dir(PathBuf);
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        // Whatever an engine has mounted there goes first: what lies behind a mount may be somebody else's.
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for path in mounts_below(&mounts, &self.0).iter().rev() {
+            if let Err(error) = unmount(path, UnmountFlags::DETACH) {
+                log::warn!("{} stays: {}: {error}", self.0.display(), path.display());
+                return;
+            }
+        }
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            log::warn!("{} stays: {error}", self.0.display());
+        }
+    }
+}
+
+/// What is mounted in a directory, in the order in which it was.
+fn mounts_below(mountinfo: &str, dir: &Path) -> Vec<PathBuf> {
+    let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
+    points.map(PathBuf::from).filter(|point| point.starts_with(dir)).collect()
+}
+
+fn fill(dir: &Path) -> anyhow::Result<()> {
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+    for name in ["lent", "guest", "root"] {
+        fs::create_dir(dir.join(name))?;
+    }
+    let exe = std::env::current_exe().context("can't find this program")?;
+    fs::copy(exe, dir.join("bothy"))?;
+    let guest = GuestFiles::find()?;
+    guest.unpack(&dir.join("guest"))?;
+    fs::copy(dir.join("guest/load"), dir.join("lent/load"))?;
+    fs::set_permissions(dir.join("lent/load"), fs::Permissions::from_mode(0o755))?;
+    let lent = File::options().read(true).write(true).create_new(true).open(dir.join("lent.erofs"))?;
+    rootfs::build_from_dir(&dir.join("lent"), &lent, &Limits::default())?;
+    Ok(())
+}
+
+/// The image that is made here: what a container needs to have, and nothing else.
+fn own(dir: &Path) -> anyhow::Result<Image> {
+    let root = dir.join("root");
+    for name in ["dev", "etc", "proc", "sys"] {
+        fs::create_dir(root.join(name)).context("can't make an image")?;
+    }
+    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n").context("can't make an image")?;
+    let store = crate::image::Store::at(&dir.join("store"), None).context("can't make a store")?;
+    let mut found = None;
+    let options = LoadOptions {
+        name: Some(IMAGE.parse().context("the image's name")?),
+        platform: Platform::native(),
+        limits: Limits::default(),
+    };
+    let source = crate::image::Source::Dir(root);
+    crate::image::load(&store, &source, &options, &Silent, &mut |loaded| found = Some(loaded.lease))
+        .context("can't load the image")?;
+    let lease = found.context("the image has no file system")?;
+    Ok(Image { word: IMAGE.into(), description: "an image with nothing in it".into(), lease })
+}
+
+/// The image that the user names: from the user's store, where it stays.
+fn given(text: &str) -> anyhow::Result<Image> {
+    let load = LoadOptions { name: None, platform: Platform::native(), limits: Limits::default() };
+    let options = PullOptions { policy: Policy::Missing, insecure: false, load };
+    let (image, lease) = run::image::find(text.as_ref(), &options)?;
+    Ok(Image { word: image.digest.hex().to_owned(), description: text.to_owned(), lease })
+}
+
+/// Copies what is in a file system image into a directory, as root: containers have their files so. The mount is in a namespace of its own, and
+/// goes with it.
+fn unpack(image: &Path, root: &Path) -> Result<(), String> {
+    const SCRIPT: &str = "mount -t erofs -o ro,loop \"$1\" /mnt && cp -a /mnt/. \"$2\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", SCRIPT, "sh"]).args([image, root]);
+    let output = command.stdin(Stdio::null()).output().map_err(|error| format!("unshare: {error}"))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("the image can't be unpacked: {}", last_line(&output.stderr))),
+    }
+}
+
+/// A program's file, and the libraries that it is linked with.
+pub(super) fn program_files(program: &Path) -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_file());
+    let Some(found) = found else { return Vec::new() };
+    let output = Command::new("ldd").arg(&found).stdin(Stdio::null()).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let libraries = text.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from);
+    let mut files: Vec<PathBuf> = std::iter::once(found).chain(libraries).collect();
+    files.retain(|path| path.is_file());
+    files
+}
+
+/// The last line with something on it: what a program that fails says at last.
+pub(super) fn last_line(output: &[u8]) -> String {
+    let text = String::from_utf8_lossy(output);
+    let last = text.lines().rev().find(|line| !line.trim().is_empty());
+    last.unwrap_or("it fails without a word").trim().to_owned()
+}
+
+/// Of a directory and all below it. What can't be read, or goes meanwhile, has none.
+fn disk_usage(path: &Path) -> u64 {
+    let Ok(metadata) = path.symlink_metadata() else { return 0 };
+    let entries = if metadata.is_dir() { fs::read_dir(path).ok() } else { None };
+    let below: u64 = entries.into_iter().flatten().flatten().map(|entry| disk_usage(&entry.path())).sum();
+    metadata.blocks() * 512 + below
+}
+
+/// Nobody watches.
+struct Silent;
+
+impl crate::image::Progress for Silent {
+    fn begin(&self, _what: &str, _bytes: Option<u64>) {}
+    fn advance(&self, _bytes: u64) {}
+    fn end(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn complaints_are_one_line() {
+        assert_eq!(last_line(b"a\nb\n\n"), "b");
+        assert_eq!(last_line(b""), "it fails without a word");
+    }
+
+    #[test]
+    fn mounts_are_found_below_a_directory_alone() {
+        let text = "22 1 0:21 / /proc rw - proc proc rw\n30 1 0:5 / /var/tmp/b/podman/overlay rw - tmpfs x rw\n31 30 0:6 / /var/tmp/b/podman/overlay/1 rw - x x rw\n\
+            32 1 0:7 / /var/tmp/bc rw - x x rw\n";
+        let found = mounts_below(text, Path::new("/var/tmp/b"));
+        assert_eq!(found, ["/var/tmp/b/podman/overlay", "/var/tmp/b/podman/overlay/1"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn a_program_is_found_with_its_libraries() {
+        let files = program_files(Path::new("sh"));
+        assert!(
+            files[0].ends_with("sh") && files.iter().any(|path| path.to_string_lossy().contains("libc.so")),
+            "{files:?}"
+        );
+        assert!(program_files(Path::new("no-such-program")).is_empty());
+    }
+}
