@@ -11,7 +11,7 @@ use std::time::Instant;
 use rustix::fs::{Advice, fadvise};
 
 use crate::say;
-use crate::work::{PAGE, best};
+use crate::work::{PAGE, measure};
 
 const NAME: &str = "bothy-load.file";
 const LEN: usize = 64 << 20;
@@ -21,12 +21,12 @@ const ROUNDS: usize = 3;
 
 /// Prints MiB/s in order, nanoseconds of a read of 4 KiB anywhere, and of 4 KiB written and on its disk.
 pub(crate) fn disk() -> io::Result<()> {
-    let result = measure();
+    let result = measure_all();
     let removed = fs::remove_file(NAME);
     result.and(removed)
 }
 
-fn measure() -> io::Result<()> {
+fn measure_all() -> io::Result<()> {
     // Bytes that no disk can leave out or make smaller.
     let mut piece = vec![0; PIECE];
     File::open("/dev/urandom")?.read_exact(&mut piece)?;
@@ -62,18 +62,16 @@ fn measure() -> io::Result<()> {
         x % (LEN / PAGE) as u64 * PAGE as u64
     };
     let mut page = [0; PAGE];
-    let random = best(|turns| {
+    measure("random_ns", |turns| {
         forget(&file)?;
         (0..turns).try_for_each(|_| file.read_exact_at(&mut page, any()))
     })?;
-    say(format_args!("random_ns={:.3}", random * 1e9))?;
-    let sync = best(|turns| {
+    measure("sync_ns", |turns| {
         (0..turns).try_for_each(|_| {
             file.write_all_at(&page, any())?;
             file.sync_data()
         })
-    })?;
-    say(format_args!("sync_ns={:.3}", sync * 1e9))
+    })
 }
 
 fn mibs(seconds: f64) -> f64 {

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::say;
-use crate::work::best;
+use crate::work::measure;
 
 /// Each byte comes back.
 const ECHO: u8 = b'e';
@@ -55,13 +55,12 @@ fn answer(stream: &mut TcpStream) -> io::Result<()> {
 /// Prints nanoseconds of a byte there and back, and MiB/s to the other side and from it.
 pub(crate) fn net(address: &str) -> io::Result<()> {
     let mut echo = connect(address, ECHO)?;
-    let round_trip = best(|turns| {
+    measure("round_trip_ns", |turns| {
         (0..turns).try_for_each(|_| {
             echo.write_all(b"x")?;
             echo.read_exact(&mut [0])
         })
     })?;
-    say(format_args!("round_trip_ns={:.3}", round_trip * 1e9))?;
     let mut piece = vec![0; PIECE];
     let mut sink = connect(address, SINK)?;
     let (start, mut sent) = (Instant::now(), 0);

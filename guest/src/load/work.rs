@@ -23,12 +23,12 @@ pub(crate) fn system_calls(turns: usize) -> io::Result<()> {
 }
 
 /// Finds how many turns fill a round, and prints the best round's mean.
-pub(crate) fn measure(round: impl FnMut(usize) -> io::Result<()>) -> io::Result<()> {
-    say(format_args!("ns={:.3}", best(round)? * 1e9))
+pub(crate) fn measure(key: &str, round: impl FnMut(usize) -> io::Result<()>) -> io::Result<()> {
+    say(format_args!("{key}={:.3}", best(round)? * 1e9))
 }
 
 /// Seconds of a turn, in the best round.
-pub(crate) fn best(mut round: impl FnMut(usize) -> io::Result<()>) -> io::Result<f64> {
+fn best(mut round: impl FnMut(usize) -> io::Result<()>) -> io::Result<f64> {
     let mut turns = 1;
     let mut best = loop {
         let start = Instant::now();
@@ -140,7 +140,7 @@ pub(crate) fn switch() -> io::Result<()> {
         rustix::io::read(&from_read, &mut [0])?;
         Ok(())
     };
-    let measured = measure(|turns| (0..turns).try_for_each(|_| pass(b'x')));
+    let measured = measure("switch_ns", |turns| (0..turns).try_for_each(|_| pass(b'x')));
     pass(b'q')?;
     wait_for(child)?;
     measured

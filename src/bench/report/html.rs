@@ -66,7 +66,10 @@ fn write(page: &mut String, results: &Results) -> std::fmt::Result {
             self::table(page, &table)?;
         }
         match section {
-            Section::Startup => results.phases.iter().try_for_each(|phases| waterfall(page, phases))?,
+            Section::Startup => {
+                let longest = results.phases.iter().map(length).fold(0.0, f64::max);
+                results.phases.iter().try_for_each(|phases| waterfall(page, phases, longest))?;
+            }
             Section::Memory => stacks(page, results)?,
             Section::Cpu => exits(page, results)?,
             Section::Density => curves(page, results)?,
@@ -153,16 +156,21 @@ fn strip(page: &mut String, line: &Line, summary: &Summary, most: f64, place: us
     writeln!(page, "</svg>")
 }
 
-fn waterfall(page: &mut String, phases: &Phases) -> std::fmt::Result {
+/// All phases together, in milliseconds.
+fn length(phases: &Phases) -> f64 {
+    phases.steps.iter().map(|(_, samples)| median(samples)).sum()
+}
+
+/// The longest of all has the whole width.
+fn waterfall(page: &mut String, phases: &Phases, longest: f64) -> std::fmt::Result {
     let medians: Vec<(&str, f64)> =
         phases.steps.iter().map(|(name, samples)| (name.as_str(), median(samples))).collect();
-    let whole: f64 = medians.iter().map(|(_, median)| median).sum();
-    if whole <= 0.0 {
+    if length(phases) <= 0.0 {
         return Ok(());
     }
     writeln!(
         page,
-        "<figure>\n<figcaption>where the time of {} goes, ms <span class=\"small\">medians of {} runs of their own</span></figcaption>",
+        "<figure>\n<figcaption>where the time of {} goes, ms <span class=\"small\">medians of {} runs</span></figcaption>",
         escape(&phases.peer),
         runs(phases)
     )?;
@@ -174,8 +182,8 @@ fn waterfall(page: &mut String, phases: &Phases) -> std::fmt::Result {
              <span class=\"track\"><i style=\"margin-left:{:.2}%;width:{:.2}%\"></i></span>\
              <span class=\"figures\"><b>{}</b></span></div>",
             escape(name),
-            before / whole * 100.0,
-            median / whole * 100.0,
+            before / longest * 100.0,
+            median / longest * 100.0,
             number(median)
         )?;
         before += median;

@@ -115,12 +115,7 @@ fn bar(line: &Line) -> String {
 
 fn phases(text: &mut String, results: &Results) -> std::fmt::Result {
     for phases in &results.phases {
-        writeln!(
-            text,
-            "\n  where the time of {} goes, ms (medians of {} runs of their own)",
-            phases.peer,
-            runs(phases)
-        )?;
+        writeln!(text, "\n  where the time of {} goes, ms (medians of {} runs)", phases.peer, runs(phases))?;
         list(text, phases.steps.iter().map(|(name, samples)| (name.as_str(), median(samples))))?;
     }
     Ok(())

@@ -37,10 +37,10 @@ impl Bench<'_> {
     pub(super) fn memory(&mut self, found: &mut Found) {
         let (stop, times) = (self.stop, self.times);
         let (available, disk) = (self.available, self.disk);
-        // Each of these takes long, and moves little.
-        let rounds = self.runs.min(3);
+        // Each of these takes long, and moves little. One instance is looked at at a time, since others share memory with it.
+        let rounds = self.runs.div_ceil(8).min(3);
         let mut stacks: Vec<Stack> = Vec::new();
-        let all = self.rounds(Section::Memory, rounds, 6, |executor| {
+        let all = self.rounds(Section::Memory, (0, rounds), 6, |executor| {
             let files = disk();
             let mut first = executor.start(&["wait"])?;
             let files = disk().saturating_sub(files);

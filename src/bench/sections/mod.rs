@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use super::executor::{Executor, Instance};
 use super::results::{Curve, Exits, Fact, Measure, Peer, Phases, Row, Section, Stack, Unit};
 
-/// Rounds that are not counted.
+/// Rounds of starts that are not counted. Loads that measure themselves warm up by themselves, and memory knows no haste.
 const WARM_UP: usize = 1;
 
 /// How long is waited, and for what.
@@ -38,8 +38,8 @@ pub struct Times {
 impl Times {
     /// Those that a report speaks of.
     pub const REAL: Self = Self {
-        rest: Duration::from_secs(3),
-        watch: Duration::from_secs(5),
+        rest: Duration::from_secs(2),
+        watch: Duration::from_secs(4),
         hold: 5,
         looks: [Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(60)],
     };
@@ -126,11 +126,11 @@ impl Bench<'_> {
         found
     }
 
-    /// Runs each peer in turn, `rounds` times; a peer that fails isn't asked again in this section.
+    /// Runs each peer in turn, `rounds` times after those that don't count; a peer that fails isn't asked again in this section.
     fn rounds(
         &mut self,
         section: Section,
-        rounds: usize,
+        (warm_up, rounds): (usize, usize),
         measures: usize,
         mut sample: impl FnMut(&mut dyn Executor) -> Result<Vec<f64>, String>,
     ) -> Vec<Samples> {
@@ -139,7 +139,7 @@ impl Bench<'_> {
             .iter()
             .map(|peer| Samples { of: vec![Vec::new(); measures], failure: peer.peer().missing })
             .collect();
-        for round in 0..rounds + WARM_UP {
+        for round in 0..rounds + warm_up {
             for (executor, samples) in self.peers.iter_mut().zip(&mut all) {
                 if samples.failure.is_some() {
                     continue;
@@ -149,9 +149,9 @@ impl Bench<'_> {
                     continue;
                 }
                 let Peer { name, .. } = executor.peer();
-                (self.progress)(section, &name, round, rounds + WARM_UP);
+                (self.progress)(section, &name, round, rounds + warm_up);
                 match sample(executor.as_mut()) {
-                    Ok(_) if round < WARM_UP => {}
+                    Ok(_) if round < warm_up => {}
                     Ok(figures) => samples.of.iter_mut().zip(figures).for_each(|(all, one)| all.push(one)),
                     Err(why) => samples.failure = Some(why),
                 }

@@ -1,6 +1,6 @@
 //! Time to start, and where it goes.
 
-use super::{Bench, Found, milliseconds};
+use super::{Bench, Found, WARM_UP, milliseconds};
 use crate::bench::results::{Peer, Phases, Section, Unit};
 
 /// Runs that tell their phases.
@@ -10,7 +10,7 @@ const COLD_RUNS: usize = 20;
 
 impl Bench<'_> {
     pub(super) fn startup(&mut self, found: &mut Found) {
-        let all = self.rounds(Section::Startup, self.runs, 2, |executor| {
+        let all = self.rounds(Section::Startup, (WARM_UP, self.runs), 2, |executor| {
             let run = executor.run(&["hello"])?;
             Ok([run.first_output, run.exit].map(milliseconds).into())
         });
@@ -18,9 +18,11 @@ impl Bench<'_> {
             ("first_output", "exec to the first output", Unit::Milliseconds),
             ("exit", "exec to exit", Unit::Milliseconds),
         ];
+        let split: Vec<(Vec<f64>, Vec<f64>)> =
+            all.iter().map(|samples| phases_outside(&samples.of)).collect();
         self.measures(Section::Startup, &names, all, found);
         self.cold(found);
-        for executor in &mut self.peers {
+        for (executor, (before, after)) in self.peers.iter_mut().zip(split) {
             let Peer { name, missing, .. } = executor.peer();
             if missing.is_some() {
                 continue;
@@ -40,6 +42,10 @@ impl Bench<'_> {
                     }
                 }
             }
+            if steps.is_empty() && !before.is_empty() {
+                steps =
+                    vec![("exec to the first output".into(), before), ("first output to exit".into(), after)];
+            }
             if !steps.is_empty() {
                 found.phases.push(Phases { peer: name, steps });
             }
@@ -49,7 +55,7 @@ impl Bench<'_> {
     /// The same with this peer's own files out of the page cache, and never anybody else's.
     fn cold(&mut self, found: &mut Found) {
         let evict = self.evict;
-        let all = self.rounds(Section::Startup, self.runs.min(COLD_RUNS), 3, |executor| {
+        let all = self.rounds(Section::Startup, (0, self.runs.min(COLD_RUNS)), 3, |executor| {
             let left = evict(&executor.files())?;
             let run = executor.run(&["hello"])?;
             Ok(vec![milliseconds(run.first_output), milliseconds(run.exit), left])
@@ -60,5 +66,15 @@ impl Bench<'_> {
             ("cold_left", "of its files, still in the page cache before that", Unit::Percent),
         ];
         self.measures(Section::Startup, &names, all, found);
+    }
+}
+
+/// The two phases that show without asking: to the first output, and from there to the end.
+fn phases_outside(samples: &[Vec<f64>]) -> (Vec<f64>, Vec<f64>) {
+    match samples {
+        [first, exit, ..] => {
+            (first.clone(), exit.iter().zip(first).map(|(exit, first)| exit - first).collect())
+        }
+        _ => (Vec::new(), Vec::new()),
     }
 }

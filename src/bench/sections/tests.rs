@@ -60,7 +60,7 @@ impl Executor for Fake {
         let output = match load {
             ["see"] => "kernel=6\nseccomp=0\n".to_owned(),
             ["net"] => format!("round_trip_ns={}\nout_mibs=7\nin_mibs=8\n", time.as_millis()),
-            _ => format!("ns={}\n", time.as_millis()),
+            _ => format!("cpu_ns={}\n", time.as_millis()),
         };
         Ok(Run { first_output: time / 2, exit: time, output })
     }
@@ -263,7 +263,7 @@ fn what_shows_outside_is_told_in_a_line() {
 #[test]
 fn a_load_may_say_several_figures() {
     let world = World::new();
-    let found = world.measure(vec![world.fake("bothy", &[70])], 2, &[Section::Net], usize::MAX);
+    let found = world.measure(vec![world.fake("bothy", &[70])], 3, &[Section::Net], usize::MAX);
     let figure = |id: &str| of(&found, id).rows[0].samples.clone();
     assert_eq!(
         (figure("net.round_trip"), figure("net.out"), figure("net.in")),

@@ -29,11 +29,14 @@ use super::{Failure, images, print, say, signals};
 use crate::bench::executor::Executor;
 use crate::bench::results::{Results, Section, VERSION};
 use crate::bench::sections::{Bench, Times};
+use crate::bench::stats::FEW;
 use crate::bench::{cache, machine, report, watch};
 use crate::cli::{BenchArgs, Engine};
 
-/// Most instances at once, and how long a peer may take to start them.
-const DENSITY: (usize, Duration) = (100, Duration::from_secs(20));
+/// Most instances at once.
+const MOST_INSTANCES: usize = 100;
+/// How long a peer may take to start them, and where runs are few.
+const DENSITY: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(10)];
 /// Why a virtual machine gives nothing back.
 const NO_BALLOON: &str =
     "bothy keeps what its guest has freed until the virtual machine ends: it has no balloon yet.";
@@ -115,7 +118,7 @@ fn measure(args: &BenchArgs) -> anyhow::Result<Results> {
     let mut bench = Bench {
         peers,
         runs: args.runs,
-        density: DENSITY,
+        density: (MOST_INSTANCES, DENSITY[usize::from(args.runs < FEW)]),
         times: Times::REAL,
         stop: &signals::end_is_wished,
         progress: &tell,

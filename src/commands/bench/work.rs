@@ -21,6 +21,8 @@ use crate::image::{ImageLease, LoadOptions, Platform, Policy, PullOptions};
 
 /// The name of the image that is made here, in a store of its own.
 const IMAGE: &str = "localhost/bothy-bench:latest";
+/// Of an image's number, to name it. One of 64 would be taken for a name that isn't one.
+const DIGITS: usize = 32;
 /// Where the load is in every instance: outside of the image.
 pub(super) const LOAD: &str = "/.bothy/load";
 
@@ -207,7 +209,9 @@ fn given(text: &str) -> anyhow::Result<Image> {
     let load = LoadOptions { name: None, platform: Platform::native(), limits: Limits::default() };
     let options = PullOptions { policy: Policy::Missing, insecure: false, load };
     let (image, lease) = run::image::find(text.as_ref(), &options)?;
-    Ok(Image { word: image.digest.hex().to_owned(), description: text.to_owned(), lease })
+    // The number's first digits find it in the store, whatever it was called.
+    let word = image.digest.hex()[..DIGITS].to_owned();
+    Ok(Image { word, description: text.to_owned(), lease })
 }
 
 /// Copies what is in a file system image into a directory, as root: containers have their files so. The mount is in a namespace of its own, and
