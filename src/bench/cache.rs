@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Advice, fadvise};
 
 /// Asks the kernel to forget what it has of these files, and gives the share of their pages that it still has, in percent: what others
-/// have mapped stays, and so does all that has no disk.
+/// have mapped stays, and so does all that has no disk. Of a file that the caller neither owns nor may write, the kernel says that all of it is there.
 ///
 /// # Errors
 ///

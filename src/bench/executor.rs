@@ -21,6 +21,11 @@ pub trait Executor {
         Vec::new()
     }
 
+    /// Bytes on disk of whatever it keeps for its instances; an error, in a line, if that isn't known.
+    fn kept(&self) -> Result<u64, String> {
+        Ok(0)
+    }
+
     /// Runs a load to its end, and tells what it knows of that; `None` if it knows nothing.
     fn details(&mut self, _load: &[&str]) -> Result<Option<Details>, String> {
         Ok(None)
@@ -52,18 +57,24 @@ pub trait Instance {
     /// What all its processes on this machine hold now.
     fn usage(&self) -> Result<Usage, String>;
 
-    /// Memory by what it is for: that of a guest, if there is one, and all else by the name of the process. In bytes (Pss).
-    fn parts(&self) -> Result<Vec<(String, u64)>, String>;
+    /// Memory by what it is for.
+    fn parts(&self) -> Result<Parts, String>;
 
     /// All its processes on this machine.
-    fn processes(&self) -> Vec<u32>;
+    fn processes(&self) -> Result<Vec<u32>, String>;
 
     /// Waits until the load has printed a line that begins so, and gives the rest of the line.
     fn hear(&mut self, line: &str) -> Result<String, String>;
 }
 
-/// What [`Instance::parts`] calls the memory of a guest.
-pub const GUEST_MEMORY: &str = "guest memory";
+/// Memory by what it is for, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// That of a guest, if there is one: its size, and what this machine holds of it (Pss).
+    pub guest: Option<(u64, u64)>,
+    /// All else, by the name of the process (Pss).
+    pub processes: Vec<(String, u64)>,
+}
 
 /// What processes hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -1,22 +1,27 @@
 //! Executors that are a program: it is started, prints what its load prints, and ends with it.
 
+use std::cell::{Cell, OnceCell};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
-use super::executor::{Details, Executor, GUEST_MEMORY, Instance, Run, Usage};
+use super::executor::{Details, Executor, Instance, Parts, Run, Usage};
 use super::machine::kib;
 use super::results::Peer;
 use crate::poll::{self, Source};
 
 /// Longest that an instance may take to say something, and to end.
 const LIMIT: Duration = Duration::from_secs(60);
+/// Longest that is waited for the processes of an instance that was killed.
+const TEAR_DOWN: Duration = Duration::from_secs(10);
 /// More than any load prints.
 const MAX_OUTPUT: usize = 64 << 10;
 
@@ -37,8 +42,8 @@ impl Call {
     }
 }
 
-/// Makes a call for a load.
-pub type MakeCall = Box<dyn FnMut(&[&str]) -> Call>;
+/// Makes a call for a load, or tells in a line why there is none.
+pub type MakeCall = Box<dyn FnMut(&[&str]) -> Result<Call, String>>;
 /// Reads details from what a program prints on standard error.
 pub type ReadDetails = fn(&str) -> Option<Details>;
 
@@ -48,17 +53,29 @@ pub struct Program {
     call: MakeCall,
     timed: Option<(MakeCall, ReadDetails)>,
     files: Vec<PathBuf>,
-    is_machine: bool,
+    kept: Result<Vec<PathBuf>, String>,
+    guest_mark: Option<String>,
 }
 
 impl Program {
     /// `call` is asked for a new instance each time.
-    pub fn new(peer: Peer, call: impl FnMut(&[&str]) -> Call + 'static) -> Self {
-        Self { peer, call: Box::new(call), timed: None, files: Vec::new(), is_machine: false }
+    pub fn new(peer: Peer, call: impl FnMut(&[&str]) -> Result<Call, String> + 'static) -> Self {
+        Self {
+            peer,
+            call: Box::new(call),
+            timed: None,
+            files: Vec::new(),
+            kept: Ok(Vec::new()),
+            guest_mark: None,
+        }
     }
 
     /// With a call that tells details on standard error, and what reads them.
-    pub fn timed(mut self, call: impl FnMut(&[&str]) -> Call + 'static, read: ReadDetails) -> Self {
+    pub fn timed(
+        mut self,
+        call: impl FnMut(&[&str]) -> Result<Call, String> + 'static,
+        read: ReadDetails,
+    ) -> Self {
         self.timed = Some((Box::new(call), read));
         self
     }
@@ -69,10 +86,37 @@ impl Program {
         self
     }
 
-    /// Whose largest mapping is the memory of a guest.
-    pub fn with_guest(mut self) -> Self {
-        self.is_machine = true;
+    /// Which keeps files for its instances in these directories; or why they are not known.
+    pub fn keeps(mut self, kept: Result<Vec<PathBuf>, String>) -> Self {
+        self.kept = kept;
         self
+    }
+
+    /// Whose largest mapping is the memory of a guest. That is torn down behind it, by a process with this mark on its command line.
+    pub fn with_guest(mut self, mark: &Path) -> Self {
+        self.guest_mark = Some(mark.to_string_lossy().into_owned());
+        self
+    }
+
+    /// Waits until nothing of the last run is left: the next peer's time is its own.
+    fn settle(&self) {
+        let Some(mark) = &self.guest_mark else { return };
+        let deadline = Instant::now() + TEAR_DOWN;
+        while is_on_a_command_line(mark) && Instant::now() < deadline {
+            sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Runs a program to its end, no longer than an instance may take, and gives what it prints. The error is its last line.
+pub fn run_to_end(call: Call) -> Result<String, String> {
+    let mut running = Running::start(call)?;
+    while running.read_more()? {}
+    let status = running.wait()?;
+    if status.success() {
+        Ok(String::from_utf8_lossy(&running.output).into_owned())
+    } else {
+        Err(running.complaint(status))
     }
 }
 
@@ -82,14 +126,15 @@ impl Executor for Program {
     }
 
     fn run(&mut self, load: &[&str]) -> Result<Run, String> {
-        Running::start((self.call)(load))?.finish().map(|(run, _)| run)
+        let run = Running::start((self.call)(load)?)?.finish().map(|(run, _)| run);
+        self.settle();
+        run
     }
 
     fn start(&mut self, load: &[&str]) -> Result<Box<dyn Instance>, String> {
-        let mut running = Running::start((self.call)(load))?;
-        running.is_machine = self.is_machine;
+        let mut running = Running::start((self.call)(load)?)?;
+        running.is_machine = self.guest_mark.is_some();
         running.read_some()?;
-        running.find_keeper()?;
         Ok(Box::new(running))
     }
 
@@ -97,10 +142,16 @@ impl Executor for Program {
         self.files.clone()
     }
 
+    fn kept(&self) -> Result<u64, String> {
+        Ok(self.kept.as_ref()?.iter().map(|path| disk_usage(path)).sum())
+    }
+
     fn details(&mut self, load: &[&str]) -> Result<Option<Details>, String> {
         let Some((call, read)) = &mut self.timed else { return Ok(None) };
-        let (_, errors) = Running::start(call(load))?.finish()?;
-        read(&errors).map(Some).ok_or_else(|| "it doesn't say where the time went".into())
+        let (_, errors) = Running::start(call(load)?)?.finish()?;
+        let details = read(&errors);
+        self.settle();
+        details.map(Some).ok_or_else(|| "it doesn't say where the time went".into())
     }
 }
 
@@ -111,8 +162,8 @@ struct Running {
     stderr: File,
     clean_up: Option<Command>,
     /// What tells the keeper, until it has.
-    ask_keeper: Option<Command>,
-    keeper: Option<u32>,
+    ask_keeper: Cell<Option<Command>>,
+    keeper: OnceCell<Result<Option<u32>, String>>,
     is_machine: bool,
     started: Instant,
     first_output: Option<Duration>,
@@ -137,8 +188,8 @@ impl Running {
             stdout,
             stderr,
             clean_up: call.clean_up,
-            ask_keeper: call.keeper,
-            keeper: None,
+            ask_keeper: Cell::new(call.keeper),
+            keeper: OnceCell::new(),
             is_machine: false,
             started,
             first_output: None,
@@ -147,8 +198,18 @@ impl Running {
         })
     }
 
-    /// Waits for output; whether there is more.
+    /// Waits for output, of which there must be some; whether there may be more.
     fn read_some(&mut self) -> Result<bool, String> {
+        let more = self.read_more()?;
+        if !more && self.first_output.is_none() {
+            let status = self.wait()?;
+            return Err(self.complaint(status));
+        }
+        Ok(more)
+    }
+
+    /// Waits for output; whether there may be more.
+    fn read_more(&mut self) -> Result<bool, String> {
         let deadline = self.started + LIMIT;
         let [ready] = poll::wait([Source::readable(&self.stdout)], Some(deadline))
             .map_err(|error| error.to_string())?;
@@ -163,10 +224,6 @@ impl Running {
         self.output.extend_from_slice(&chunk[..length]);
         if self.output.len() > MAX_OUTPUT {
             return Err("it prints more than any load does".into());
-        }
-        if length == 0 && self.first_output.is_none() {
-            let status = self.wait()?;
-            return Err(self.complaint(status));
         }
         Ok(length > 0)
     }
@@ -184,17 +241,26 @@ impl Running {
         Ok((Run { first_output, exit, output }, errors))
     }
 
-    fn find_keeper(&mut self) -> Result<(), String> {
-        let Some(mut ask) = self.ask_keeper.take() else { return Ok(()) };
-        let output = ask.stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let pid =
-            text.trim().parse().map_err(|_| format!("its processes are not found: {:?}", text.trim()))?;
-        self.keeper = Some(pid);
-        Ok(())
+    /// The process that keeps the instance, if it is not the program; asked for when it is first wanted.
+    fn keeper(&self) -> Result<Option<u32>, String> {
+        let find = || {
+            let Some(ask) = self.ask_keeper.take() else { return Ok(None) };
+            let text = run_to_end(Call::new(ask))?;
+            let pid = text.trim().parse();
+            pid.map(Some).map_err(|_| format!("its processes are not found: {:?}", text.trim()))
+        };
+        self.keeper.get_or_init(find).clone()
     }
 
+    /// Waits for the end of the program, as long as anything may take.
     fn wait(&mut self) -> Result<ExitStatus, String> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).ok_or("it has no number")?;
+        let end = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| error.to_string())?;
+        let [ended] = poll::wait([Source::readable(&end)], Some(self.started + LIMIT))
+            .map_err(|error| error.to_string())?;
+        if !ended.readable {
+            return Err(format!("it doesn't end within {} s", LIMIT.as_secs()));
+        }
         let status = self.child.wait().map_err(|error| error.to_string())?;
         self.ended = true;
         Ok(status)
@@ -219,7 +285,7 @@ impl Running {
 impl Instance for Running {
     fn usage(&self) -> Result<Usage, String> {
         let mut usage = Usage::default();
-        for pid in self.processes() {
+        for pid in self.processes()? {
             // One that has ended meanwhile holds nothing.
             let Some(own) = of_process(pid) else { continue };
             usage.pss += own.pss;
@@ -231,39 +297,40 @@ impl Instance for Running {
         if usage.processes == 0 { Err("it has ended".into()) } else { Ok(usage) }
     }
 
-    fn parts(&self) -> Result<Vec<(String, u64)>, String> {
-        let mut parts: Vec<(String, u64)> = Vec::new();
-        let mut guest = (0, 0);
-        for pid in self.processes() {
+    fn parts(&self) -> Result<Parts, String> {
+        let mut parts = Parts::default();
+        let mut guest = (0, 0, 0);
+        let mut all = Vec::new();
+        for pid in self.processes()? {
             let Some(own) = of_process(pid) else { continue };
             let Ok(name) = fs::read_to_string(format!("/proc/{pid}/comm")) else { continue };
-            let mut pss = own.pss;
             if self.is_machine
                 && let Ok(maps) = fs::read_to_string(format!("/proc/{pid}/smaps"))
             {
                 let (size, held) = largest_mapping(&maps);
-                if size > guest.0 {
-                    guest = (size, held);
-                    pss -= held.min(pss);
-                }
+                guest = guest.max((size, held, all.len()));
             }
-            match parts.iter_mut().find(|(known, _)| known == name.trim()) {
-                Some((_, all)) => *all += pss,
-                None => parts.push((name.trim().to_owned(), pss)),
+            all.push((name.trim().to_owned(), own.pss));
+        }
+        if guest.0 > 0 {
+            parts.guest = Some((guest.0, guest.1));
+            all[guest.2].1 -= guest.1.min(all[guest.2].1);
+        }
+        for (name, pss) in all {
+            match parts.processes.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, sum)) => *sum += pss,
+                None => parts.processes.push((name, pss)),
             }
         }
-        if self.is_machine {
-            parts.insert(0, (GUEST_MEMORY.to_owned(), guest.1));
-        }
-        if parts.is_empty() { Err("it has ended".into()) } else { Ok(parts) }
+        if parts.processes.is_empty() { Err("it has ended".into()) } else { Ok(parts) }
     }
 
-    fn processes(&self) -> Vec<u32> {
-        let mut all: Vec<u32> =
-            std::iter::once(self.child.id()).chain(self.keeper).flat_map(family).collect();
+    fn processes(&self) -> Result<Vec<u32>, String> {
+        let keeper = self.keeper()?;
+        let mut all: Vec<u32> = std::iter::once(self.child.id()).chain(keeper).flat_map(family).collect();
         all.sort_unstable();
         all.dedup();
-        all
+        Ok(all)
     }
 
     fn hear(&mut self, line: &str) -> Result<String, String> {
@@ -283,18 +350,37 @@ impl Instance for Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if !self.ended {
-            if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-                // It may be gone already.
-                let _gone = kill_process_group(group, Signal::KILL);
-            }
-            let _gone = self.child.wait();
+        if self.ended {
+            return;
         }
-        if let Some(clean_up) = self.clean_up.as_mut().filter(|_| !self.ended) {
+        // Some of them are not of its process group, and take their time.
+        let processes = self.processes().unwrap_or_default();
+        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            // It may be gone already.
+            let _gone = kill_process_group(group, Signal::KILL);
+        }
+        let _gone = self.child.wait();
+        if let Some(clean_up) = self.clean_up.take() {
             // There may be nothing left to remove.
-            let _status = clean_up.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+            let _nothing = run_to_end(Call::new(clean_up));
+        }
+        let deadline = Instant::now() + TEAR_DOWN;
+        while processes.iter().any(|pid| runs(*pid)) && Instant::now() < deadline {
+            sleep(Duration::from_millis(5));
         }
     }
+}
+
+fn is_on_a_command_line(mark: &str) -> bool {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut lines = processes.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    lines.any(|line| line.windows(mark.len()).any(|part| part == mark.as_bytes()))
+}
+
+/// Whether a process is there, and more than a name that nobody has asked for.
+fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 /// A process and all that it and its children have started and not waited for.
@@ -332,21 +418,41 @@ fn parse(rollup: &str, stat: &str, ticks_per_second: u64) -> Option<Usage> {
     })
 }
 
-/// Size and Pss of the largest mapping, in bytes.
+/// Bytes on disk of a directory and all below it. What can't be read, or goes meanwhile, has none.
+fn disk_usage(path: &Path) -> u64 {
+    let Ok(metadata) = path.symlink_metadata() else { return 0 };
+    let entries = if metadata.is_dir() { fs::read_dir(path).ok() } else { None };
+    let below: u64 = entries.into_iter().flatten().flatten().map(|entry| disk_usage(&entry.path())).sum();
+    metadata.blocks() * 512 + below
+}
+
+/// Size and Pss of the largest mapping, in bytes. Neighbours without a file are one: they only differ in what the kernel was told of them.
 fn largest_mapping(smaps: &str) -> (u64, u64) {
-    let mut all = Vec::new();
+    let mut all: Vec<(u64, u64)> = Vec::new();
+    let mut anonymous_until = None;
     for line in smaps.lines() {
-        match line.split_once(':') {
-            Some(("Size", _)) => all.push((kib(line, "Size:").unwrap_or(0) * 1024, 0)),
-            Some(("Pss", _)) => {
-                if let Some((_, pss)) = all.last_mut() {
-                    *pss = kib(line, "Pss:").unwrap_or(0) * 1024;
-                }
+        if let Some((start, end, is_anonymous)) = mapping(line) {
+            if !is_anonymous || anonymous_until != Some(start) {
+                all.push((0, 0));
             }
-            _ => {}
+            anonymous_until = is_anonymous.then_some(end);
+            if let Some((size, _)) = all.last_mut() {
+                *size += end.saturating_sub(start);
+            }
+        } else if let (Some(kib), Some((_, pss))) = (kib(line, "Pss:"), all.last_mut()) {
+            *pss += kib * 1024;
         }
     }
     all.into_iter().max().unwrap_or_default()
+}
+
+/// Where a mapping begins and ends, and whether it has no file and no name; `None` for all lines but the first of one.
+fn mapping(line: &str) -> Option<(u64, u64, bool)> {
+    let mut words = line.split_whitespace();
+    let (start, end) = words.next()?.split_once('-')?;
+    let number = |text| u64::from_str_radix(text, 16).ok();
+    // Permissions, offset, device, inode, name.
+    Some((number(start)?, number(end)?, words.nth(3)? == "0" && words.next().is_none()))
 }
 
 #[cfg(test)]
@@ -359,7 +465,7 @@ mod tests {
         Program::new(peer, move |load| {
             let mut command = Command::new("sh");
             command.arg("-c").arg(&script).arg("sh").args(load);
-            Call::new(command)
+            Ok(Call::new(command))
         })
     }
 
@@ -377,7 +483,7 @@ mod tests {
         assert_eq!(why("exit 3"), "it ended with exit status: 3");
         assert_eq!(why("echo no right >&2"), "no right");
         let peer = shell("").peer();
-        let mut missing = Program::new(peer, |_| Call::new(Command::new("/no/such/program")));
+        let mut missing = Program::new(peer, |_| Ok(Call::new(Command::new("/no/such/program"))));
         assert!(missing.run(&[]).unwrap_err().starts_with("/no/such/program: No such file"));
     }
 
@@ -409,10 +515,11 @@ mod tests {
         assert_eq!(instance.hear("b=").unwrap(), "23");
         assert_eq!(instance.hear("a=").unwrap(), "1");
         let parts = instance.parts().unwrap();
-        let names: Vec<&str> = parts.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!((names, instance.processes().len()), (vec!["sh", "sleep"], 2));
+        let names: Vec<&str> = parts.processes.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!((names, instance.processes().unwrap().len(), parts.guest), (vec!["sh", "sleep"], 2, None));
         // Other processes come and go meanwhile, and share its libraries.
-        let (sum, pss) = (parts.iter().map(|(_, pss)| pss).sum::<u64>(), instance.usage().unwrap().pss);
+        let (sum, pss) =
+            (parts.processes.iter().map(|(_, pss)| pss).sum::<u64>(), instance.usage().unwrap().pss);
         assert!(sum > pss / 2 && sum < pss * 2, "{sum} {pss}");
         let mut short = shell("echo ready").start(&[]).unwrap();
         assert_eq!(short.hear("b=").unwrap_err(), "it ends without saying b=");
@@ -428,10 +535,10 @@ mod tests {
             command.args(["-c", "echo ready; exec sleep 1000"]);
             let mut keeper = Command::new("echo");
             keeper.arg(&pid);
-            Call { command, clean_up: None, keeper: Some(keeper) }
+            Ok(Call { command, clean_up: None, keeper: Some(keeper) })
         });
         let instance = program.start(&[]).unwrap();
-        assert_eq!(instance.processes().len(), 2);
+        assert_eq!(instance.processes().unwrap().len(), 2);
         drop(instance);
         other.kill().unwrap();
         other.wait().unwrap();
@@ -439,9 +546,9 @@ mod tests {
 
     #[test]
     fn the_largest_mapping_is_a_guest_s_memory() {
-        let smaps = "1-2 r-xp 0 00:00 0 /bin/x\nSize: 8 kB\nRss: 8 kB\nPss: 4 kB\nPss_Dirty: 0 kB\n2-9 rw-s 0 00:00 0 /memfd\n\
-            Size: 2048 kB\nRss: 100 kB\nPss: 100 kB\n9-a rw-p 0 00:00 0 \nSize: 16 kB\nPss: 16 kB\n";
-        assert_eq!(largest_mapping(smaps), (2 << 20, 100 << 10));
+        let smaps = "1000-2000 r-xp 0 08:01 7 /bin/x\nSize: 4 kB\nRss: 4 kB\nPss: 4 kB\nPss_Dirty: 0 kB\n10000-20000 rw-p 0 00:00 0 \nPss: 10 kB\n\
+            20000-90000 rw-p 0 00:00 0 \nPss: 100 kB\n90000-a0000 rw-p 0 00:00 0 [heap]\nPss: 16 kB\na1000-a2000 rw-p 0 00:00 0 \nPss: 1 kB\n";
+        assert_eq!(largest_mapping(smaps), (0x80000, 110 << 10));
         assert_eq!(largest_mapping(""), (0, 0));
     }
 

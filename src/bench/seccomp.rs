@@ -13,10 +13,10 @@ const DATA_LEN: u32 = 64;
 /// x86-64, as a filter sees it.
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 /// The numbers of x86-64's system calls as of Linux 6.12; the gap was left for other tables.
-const FIRST: std::ops::RangeInclusive<u32> = 0..=334;
-const SECOND: std::ops::RangeInclusive<u32> = 424..=466;
+const FIRST: std::ops::RangeInclusive<u32> = 0..=335;
+const SECOND: std::ops::RangeInclusive<u32> = 424..=462;
 /// How many they are.
-pub const ALL: usize = 335 + 43;
+pub const ALL: usize = 336 + 39;
 /// A request of ptrace(2) that libc has no name for.
 const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
 /// More than any filter has instructions.
@@ -142,7 +142,15 @@ fn stop(pid: libc::pid_t) -> io::Result<()> {
     if ret != pid {
         return Err(io::Error::last_os_error());
     }
-    if libc::WIFSTOPPED(status) { Ok(()) } else { Err(io::Error::other("it has ended")) }
+    if !libc::WIFSTOPPED(status) {
+        return Err(io::Error::other("it has ended"));
+    }
+    // Any other stop is for a signal, which would be lost when the process goes on.
+    if status >> 16 == libc::PTRACE_EVENT_STOP {
+        Ok(())
+    } else {
+        Err(io::Error::other("it has got a signal"))
+    }
 }
 
 fn filter(pid: libc::pid_t, number: usize) -> io::Result<Filter> {
@@ -162,8 +170,8 @@ fn trace(
     data: *mut libc::sock_filter,
 ) -> io::Result<libc::c_long> {
     #[expect(unsafe_code, reason = "std has no ptrace")]
-    // SAFETY: of the requests here only one writes to our memory, and that within the filter whose length it has told before: a process that is stopped
-    // gets no other.
+    // SAFETY: of the requests here only one writes to our memory, and that within the filter whose length it has told before: filters are counted from the
+    // oldest, are only added, and never change.
     let ret = unsafe { libc::ptrace(request, pid, address, data) };
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
 }

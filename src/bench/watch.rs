@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -12,10 +13,14 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::executor::Instance;
 use super::seccomp;
-use super::sections::Watched;
+use super::sections::{ACT_WAIT, Watched};
 
 /// How long strace may take to attach to all processes.
 const ATTACH: Duration = Duration::from_secs(3);
+/// The actions may begin so much earlier than they were told to, as seen from here.
+const MARGIN: Duration = Duration::from_millis(500);
+/// How long strace may take to end.
+const END: Duration = Duration::from_secs(5);
 /// What goes on after the last action, until it has been carried out.
 const SETTLE: Duration = Duration::from_millis(300);
 
@@ -25,7 +30,8 @@ const SETTLE: Duration = Duration::from_millis(300);
 ///
 /// One line: that it has ended, or that its filters can't be had.
 pub fn watch(instance: &mut dyn Instance, dir: &Path) -> Result<Watched, String> {
-    let processes = instance.processes();
+    let begun = Instant::now();
+    let processes = instance.processes()?;
     let mut filters = Vec::new();
     for pid in &processes {
         // One that has ended meanwhile has none.
@@ -42,16 +48,16 @@ pub fn watch(instance: &mut dyn Instance, dir: &Path) -> Result<Watched, String>
         };
         filters.push((field("Name:").to_owned(), count));
     }
-    let calls = match Tracer::attach(&processes, dir) {
-        Ok(tracer) => {
-            let heard = instance.hear("done=");
-            sleep(SETTLE);
-            let calls = tracer.end();
-            return Ok(Watched { filters, done: heard?, calls });
-        }
-        Err(why) => Err(why),
+    let tracer = Tracer::attach(&processes, dir);
+    // What it does before somebody looks isn't seen.
+    let in_time = begun.elapsed() < ACT_WAIT.saturating_sub(MARGIN);
+    let done = instance.hear("done=");
+    sleep(SETTLE);
+    let calls = match tracer.and_then(Tracer::end) {
+        Ok(_) if !in_time => Err("this machine is too busy to look in time".into()),
+        calls => calls,
     };
-    Ok(Watched { filters, done: instance.hear("done=")?, calls })
+    Ok(Watched { filters, done: done?, calls })
 }
 
 /// A strace that runs.
@@ -68,7 +74,8 @@ impl Tracer {
         for pid in processes {
             command.args(["-p", &pid.to_string()]);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        // In a process group of its own: whoever presses Ctrl-C doesn't mean it.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         let child = command.spawn().map_err(|_| "strace is not installed".to_owned())?;
         let mut tracer = Self { child, file };
         let deadline = Instant::now() + ATTACH;
@@ -100,10 +107,22 @@ impl Tracer {
             // It may have ended; what it traced goes on.
             let _gone = kill_process(pid, Signal::INT);
         }
-        let _gone = self.child.wait();
+        let deadline = Instant::now() + END;
+        while self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            if Instant::now() > deadline {
+                // What it traces goes on without it.
+                let _gone = self.child.kill();
+                let _gone = self.child.wait();
+                return;
+            }
+            sleep(Duration::from_millis(10));
+        }
     }
 
     fn end(mut self) -> Result<BTreeMap<String, u64>, String> {
+        if self.child.try_wait().is_ok_and(|status| status.is_some()) {
+            return Err(self.complaint());
+        }
         self.stop();
         let text = fs::read(&self.file).map_err(|error| format!("what strace wrote: {error}"))?;
         Ok(count(&String::from_utf8_lossy(&text)))

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -73,6 +74,20 @@ impl VmProcess {
     pub fn of_program(mut command: Command) -> io::Result<Self> {
         let (control, other) = UnixStream::pair()?;
         let words = File::from(memfd_create("words", MemfdFlags::CLOEXEC)?);
+        #[expect(unsafe_code, reason = "std sets neither a child's signal mask nor when it dies")]
+        // SAFETY: between fork and exec only calls that are safe after a fork, and no memory but their own.
+        unsafe {
+            command.pre_exec(|| {
+                let mut none: libc::sigset_t = std::mem::zeroed();
+                libc::sigemptyset(&raw mut none);
+                libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+                // It goes with this process, whatever ends that.
+                match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                    0 => Ok(()),
+                    _ => Err(io::Error::last_os_error()),
+                }
+            });
+        }
         // The other end goes with the program, as a standard input that nobody writes to.
         let child =
             command.stdin(OwnedFd::from(other)).stdout(Stdio::null()).stderr(words.try_clone()?).spawn()?;

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! hello             prints a line and ends
-//! wait              prints a line, and what programs of this kernel hold, and sleeps until it is killed
+//! wait              prints a line, and what programs of this kernel hold and what is free, and sleeps until it is killed
 //! hold MIB SECONDS  writes to so much memory, prints `held`, frees it, prints `freed`, and sleeps
 //! cpu               arithmetic on integers
 //! syscall           getppid, which no C library answers by itself; a byte to another process and back, by pipes; first writes to new pages; a process that
@@ -48,10 +48,12 @@ fn run(words: &[&str]) -> io::Result<()> {
     match words {
         ["hello"] => say("hello"),
         ["wait"] => {
-            say(format_args!("ready\nprograms_kib={}", see::programs_kib()))?;
+            let (programs, free) = see::memory_kib();
+            say(format_args!("ready\nprograms_kib={programs}\nfree_kib={free}"))?;
             sleep_for_ever()
         }
         ["hold", mib, seconds] => hold(number(mib)?, Duration::from_secs(number(seconds)?)),
+        ["cpu" | "syscall"] if pin().is_err() => Err(io::Error::other("it can't stay on one processor")),
         ["cpu"] => measure("cpu_ns", work::arithmetic),
         ["syscall"] => {
             measure("syscall_ns", work::system_calls)?;
@@ -66,6 +68,15 @@ fn run(words: &[&str]) -> io::Result<()> {
         ["act", seconds] => act::act(Duration::from_secs(number(seconds)?)),
         _ => Err(io::Error::other(format!("unknown words {words:?}"))),
     }
+}
+
+/// Stays on the first processor that it may use: a virtual machine may have one alone, and with two a byte to another process is another thing.
+fn pin() -> io::Result<()> {
+    let may = rustix::thread::sched_getaffinity(None)?;
+    let first = (0..rustix::thread::CpuSet::MAX_CPU).find(|cpu| may.is_set(*cpu));
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(first.unwrap_or(0));
+    Ok(rustix::thread::sched_setaffinity(None, &one)?)
 }
 
 fn say(text: impl Display) -> io::Result<()> {

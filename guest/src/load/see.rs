@@ -51,12 +51,12 @@ fn log_is_readable() -> bool {
     ret >= 0
 }
 
-/// What programs and their files hold of the memory that this kernel has, in KiB: not what it has for itself. 0 if it doesn't say.
-pub(crate) fn programs_kib() -> u64 {
+/// What programs and their files hold of the memory that this kernel has, and what nobody holds, in KiB. The rest it has for itself. 0 if it doesn't say.
+pub(crate) fn memory_kib() -> (u64, u64) {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let of = |key: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
         line.and_then(|value| value.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0)
     };
-    of("AnonPages") + of("Cached") + of("Buffers")
+    (of("AnonPages") + of("Cached") + of("Buffers"), of("MemFree"))
 }

@@ -149,13 +149,14 @@ fn remark(section: Section) -> Option<&'static str> {
         ),
         Section::Disk => Some(
             "Files are read again after the kernel above them has forgotten them. Below a virtual machine's disk is then this machine's page cache, below \
-             a container's or a process's the disk.",
+             a container's or a process's the disk. What is synced in a virtual machine here gets no further than that cache: the disk ends with the machine, so bothy's \
+             guest mounts it without barriers.",
         ),
         Section::Net => Some(
             "The other side is a process of this machine. The plain process reaches it by the loopback device.",
         ),
         Section::Isolation => Some(
-            "A guest's system calls end in its own kernel, so this machine's sees few. But a single ioctl, KVM_RUN, stands for all that the guest's processor \
+            "Each is watched from outside by strace, from a moment before it does 30 things that programs do until after the last one. A guest's system calls end in its own kernel, so this machine's sees few. But a single ioctl, KVM_RUN, stands for all that the guest's processor \
              does until it stops, and the code behind it is what a hostile guest has to attack.",
         ),
         _ => None,
@@ -207,5 +208,5 @@ fn host(results: &Results) -> String {
 }
 
 /// How the figures are to be read.
-const METHOD: &str = "Runs are interleaved, one of each in turn, after one that doesn't count. Medians have 95 % intervals by bootstrap, and a \
+const METHOD: &str = "Runs are interleaved, one of each in turn; of warm starts, the first doesn't count. Medians have 95 % intervals by bootstrap, and a \
     difference inside the noise is called a tie. No sample is thrown away.";

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Bench, Found, Samples, mebibytes};
+use super::{Bench, Found, Samples, mebibytes, rest};
 use crate::bench::executor::Instance;
 use crate::bench::results::{Curve, Peer, Section, Unit};
 
@@ -14,6 +14,11 @@ impl Bench<'_> {
             let Peer { name, missing, .. } = executor.peer();
             if missing.is_some() {
                 all.push(Samples { of: vec![Vec::new(); 4], failure: missing });
+                continue;
+            }
+            // What others have given back is there after a moment.
+            if let Err(why) = rest(self.times.rest, self.stop) {
+                all.push(Samples { of: vec![Vec::new(); 4], failure: Some(why) });
                 continue;
             }
             let free = (self.available)();

@@ -1,6 +1,6 @@
 //! What shows inside an instance.
 
-use super::{Bench, Found, Watched};
+use super::{ACT_WAIT, Bench, Found, Watched};
 use crate::bench::results::{Fact, Peer, Section};
 use crate::bench::seccomp;
 
@@ -56,9 +56,9 @@ impl Bench<'_> {
             let watched = match missing {
                 Some(_) => Err("not seen".to_owned()),
                 None if (self.stop)() => Err("interrupted".into()),
-                None => {
-                    executor.start(&["act", WAIT]).and_then(|mut instance| (self.watch)(instance.as_mut()))
-                }
+                None => executor
+                    .start(&["act", &ACT_WAIT.as_secs().to_string()])
+                    .and_then(|mut instance| (self.watch)(instance.as_mut())),
             };
             let (may, does) = match &watched {
                 Ok(watched) => (permitted(watched), seen(watched)),
@@ -71,8 +71,6 @@ impl Bench<'_> {
     }
 }
 
-/// Seconds from an instance's start to its actions: until then somebody must watch.
-const WAIT: &str = "4";
 /// Names of system calls that are told of each instance: the most frequent.
 const NAMES: usize = 5;
 

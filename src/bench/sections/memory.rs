@@ -3,47 +3,51 @@
 use std::time::{Duration, Instant};
 
 use super::{Bench, Found, Samples, Times, mebibytes, rest};
-use crate::bench::executor::{Executor, GUEST_MEMORY, Instance};
+use crate::bench::executor::{Executor, Instance};
 use crate::bench::results::{Peer, Section, Stack, Unit};
 
 /// How many run at once to see what one more takes.
 const AT_ONCE: usize = 8;
+/// A look at what an instance still has is no such look when it is so late.
+const LATE: Duration = Duration::from_secs(1);
 /// What an instance takes and gives back, in MiB.
 const HELD_MIB: &str = "256";
 
-/// What the stacks call a guest's memory that its kernel has, and that its programs and their files have.
+/// What the stacks call a guest's memory that its kernel has for itself; that its programs and their files have; and that nobody there has any more.
 const GUEST_KERNEL: &str = "guest's kernel";
 const GUEST_PROGRAMS: &str = "guest's programs";
+const GUEST_FREE: &str = "freed by the guest";
 
 /// The parts of an idle instance's memory, in MiB. That of a guest is divided by what the load there says.
 fn parts(instance: &mut dyn Instance) -> Result<Vec<(String, f64)>, String> {
+    let found = instance.parts()?;
     let mut all = Vec::new();
-    for (name, bytes) in instance.parts()? {
-        let mib = mebibytes(bytes as f64);
-        if name == GUEST_MEMORY {
-            let kib = instance.hear("programs_kib=")?;
-            let kib: f64 = kib.parse().map_err(|_| format!("it says {kib:?}"))?;
-            let programs = (kib / 1024.0).min(mib);
-            all.push((GUEST_KERNEL.to_owned(), mib - programs));
-            all.push((GUEST_PROGRAMS.to_owned(), programs));
-        } else {
-            all.push((name, mib));
-        }
+    if let Some((size, held)) = found.guest {
+        let mut said = |key: &str| -> Result<f64, String> {
+            let kib = instance.hear(key)?;
+            kib.parse::<f64>().map(|kib| kib / 1024.0).map_err(|_| format!("it says {kib:?}"))
+        };
+        let (size, held) = (mebibytes(size as f64), mebibytes(held as f64));
+        let programs = said("programs_kib=")?.min(held);
+        // Of what is free there, this machine never gave what it doesn't hold.
+        let freed = (said("free_kib=")? - (size - held)).clamp(0.0, held - programs);
+        all.push((GUEST_KERNEL.to_owned(), held - programs - freed));
+        all.push((GUEST_PROGRAMS.to_owned(), programs));
+        all.push((GUEST_FREE.to_owned(), freed));
     }
+    all.extend(found.processes.into_iter().map(|(name, bytes)| (name, mebibytes(bytes as f64))));
     Ok(all)
 }
 
 impl Bench<'_> {
     pub(super) fn memory(&mut self, found: &mut Found) {
         let (stop, times) = (self.stop, self.times);
-        let (available, disk) = (self.available, self.disk);
+        let available = self.available;
         // Each of these takes long, and moves little. One instance is looked at at a time, since others share memory with it.
         let rounds = self.runs.div_ceil(8).min(3);
         let mut stacks: Vec<Stack> = Vec::new();
-        let all = self.rounds(Section::Memory, (0, rounds), 6, |executor| {
-            let files = disk();
+        let all = self.rounds(Section::Memory, (0, rounds), 5, |executor| {
             let mut first = executor.start(&["wait"])?;
-            let files = disk().saturating_sub(files);
             rest(times.rest, stop)?;
             let before = first.usage()?;
             rest(times.watch, stop)?;
@@ -62,7 +66,6 @@ impl Bench<'_> {
                 usage.processes as f64,
                 usage.threads as f64,
                 busy * 1000.0,
-                files as f64 / 1024.0,
             ])
         });
         let names = [
@@ -71,11 +74,21 @@ impl Bench<'_> {
             ("processes", "processes on this machine", Unit::Count),
             ("threads", "their threads", Unit::Count),
             ("cpu", "processor time in a second of idling", Unit::Milliseconds),
-            ("files", "files of one more instance", Unit::Kibibytes),
         ];
         self.measures(Section::Memory, &names, all, found);
         self.guest_kernels(&stacks, found);
         found.stacks.append(&mut stacks);
+        let all = self.rounds(Section::Memory, (0, rounds), 1, |executor| {
+            let before = executor.kept()?;
+            let _instance = executor.start(&["wait"])?;
+            Ok(vec![executor.kept()?.saturating_sub(before) as f64 / 1024.0])
+        });
+        self.measures(
+            Section::Memory,
+            &[("files", "files of one more instance", Unit::Kibibytes)],
+            all,
+            found,
+        );
         let all = self.given_back();
         let names = [
             ("freed_1s", "memory 1 s after it freed 256 MiB (Pss)", Unit::Mebibytes),
@@ -106,27 +119,33 @@ impl Bench<'_> {
     /// What instances hold that took memory and freed it. All of them wait at once, since waiting is most of it.
     fn given_back(&mut self) -> Vec<Samples> {
         let Times { hold, looks: after, .. } = self.times;
-        let seconds = hold.to_string();
         let mut all = Vec::new();
         let mut instances = Vec::new();
-        let mut looks = Vec::new();
+        let count = self.peers.len();
         for (place, executor) in self.peers.iter_mut().enumerate() {
             let Peer { name, missing, .. } = executor.peer();
             (self.progress)(Section::Memory, &name, 0, after.len());
+            // The first ones hold theirs until the last one has started, so that each is looked at in time.
+            let seconds = hold * u32::try_from(count - place).unwrap_or(1);
             let started = match missing {
                 Some(why) => Err(why),
-                None => executor.start(&["hold", HELD_MIB, &seconds]),
+                None if (self.stop)() => Err("interrupted".into()),
+                None => executor.start(&["hold", HELD_MIB, &seconds.to_string()]),
             };
             let (instance, failure) = match started {
-                Ok(instance) => {
-                    let freed = Instant::now() + Duration::from_secs(hold.into());
-                    looks.extend(after.map(|after| (freed + after, place)));
-                    (Some(instance), None)
-                }
+                Ok(instance) => (Some(instance), None),
                 Err(why) => (None, Some(why)),
             };
             instances.push(instance);
             all.push(Samples { of: vec![Vec::new(); after.len()], failure });
+        }
+        let mut looks = Vec::new();
+        for (place, instance) in instances.iter_mut().enumerate() {
+            match instance.as_mut().map(|instance| instance.hear("freed")) {
+                Some(Ok(_)) => looks.extend(after.map(|after| (Instant::now() + after, place))),
+                Some(Err(why)) => all[place].failure = Some(why),
+                None => {}
+            }
         }
         looks.sort_by_key(|(time, _)| *time);
         for (time, place) in looks {
@@ -137,6 +156,9 @@ impl Bench<'_> {
             let looked = rest(time.saturating_duration_since(Instant::now()), self.stop)
                 .and_then(|()| instance.usage());
             match (looked, samples.of.iter_mut().find(|figures| figures.is_empty())) {
+                _ if time.elapsed() > LATE => {
+                    samples.failure = Some("this machine is too busy to look in time".into());
+                }
                 (Ok(usage), Some(figures)) => figures.push(mebibytes(usage.pss as f64)),
                 (Ok(_), None) => {}
                 (Err(why), _) => samples.failure = Some(why),

@@ -22,6 +22,9 @@ use super::results::{Curve, Exits, Fact, Measure, Peer, Phases, Row, Section, St
 /// Rounds of starts that are not counted. Loads that measure themselves warm up by themselves, and memory knows no haste.
 const WARM_UP: usize = 1;
 
+/// From an instance's start to its 30 actions: until then somebody must watch.
+pub const ACT_WAIT: Duration = Duration::from_secs(4);
+
 /// How long is waited, and for what.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
@@ -29,7 +32,7 @@ pub struct Times {
     pub rest: Duration,
     /// While its processor time is watched.
     pub watch: Duration,
-    /// Seconds for which an instance keeps the memory that it takes.
+    /// Seconds for which the last instance keeps the memory that it takes; each one before it so much longer.
     pub hold: u32,
     /// From when it has freed that to each look at what it still has.
     pub looks: [Duration; 3],
@@ -40,7 +43,7 @@ impl Times {
     pub const REAL: Self = Self {
         rest: Duration::from_secs(2),
         watch: Duration::from_secs(4),
-        hold: 5,
+        hold: 3,
         looks: [Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(60)],
     };
 }
@@ -61,8 +64,6 @@ pub struct Bench<'a> {
     pub progress: &'a dyn Fn(Section, &str, usize, usize),
     /// MemAvailable, in bytes.
     pub available: &'a dyn Fn() -> u64,
-    /// Bytes on disk wherever instances put files.
-    pub disk: &'a dyn Fn() -> u64,
     /// Puts files out of the page cache, and tells which share of them stays there, in percent.
     pub evict: &'a dyn Fn(&[PathBuf]) -> Result<f64, String>,
     /// Watches an instance that runs `act` from outside.

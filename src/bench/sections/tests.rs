@@ -2,7 +2,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use super::*;
-use crate::bench::executor::{Details, GUEST_MEMORY, Instance, Run, Usage};
+use crate::bench::executor::{Details, Instance, Parts, Run, Usage};
 use crate::bench::stats::Summary;
 
 const SHORT: Duration = Duration::from_millis(1);
@@ -24,17 +24,22 @@ impl Instance for FakeInstance {
         Ok(Usage { pss: 10 << 20, shared: 3 << 20, processes: 2, threads: 3, cpu: Duration::ZERO })
     }
 
-    fn parts(&self) -> Result<Vec<(String, u64)>, String> {
-        Ok(vec![(GUEST_MEMORY.into(), 8 << 20), ("vmm".into(), 2 << 20)])
+    fn parts(&self) -> Result<Parts, String> {
+        Ok(Parts { guest: Some((64 << 20, 8 << 20)), processes: vec![("vmm".into(), 2 << 20)] })
     }
 
-    fn processes(&self) -> Vec<u32> {
-        vec![1, 2]
+    fn processes(&self) -> Result<Vec<u32>, String> {
+        Ok(vec![1, 2])
     }
 
     fn hear(&mut self, line: &str) -> Result<String, String> {
-        // Of what a load there says of its kernel: 2 MiB.
-        if line == "programs_kib=" { Ok("2048".into()) } else { Err(format!("it doesn't say {line}")) }
+        // 2 MiB are of programs. 59 are free, of which 56 were never touched.
+        match line {
+            "programs_kib=" => Ok("2048".into()),
+            "free_kib=" => Ok((59 << 10).to_string()),
+            "freed" => Ok(String::new()),
+            _ => Err(format!("it doesn't say {line}")),
+        }
     }
 }
 
@@ -67,6 +72,10 @@ impl Executor for Fake {
 
     fn files(&self) -> Vec<PathBuf> {
         if self.name == "process" { Vec::new() } else { vec!["/a".into()] }
+    }
+
+    fn kept(&self) -> Result<u64, String> {
+        Ok(1_000_000 + self.alive.get() as u64 * 2048)
     }
 
     fn details(&mut self, load: &[&str]) -> Result<Option<Details>, String> {
@@ -105,8 +114,6 @@ impl World {
         // 1 GiB, of which each instance takes 20 MiB.
         let alive = self.alive.clone();
         let available = move || (1 << 30) - alive.get() as u64 * (20 << 20);
-        let alive = self.alive.clone();
-        let disk = move || 1_000_000 + alive.get() as u64 * 2048;
         Bench {
             peers: peers.into_iter().map(|peer| Box::new(peer) as Box<dyn Executor>).collect(),
             runs,
@@ -115,11 +122,11 @@ impl World {
             stop: &stop,
             progress: &|_, _, _, _| {},
             available: &available,
-            disk: &disk,
             evict: &|files| if files.is_empty() { Err("no files".into()) } else { Ok(12.5) },
             watch: &|instance| {
                 let filters = instance
                     .processes()
+                    .unwrap_or_default()
                     .into_iter()
                     .map(|pid| (format!("p{pid}"), (pid == 2).then_some(300)));
                 let calls = [("read".to_owned(), 3), ("ioctl".to_owned(), 40)].into();
@@ -235,11 +242,12 @@ fn memory_is_divided_by_what_a_guest_says() {
         &[Section::Memory],
         usize::MAX,
     );
-    let parts = [("guest's kernel", 6.0), ("guest's programs", 2.0), ("vmm", 2.0)];
+    let parts =
+        [("guest's kernel", 3.0), ("guest's programs", 2.0), ("freed by the guest", 3.0), ("vmm", 2.0)];
     let parts = parts.map(|(name, mib)| (name.to_owned(), mib)).into();
     assert_eq!(found.stacks, [Stack { peer: "bothy".into(), parts }]);
     let kernel = of(&found, "memory.guest_kernel");
-    assert_eq!(kernel.rows[0].samples, [6.0]);
+    assert_eq!(kernel.rows[0].samples, [3.0]);
     assert_eq!(kernel.rows[1].failure.as_deref(), Some("it is not installed"));
 }
 
@@ -253,7 +261,7 @@ fn what_shows_outside_is_told_in_a_line() {
         usize::MAX,
     );
     let fact = |label: &str| &found.facts.iter().find(|fact| fact.label.starts_with(label)).unwrap().values;
-    assert_eq!(fact("system calls that its processes")[0], "p1: no filter yet; p2: 300 of 378");
+    assert_eq!(fact("system calls that its processes")[0], "p1: no filter yet; p2: 300 of 375");
     assert_eq!(
         fact("system calls seen here"),
         &["2 kinds, 43 calls: ioctl, read; 29 of 30 done", "not seen"]

@@ -36,10 +36,10 @@ const LOADS: [(Section, usize, &[Figure]); 4] = [
         Section::Disk,
         2,
         &[
-            mibs("write_mibs", "write", "64 MiB written in order, and on the disk"),
+            mibs("write_mibs", "write", "64 MiB written in order, and synced"),
             mibs("read_mibs", "read", "64 MiB read in order"),
             ns("random_ns", "random", "4 KiB read anywhere"),
-            ns("sync_ns", "sync", "4 KiB written anywhere, and on the disk"),
+            ns("sync_ns", "sync", "4 KiB written anywhere, and synced"),
         ],
     ),
     (

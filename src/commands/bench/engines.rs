@@ -3,16 +3,14 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use super::bundle::specification;
-use super::network::Place;
-use super::work::{LOAD, Work, last_line, program_files};
-use crate::bench::program::{Call, Program};
+use super::network::{NET, Network, Place};
+use super::work::{LOAD, Work, program_files, try_out, version};
+use crate::bench::program::{Call, Program, run_to_end};
 use crate::bench::results::Peer;
 
-/// The bundle of a container whose bundle can't be written.
-const NOT_THERE: &str = "/no/bundle";
 /// The shim that keeps a container of docker's: the parent of its first process.
 const KEEPER: &str =
     "awk '/^PPid:/ { print $2 }' /proc/$(docker inspect --format '{{.State.Pid}}' \"$1\")/status";
@@ -24,20 +22,19 @@ pub(super) fn runtime(work: &Work, name: &'static str) -> Program {
         dir: work.dir().join("bundles"),
         root: work.root(),
         lent: work.lent(),
-        network: work.network.as_ref().map(|network| network.container_namespace()).ok(),
+        network: work.network.as_ref().map(Network::container_namespace).map_err(Clone::clone),
     };
     let state = work.dir().join(format!("{name}-state"));
     let mut number = 0_u64;
     let mut call = move |load: &[&str]| {
         number += 1;
         let id = format!("bothy-bench-{}-{number}", std::process::id());
-        // One that can't be written makes the run fail in the engine's own words.
-        let bundle = bundles.find(load).unwrap_or_else(|_| NOT_THERE.into());
+        let bundle = bundles.find(load)?;
         let mut command = runtime_command(name, &state);
         command.arg("run").arg("--bundle").arg(bundle).arg(&id);
         let mut clean_up = runtime_command(name, &state);
         clean_up.args(["delete", "--force", &id]);
-        Call { command, clean_up: Some(clean_up), keeper: None }
+        Ok(Call { command, clean_up: Some(clean_up), keeper: None })
     };
     let peer = Peer {
         name: name.into(),
@@ -49,7 +46,7 @@ pub(super) fn runtime(work: &Work, name: &'static str) -> Program {
     };
     let mut files = program_files(name.as_ref());
     files.push(work.load());
-    Program::new(peer, call).reads(files)
+    Program::new(peer, call).reads(files).keeps(Ok(vec![work.dir().join(format!("{name}-state"))]))
 }
 
 fn runtime_command(name: &str, state: &Path) -> Command {
@@ -62,7 +59,7 @@ fn runtime_command(name: &str, state: &Path) -> Command {
 pub(super) fn podman(work: &Work) -> Program {
     let version = version("podman", &["--version"]);
     let (dir, root, lent) = (work.dir().to_owned(), work.root(), work.lent());
-    let network = work.network.as_ref().map(|network| network.container_namespace()).ok();
+    let network = work.network.as_ref().map(Network::container_namespace).map_err(Clone::clone);
     let podman = move |words: &[&str]| {
         let mut command = Command::new("podman");
         command.arg("--root").arg(dir.join("podman")).arg("--runroot").arg(dir.join("podman-run"));
@@ -79,9 +76,9 @@ pub(super) fn podman(work: &Work) -> Program {
         let mut command = podman(&["run", "--rm", "--name", &id, "--log-driver", "none"]);
         command.arg("--conmon-pidfile").arg(&pid_file);
         command.arg("-v").arg(format!("{}:{}:ro", lent.display(), bothy_guest::protocol::LENT));
-        let network = match (load, &network) {
-            (["net"], Some(path)) => format!("ns:{path}"),
-            _ => "none".into(),
+        let network = match load == NET {
+            true => format!("ns:{}", network.as_ref()?),
+            false => "none".into(),
         };
         command
             .args(["--network", &network, "--user", "0", "--workdir", "/", "--rootfs"])
@@ -92,18 +89,19 @@ pub(super) fn podman(work: &Work) -> Program {
         // conmon keeps the container, and podman itself could be gone.
         let mut keeper = Command::new("cat");
         keeper.arg(&pid_file);
-        Call { command, clean_up: Some(clean_up), keeper: Some(keeper) }
+        Ok(Call { command, clean_up: Some(clean_up), keeper: Some(keeper) })
     };
     let peer = Peer {
         name: "podman".into(),
         missing: missing(work, &version, || call(&["hello"])),
         version: version.unwrap_or_default(),
-        how: "podman run with its own defaults, and no network".into(),
+        how: "podman run with its own defaults, and a network only where that is measured".into(),
     };
     let mut files: Vec<PathBuf> =
         ["podman", "conmon", "crun"].iter().flat_map(|name| program_files(name.as_ref())).collect();
     files.push(work.load());
-    Program::new(peer, call).reads(files)
+    let kept = ["podman", "podman-run"].map(|name| work.dir().join(name));
+    Program::new(peer, call).reads(files).keeps(Ok(kept.into()))
 }
 
 /// docker, with an image that is gone afterwards.
@@ -116,12 +114,14 @@ pub(super) fn docker(work: &Work) -> Program {
     let lent = work.lent();
     let mut number = 0_u64;
     let mut call = move |load: &[&str]| {
+        if load == NET {
+            return Err("its networks are its own, and this one isn't among them".into());
+        }
         number += 1;
         let id = format!("bothy-bench-{}-{number}", std::process::id());
         let mut command = Command::new("docker");
         command.args(["run", "--rm", "--name", &id, "--user", "0", "--workdir", "/"]);
         command.arg("-v").arg(format!("{}:{}:ro", lent.display(), bothy_guest::protocol::LENT));
-        // Its networks are its own: this one's load isn't reached from there.
         command
             .args(["--network", "none", "--entrypoint", LOAD, &owned.image])
             .args(words(load, Place::Container));
@@ -129,7 +129,7 @@ pub(super) fn docker(work: &Work) -> Program {
         clean_up.args(["rm", "--force", &id]);
         let mut keeper = Command::new("sh");
         keeper.args(["-c", KEEPER, "sh", &id]);
-        Call { command, clean_up: Some(clean_up), keeper: Some(keeper) }
+        Ok(Call { command, clean_up: Some(clean_up), keeper: Some(keeper) })
     };
     let peer = Peer {
         name: "docker".into(),
@@ -146,7 +146,7 @@ pub(super) fn docker(work: &Work) -> Program {
         .flat_map(|name| program_files(name.as_ref()))
         .collect();
     files.push(work.load());
-    Program::new(peer, call).reads(files)
+    Program::new(peer, call).reads(files).keeps(Err("its daemon keeps them".into()))
 }
 
 /// An image of docker's. It goes when this is dropped.
@@ -161,66 +161,39 @@ impl Drop for Imported {
             let mut command = Command::new("docker");
             command.args(["rmi", "--force", &self.image]);
             // What can't be removed is the daemon's to tell.
-            let _status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+            let _stays = run_to_end(Call::new(command));
         }
     }
 }
 
 fn import(root: &Path, image: &str) -> Result<(), String> {
-    let failed = |error: std::io::Error| format!("docker import: {error}");
-    let mut tar = Command::new("tar");
-    tar.arg("-C")
-        .arg(root)
-        .args(["-c", "."])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
-    let mut tar = tar.spawn().map_err(failed)?;
-    let archive = tar.stdout.take().map_or_else(Stdio::null, Stdio::from);
-    let output = Command::new("docker").args(["import", "-", image]).stdin(archive).output();
-    let _status = tar.wait();
-    let output = output.map_err(failed)?;
-    if output.status.success() { Ok(()) } else { Err(last_line(&output.stderr)) }
+    let mut command = Command::new("sh");
+    command.args(["-c", "tar -C \"$1\" -c . | docker import - \"$2\"", "sh"]).arg(root).arg(image);
+    run_to_end(Call::new(command)).map(drop)
 }
 
 /// A load's words in a container.
 fn words(load: &[&str], place: Place) -> Vec<String> {
     let mut words: Vec<String> = load.iter().map(|word| (*word).to_owned()).collect();
-    if load == ["net"] {
+    if load == NET {
         words.push(place.server());
     }
     words
 }
 
-/// What the program says of itself, or why there is nothing to say.
-fn version(name: &str, words: &[&str]) -> Result<String, String> {
-    match Command::new(name).args(words).stdin(Stdio::null()).output() {
-        Ok(output) if output.status.success() => Ok(first_line(&output.stdout, name)),
-        Ok(output) => Err(last_line(&output.stderr)),
-        Err(_) => Err(format!("{name} is not installed")),
-    }
-}
-
 /// Why the engine can't run a container here, if so: one is run.
-fn missing(work: &Work, version: &Result<String, String>, call: impl FnOnce() -> Call) -> Option<String> {
+fn missing(
+    work: &Work,
+    version: &Result<String, String>,
+    call: impl FnOnce() -> Result<Call, String>,
+) -> Option<String> {
     if let Err(why) = version {
         return Some(why.clone());
     }
     if let Some(why) = &work.no_root {
         return Some(why.clone());
     }
-    let Call { mut command, .. } = call();
-    match command.stdin(Stdio::null()).output() {
-        Ok(output) if output.status.success() => None,
-        Ok(output) => Some(last_line(&output.stderr)),
-        Err(error) => Some(error.to_string()),
-    }
-}
-
-fn first_line(output: &[u8], name: &str) -> String {
-    let text = String::from_utf8_lossy(output);
-    let line = text.lines().next().unwrap_or_default();
-    line.trim_start_matches(name).trim_start_matches(" version").trim().to_owned()
+    try_out(call())
 }
 
 /// What runc and crun run: a directory for each load, made when it is first asked for.
@@ -228,32 +201,26 @@ struct Bundles {
     dir: PathBuf,
     root: PathBuf,
     lent: PathBuf,
-    network: Option<String>,
+    network: Result<String, String>,
 }
 
 impl Bundles {
-    fn find(&self, load: &[&str]) -> std::io::Result<PathBuf> {
+    fn find(&self, load: &[&str]) -> Result<PathBuf, String> {
+        let network = match load == NET {
+            true => Some(self.network.as_deref().map_err(Clone::clone)?),
+            false => None,
+        };
         let dir = self.dir.join(load.join(" "));
         if !dir.exists() {
-            fs::create_dir_all(&dir)?;
-            symlink(&self.root, dir.join("rootfs"))?;
-            let network = self.network.as_deref().filter(|_| load == ["net"]);
             let specification =
-                specification(&self.root, &self.lent, &words(load, Place::Container), network);
-            fs::write(dir.join("config.json"), specification.to_string())?;
+                specification(&self.root, &self.lent, &words(load, Place::Container), network).to_string();
+            let write = || {
+                fs::create_dir_all(&dir)?;
+                symlink(&self.root, dir.join("rootfs"))?;
+                fs::write(dir.join("config.json"), specification)
+            };
+            write().map_err(|error| format!("{}: {error}", dir.display()))?;
         }
         Ok(dir)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_are_short() {
-        assert_eq!(first_line(b"runc version 1.1.5+ds1\ncommit: x\n", "runc"), "1.1.5+ds1");
-        assert_eq!(first_line(b"crun version 1.8.1\n", "crun"), "1.8.1");
-        assert_eq!(first_line(b"24.0.5\n", "docker"), "24.0.5");
     }
 }

@@ -1,11 +1,11 @@
 //! Virtual machines, and the load as a process: bothy's, QEMU's, and neither.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::Value;
 
-use super::network::Place;
-use super::work::{LOAD, Work, last_line, program_files};
+use super::network::{NET, Network, Place};
+use super::work::{LOAD, Work, program_files, try_out, version};
 use crate::bench::executor::Details;
 use crate::bench::program::{Call, Program};
 use crate::bench::results::Peer;
@@ -13,6 +13,8 @@ use crate::bench::results::Peer;
 /// Memory of each virtual machine, and of one whose load takes much of it.
 const MEMORY: &str = "128M";
 const LARGE_MEMORY: &str = "512M";
+/// Makes it QEMU's.
+const QEMU: &[&str] = &["--vmm=qemu"];
 /// The disk of a load that writes files.
 const SCRATCH: &str = "256M";
 
@@ -21,31 +23,29 @@ pub(super) fn own(work: &Work) -> Program {
     let peer = Peer {
         name: "bothy".into(),
         version: env!("CARGO_PKG_VERSION").into(),
-        how: format!("bothy run -m {MEMORY}: a virtual machine with a kernel of its own, booted each time"),
+        how: format!(
+            "bothy run: a virtual machine with a kernel of its own, booted each time; one processor, {MEMORY} ({LARGE_MEMORY} for what takes memory or files)"
+        ),
         missing: None,
     };
     Program::new(peer, call(work, Place::Bothy, &[]))
         .timed(call(work, Place::Bothy, &["--timing=json"]), read_details)
         .reads(work.bothy_files())
-        .with_guest()
+        .keeps(Ok(work.bothy_keeps()))
+        .with_guest(&work.lent_image())
 }
 
 /// QEMU's, with all that bothy's has.
 pub(super) fn qemu(work: &Work) -> Program {
     const PROGRAM: &str = "qemu-system-x86_64";
-    let version = Command::new(PROGRAM).arg("--version").stdin(Stdio::null()).output();
-    let (version, missing) = match &version {
-        Ok(output) if output.status.success() => {
-            let text = String::from_utf8_lossy(&output.stdout);
-            let words = text.lines().next().unwrap_or_default().trim_start_matches("QEMU emulator version ");
-            (words.to_owned(), try_out(work))
-        }
-        Ok(_) => (String::new(), Some(format!("{PROGRAM} --version fails"))),
-        Err(_) => (String::new(), Some("QEMU is not installed".into())),
+    let version = version(PROGRAM, &["--version"]);
+    let missing = match &version {
+        Ok(_) => try_out(call(work, Place::Qemu, QEMU)(&["hello"])),
+        Err(why) => Some(why.clone()),
     };
     let peer = Peer {
         name: "qemu".into(),
-        version,
+        version: version.unwrap_or_default(),
         how: format!(
             "QEMU's microvm, -m {MEMORY}, with bothy's kernel, initramfs, image and agent (vhost-vsock)"
         ),
@@ -53,7 +53,10 @@ pub(super) fn qemu(work: &Work) -> Program {
     };
     let mut files = work.bothy_files();
     files.extend(program_files(PROGRAM.as_ref()));
-    Program::new(peer, call(work, Place::Qemu, &["--vmm=qemu"])).reads(files).with_guest()
+    Program::new(peer, call(work, Place::Qemu, QEMU))
+        .reads(files)
+        .keeps(Ok(work.bothy_keeps()))
+        .with_guest(&work.lent_image())
 }
 
 /// The load itself.
@@ -65,63 +68,56 @@ pub(super) fn process(work: &Work) -> Program {
         missing: None,
     };
     let (path, dir) = (work.load(), work.dir().to_owned());
-    let namespace = work.network.as_ref().map(|network| network.host_namespace()).ok();
+    let network = work.network.as_ref().map(Network::host_namespace).map_err(Clone::clone);
     let files = vec![path.clone()];
     Program::new(peer, move |load| {
-        let mut command = match (load, &namespace) {
-            (["net"], Some(namespace)) => {
-                let mut command = enter(namespace);
-                command.arg(&path).arg("net").arg(Place::Host.server());
-                command
-            }
-            _ => {
-                let mut command = Command::new(&path);
-                command.args(load);
-                command
-            }
-        };
+        let mut command;
+        if load == NET {
+            command = enter(network.as_ref()?);
+            command.arg(&path).args(load).arg(Place::Host.server());
+        } else {
+            command = Command::new(&path);
+            command.args(load);
+        }
         command.current_dir(&dir);
-        Call::new(command)
+        Ok(Call::new(command))
     })
     .reads(files)
 }
 
 /// How `bothy run` is called for a load.
-fn call(work: &Work, place: Place, flags: &'static [&'static str]) -> impl FnMut(&[&str]) -> Call + 'static {
+fn call(
+    work: &Work,
+    place: Place,
+    flags: &'static [&'static str],
+) -> impl FnMut(&[&str]) -> Result<Call, String> + 'static {
     let (bothy, image, lent) = (work.bothy(), work.image_word().to_owned(), work.lent_image());
-    let namespace = work.network.as_ref().map(|network| network.host_namespace()).ok();
+    let network = work.network.as_ref().map(Network::host_namespace).map_err(Clone::clone);
     move |load| {
-        let own = bothy();
-        let has_network = load == ["net"] && namespace.is_some();
-        let mut command = match &namespace {
+        let mut command = bothy();
+        if load == NET {
+            let bothy = command;
+            command = enter(network.as_ref()?);
+            command.arg(bothy.get_program());
             // The environment is that of the program which it becomes.
-            Some(namespace) if has_network => {
-                let mut command = enter(namespace);
-                command.arg(own.get_program());
-                command.envs(own.get_envs().filter_map(|(key, value)| Some((key, value?))));
-                command
-            }
-            _ => own,
-        };
-        let memory = if ["hold", "disk"].iter().any(|large| load.first() == Some(large)) {
-            LARGE_MEMORY
-        } else {
-            MEMORY
-        };
+            command.envs(bothy.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        }
+        let is_large = ["hold", "disk"].iter().any(|large| load.first() == Some(large));
+        let memory = if is_large { LARGE_MEMORY } else { MEMORY };
         command.args(["run", "--pull", "never", "-m", memory, "-u", "0", "-w", "/"]).args(flags);
         command.arg("--lend").arg(&lent).args(["--entrypoint", LOAD]);
         if load == ["disk"] {
             command.args(["--scratch", SCRATCH]);
         }
-        if has_network {
+        if load == NET {
             command.args(["--net", place.tap()]);
         }
         command.arg(&image).args(load);
-        if has_network {
+        if load == NET {
             command.arg(place.server());
         }
         // A virtual machine goes with its command.
-        Call::new(command)
+        Ok(Call::new(command))
     }
 }
 
@@ -130,16 +126,6 @@ pub(super) fn enter(namespace: &str) -> Command {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net={namespace}"));
     command
-}
-
-/// Why QEMU can't run an instance here, if so: one is run.
-fn try_out(work: &Work) -> Option<String> {
-    let mut command = call(work, Place::Qemu, &["--vmm=qemu"])(&["hello"]).command;
-    match command.stdin(Stdio::null()).output() {
-        Ok(output) if output.status.success() => None,
-        Ok(output) => Some(last_line(&output.stderr)),
-        Err(error) => Some(error.to_string()),
-    }
 }
 
 /// What `bothy run --timing=json` says on standard error.

@@ -69,6 +69,10 @@ fn peers(work: &Work, against: &[Engine]) -> Vec<Box<dyn Executor>> {
     let mut peers: Vec<Box<dyn Executor>> =
         vec![Box::new(machines::own(work)), Box::new(machines::process(work))];
     for engine in against {
+        // There will be nothing to compare.
+        if signals::end_is_wished() {
+            break;
+        }
         let program = match engine {
             Engine::Runc | Engine::Crun => engines::runtime(work, engine.name()),
             Engine::Podman => engines::podman(work),
@@ -108,13 +112,15 @@ fn measure(args: &BenchArgs) -> anyhow::Result<Results> {
     }
     let (start, started) = (Instant::now(), SystemTime::now());
     let mut host = machine::host();
+    // Whoever doesn't want to wait for a download ends it as ever.
+    let image = args.image.as_deref().map(work::given).transpose()?;
     signals::watch_for_ends().context("can't take signals")?;
     let sections = if args.only.is_empty() { Section::ALL.to_vec() } else { args.only.clone() };
-    let work = Work::make(args.image.as_deref(), sections.contains(&Section::Net))?;
+    let work = Work::make(image, sections.contains(&Section::Net))?;
     let peers = peers(&work, &args.against);
     let progress = Progress::new();
     let tell = |section: Section, peer: &str, done: usize, of: usize| progress.tell(section, peer, done, of);
-    let (available, disk) = (|| machine::available().unwrap_or(0), || work.disk());
+    let available = || machine::available().unwrap_or(0);
     let mut bench = Bench {
         peers,
         runs: args.runs,
@@ -123,7 +129,6 @@ fn measure(args: &BenchArgs) -> anyhow::Result<Results> {
         stop: &signals::end_is_wished,
         progress: &tell,
         available: &available,
-        disk: &disk,
         evict: &cache::evict,
         watch: &|instance| watch::watch(instance, work.dir()),
     };

@@ -7,6 +7,8 @@ use std::process::{Child, Command, Stdio};
 
 use super::work::last_line;
 
+/// The load that needs it, before it is told where the other side is.
+pub(super) const NET: [&str; 1] = ["net"];
 /// Where the load serves.
 const PORT: u16 = 5201;
 /// On the host's side; all is of a block that is for documentation, and so is nobody's.

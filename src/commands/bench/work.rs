@@ -4,8 +4,10 @@
 //! bothy is a copy with its guest's files beside it: what an instance holds of the program is then its own, and not shared with the one that measures; and
 //! QEMU starts the very same kernel and initramfs.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -14,6 +16,7 @@ use anyhow::Context;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::network::Network;
+use crate::bench::program::{Call, run_to_end};
 use crate::commands::{random_name, run};
 use crate::guest_files::{DIR_VARIABLE, GuestFiles};
 use crate::image::rootfs::{self, Limits};
@@ -28,7 +31,7 @@ pub(super) const LOAD: &str = "/.bothy/load";
 
 /// The directory, and what is kept as long as it is.
 pub(super) struct Work {
-    dir: PathBuf,
+    dir: Dir,
     image: Image,
     /// Why containers can't have the image.
     pub(super) no_root: Option<String>,
@@ -37,7 +40,7 @@ pub(super) struct Work {
 }
 
 /// What runs in every instance.
-struct Image {
+pub(super) struct Image {
     /// For `bothy run`.
     word: String,
     /// For a report.
@@ -47,30 +50,26 @@ struct Image {
 }
 
 impl Work {
-    /// Makes everything. Without an image there is one of nothing but an /etc/passwd.
-    pub(super) fn make(image: Option<&str>, with_network: bool) -> anyhow::Result<Self> {
+    /// Makes everything for an image; without one there is one of nothing but an /etc/passwd.
+    pub(super) fn make(image: Option<Image>, with_network: bool) -> anyhow::Result<Self> {
         let id = random_name::<6>().context("can't get random numbers")?;
         // As for scratch disks: /tmp may be in memory, and files in there can't be out of the page cache.
         let base = std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
-        let dir = Dir(base.join(format!("bothy-bench-{id}")));
-        fs::create_dir(&dir.0).with_context(|| format!("can't make {}", dir.0.display()))?;
+        let base = base.canonicalize().with_context(|| format!("can't use {}", base.display()))?;
+        let dir = Dir::make(base.join(format!("bothy-bench-{id}")))?;
         fill(&dir.0).with_context(|| format!("can't fill {}", dir.0.display()))?;
         let (image, no_root) = match image {
-            Some(text) => {
-                let image = given(text)?;
+            Some(image) => {
                 let no_root = unpack(image.lease.path(), &dir.0.join("root")).err();
                 (image, no_root)
             }
             None => (own(&dir.0)?, None),
         };
         let network = match with_network {
-            true => Network::make(&dir.0.join("lent/load")),
-            false => Err("there is no network".into()),
+            true => Network::make(&dir.0.join("serve")),
+            false => Err("no network was asked for".into()),
         };
-        let work = Self { dir: dir.0.clone(), image, no_root, network };
-        // From here on it removes the directory.
-        std::mem::forget(dir);
-        Ok(work)
+        Ok(Self { dir, image, no_root, network })
     }
 
     /// What runs, for a report.
@@ -85,7 +84,7 @@ impl Work {
 
     /// bothy, as it is measured.
     pub(super) fn bothy(&self) -> impl Fn() -> Command + Clone + use<> {
-        let dir = self.dir.clone();
+        let dir = self.dir.0.clone();
         let has_store = dir.join("store").is_dir();
         move || {
             let mut command = Command::new(dir.join("bothy"));
@@ -99,76 +98,103 @@ impl Work {
 
     /// What bothy reads when it starts a virtual machine.
     pub(super) fn bothy_files(&self) -> Vec<PathBuf> {
-        let mut files = program_files(&self.dir.join("bothy"));
-        files.extend(["guest/vmlinux", "guest/agent.cpio", "lent.erofs"].map(|name| self.dir.join(name)));
+        let mut files = program_files(&self.dir.0.join("bothy"));
+        files.extend(["guest/vmlinux", "guest/agent.cpio", "lent.erofs"].map(|name| self.dir.0.join(name)));
         files.push(self.image.lease.path().to_owned());
         files
     }
 
     /// The directory.
     pub(super) fn dir(&self) -> &Path {
-        &self.dir
+        &self.dir.0
     }
 
     /// The file system image that has nothing but the load.
     pub(super) fn lent_image(&self) -> PathBuf {
-        self.dir.join("lent.erofs")
+        self.dir.0.join("lent.erofs")
     }
 
     /// The directory that has nothing but the load.
     pub(super) fn lent(&self) -> PathBuf {
-        self.dir.join("lent")
+        self.dir.0.join("lent")
     }
 
     /// The load, for whoever runs on this machine itself.
     pub(super) fn load(&self) -> PathBuf {
-        self.dir.join("lent/load")
+        self.dir.0.join("lent/load")
     }
 
     /// The image's files, for containers.
     pub(super) fn root(&self) -> PathBuf {
-        self.dir.join("root")
+        self.dir.0.join("root")
     }
 
-    /// Bytes on disk of all that instances may put files into: the engines' state, and what bothy has for each container.
-    pub(super) fn disk(&self) -> u64 {
-        disk_usage(&self.dir) + disk_usage(&run::runtime_dir())
-    }
-}
-
-impl Drop for Work {
-    fn drop(&mut self) {
-        drop(Dir(std::mem::take(&mut self.dir)));
+    /// Where bothy keeps something for each instance.
+    pub(super) fn bothy_keeps(&self) -> Vec<PathBuf> {
+        vec![run::runtime_dir(), self.dir.0.join("store")]
     }
 }
 
 /// Removes the directory when it is dropped.
 struct Dir(PathBuf);
 
+impl Dir {
+    fn make(path: PathBuf) -> anyhow::Result<Self> {
+        let mode = fs::Permissions::from_mode(0o700);
+        let make = || fs::create_dir(&path).and_then(|()| fs::set_permissions(&path, mode));
+        make().with_context(|| format!("can't make {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    /// Whatever an engine has mounted there goes first: what lies behind a mount may be somebody else's.
+    fn remove(&self) -> std::io::Result<()> {
+        for path in mounts_below(&fs::read("/proc/self/mountinfo")?, &self.0).iter().rev() {
+            unmount(path, UnmountFlags::DETACH)?;
+        }
+        fs::remove_dir_all(&self.0)
+    }
+}
+
 impl Drop for Dir {
     fn drop(&mut self) {
-        // Whatever an engine has mounted there goes first: what lies behind a mount may be somebody else's.
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        for path in mounts_below(&mounts, &self.0).iter().rev() {
-            if let Err(error) = unmount(path, UnmountFlags::DETACH) {
-                log::warn!("{} stays: {}: {error}", self.0.display(), path.display());
-                return;
-            }
-        }
-        if let Err(error) = fs::remove_dir_all(&self.0) {
+        if let Err(error) = self.remove() {
             log::warn!("{} stays: {error}", self.0.display());
         }
     }
 }
 
 /// What is mounted in a directory, in the order in which it was.
-fn mounts_below(mountinfo: &str, dir: &Path) -> Vec<PathBuf> {
-    let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
-    points.map(PathBuf::from).filter(|point| point.starts_with(dir)).collect()
+fn mounts_below(mountinfo: &[u8], dir: &Path) -> Vec<PathBuf> {
+    let lines = mountinfo.split(|byte| *byte == b'\n');
+    let points = lines.filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
+    points
+        .map(|point| PathBuf::from(OsString::from_vec(unescaped(point))))
+        .filter(|point| point.starts_with(dir))
+        .collect()
+}
+
+/// As the kernel writes names: a backslash and three octal digits stand for a byte that would end the word.
+fn unescaped(word: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut rest = word;
+    while let [first, tail @ ..] = rest {
+        let digits =
+            tail.get(..3).filter(|_| *first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    bytes
 }
 
 fn fill(dir: &Path) -> anyhow::Result<()> {
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
     for name in ["lent", "guest", "root"] {
         fs::create_dir(dir.join(name))?;
     }
@@ -178,6 +204,8 @@ fn fill(dir: &Path) -> anyhow::Result<()> {
     guest.unpack(&dir.join("guest"))?;
     fs::copy(dir.join("guest/load"), dir.join("lent/load"))?;
     fs::set_permissions(dir.join("lent/load"), fs::Permissions::from_mode(0o755))?;
+    // The network's own processes run another file: one that is mapped stays in memory, and is shared.
+    fs::copy(dir.join("lent/load"), dir.join("serve"))?;
     let lent = File::options().read(true).write(true).create_new(true).open(dir.join("lent.erofs"))?;
     rootfs::build_from_dir(&dir.join("lent"), &lent, &Limits::default())?;
     Ok(())
@@ -205,7 +233,7 @@ fn own(dir: &Path) -> anyhow::Result<Image> {
 }
 
 /// The image that the user names: from the user's store, where it stays.
-fn given(text: &str) -> anyhow::Result<Image> {
+pub(super) fn given(text: &str) -> anyhow::Result<Image> {
     let load = LoadOptions { name: None, platform: Platform::native(), limits: Limits::default() };
     let options = PullOptions { policy: Policy::Missing, insecure: false, load };
     let (image, lease) = run::image::find(text.as_ref(), &options)?;
@@ -240,19 +268,32 @@ pub(super) fn program_files(program: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// Why an instance can't run here, if so: one is run.
+pub(super) fn try_out(call: Result<Call, String>) -> Option<String> {
+    call.and_then(run_to_end).err()
+}
+
+/// What a program says of itself, or why there is nothing to say.
+pub(super) fn version(name: &str, words: &[&str]) -> Result<String, String> {
+    if program_files(name.as_ref()).is_empty() {
+        return Err(format!("{name} is not installed"));
+    }
+    let mut command = Command::new(name);
+    command.args(words);
+    run_to_end(Call::new(command)).map(|text| short(&text, name))
+}
+
+/// Its first line, without words that say nothing.
+fn short(text: &str, name: &str) -> String {
+    let line = text.lines().next().unwrap_or_default().trim_start_matches(name);
+    line.trim_start_matches("QEMU emulator").trim_start_matches(" version").trim().to_owned()
+}
+
 /// The last line with something on it: what a program that fails says at last.
 pub(super) fn last_line(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
     let last = text.lines().rev().find(|line| !line.trim().is_empty());
     last.unwrap_or("it fails without a word").trim().to_owned()
-}
-
-/// Of a directory and all below it. What can't be read, or goes meanwhile, has none.
-fn disk_usage(path: &Path) -> u64 {
-    let Ok(metadata) = path.symlink_metadata() else { return 0 };
-    let entries = if metadata.is_dir() { fs::read_dir(path).ok() } else { None };
-    let below: u64 = entries.into_iter().flatten().flatten().map(|entry| disk_usage(&entry.path())).sum();
-    metadata.blocks() * 512 + below
 }
 
 /// Nobody watches.
@@ -269,6 +310,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn versions_are_short() {
+        assert_eq!(short("runc version 1.1.5+ds1\ncommit: x\n", "runc"), "1.1.5+ds1");
+        assert_eq!(short("podman version 4.3.1\n", "podman"), "4.3.1");
+        assert_eq!(short("24.0.5\n", "docker"), "24.0.5");
+        let qemu = "QEMU emulator version 10.0.2 (Debian 1)\nCopyright x\n";
+        assert_eq!(short(qemu, "qemu-system-x86_64"), "10.0.2 (Debian 1)");
+    }
+
+    #[test]
     fn complaints_are_one_line() {
         assert_eq!(last_line(b"a\nb\n\n"), "b");
         assert_eq!(last_line(b""), "it fails without a word");
@@ -277,9 +327,12 @@ mod tests {
     #[test]
     fn mounts_are_found_below_a_directory_alone() {
         let text = "22 1 0:21 / /proc rw - proc proc rw\n30 1 0:5 / /var/tmp/b/podman/overlay rw - tmpfs x rw\n31 30 0:6 / /var/tmp/b/podman/overlay/1 rw - x x rw\n\
-            32 1 0:7 / /var/tmp/bc rw - x x rw\n";
-        let found = mounts_below(text, Path::new("/var/tmp/b"));
-        assert_eq!(found, ["/var/tmp/b/podman/overlay", "/var/tmp/b/podman/overlay/1"].map(PathBuf::from));
+            32 1 0:7 / /var/tmp/bc rw - x x rw\n33 1 0:7 / /var/tmp/b/a\\040b rw - x x rw\n";
+        let found = mounts_below(text.as_bytes(), Path::new("/var/tmp/b"));
+        assert_eq!(
+            found,
+            ["/var/tmp/b/podman/overlay", "/var/tmp/b/podman/overlay/1", "/var/tmp/b/a b"].map(PathBuf::from)
+        );
     }
 
     #[test]
