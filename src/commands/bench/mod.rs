@@ -115,10 +115,11 @@ fn measure(args: &BenchArgs) -> anyhow::Result<Results> {
     // Whoever doesn't want to wait for a download ends it as ever.
     let image = args.image.as_deref().map(work::given).transpose()?;
     signals::watch_for_ends().context("can't take signals")?;
+    let progress = Progress::new();
+    progress.prepare();
     let sections = if args.only.is_empty() { Section::ALL.to_vec() } else { args.only.clone() };
     let work = Work::make(image, sections.contains(&Section::Net))?;
     let peers = peers(&work, &args.against);
-    let progress = Progress::new();
     let tell = |section: Section, peer: &str, done: usize, of: usize| progress.tell(section, peer, done, of);
     let available = || machine::available().unwrap_or(0);
     let mut bench = Bench {
@@ -171,6 +172,13 @@ impl Progress {
         let style = ProgressStyle::with_template("{msg:22} {bar:30} {pos}/{len}");
         bar.set_style(style.expect("the template is well-formed"));
         Self { bar, section: Cell::new(None) }
+    }
+
+    fn prepare(&self) {
+        if self.bar.is_hidden() {
+            say("bothy: preparing: files, a network, one try of each peer");
+        }
+        self.bar.set_message("preparing");
     }
 
     fn tell(&self, section: Section, peer: &str, done: usize, of: usize) {
