@@ -76,6 +76,7 @@ fn command() -> Command {
             })
             .arg(Arg::new("command").num_args(0..).value_hint(ValueHint::Other))
         })
+        .mut_subcommand("bench", |bench| bench.mut_arg("image", |arg| arg.add(sources())))
         .mut_subcommand("load", |load| load.mut_arg("sources", |arg| arg.add(sources())))
         .mut_subcommand("pull", |pull| pull.mut_arg("names", |arg| arg.add(images())))
         .mut_subcommand("rmi", |rmi| rmi.mut_arg("names", |arg| arg.add(images())))

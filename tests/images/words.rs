@@ -36,6 +36,7 @@ fn a_shell_completes_commands_flags_and_images() {
     assert_eq!(complete(&store, &["run", "--pull", ""]), ["always", "missing", "never"]);
     assert_eq!(complete(&store, &["run", "--pull=al"]), ["always"]);
     assert_eq!(complete(&store, &["run", "bu"]), ["busybox", "busybox:1.36"]);
+    assert_eq!(complete(&store, &["bench", "bu"]), ["busybox", "busybox:1.36"]);
     assert_eq!(complete(&store, &["run", "-it", "docker.io/library/busybox:1"]), ["1.36"]);
     assert_eq!(complete(&store, &["run", "./ro"]), ["./root/"]);
     assert_eq!(complete(&store, &["run", "busybox", "bu"]), [""; 0]);

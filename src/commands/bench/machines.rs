@@ -46,9 +46,9 @@ pub(super) fn qemu(work: &Work) -> Program {
     let peer = Peer {
         name: "qemu".into(),
         version: version.unwrap_or_default(),
-        how: format!(
-            "QEMU's microvm, -m {MEMORY}, with bothy's kernel, initramfs, image and agent (vhost-vsock)"
-        ),
+        how:
+            "QEMU's microvm with as much of all, and bothy's kernel, initramfs, image and agent (vhost-vsock)"
+                .into(),
         missing,
     };
     let mut files = work.bothy_files();
