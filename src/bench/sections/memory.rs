@@ -116,17 +116,18 @@ impl Bench<'_> {
         self.measures(Section::Memory, &names, all, found);
     }
 
-    /// What instances hold that took memory and freed it. All of them wait at once, since waiting is most of it.
+    /// What instances hold that took memory and freed it. All of them wait at once, since waiting is most of it; they free theirs one after another, when the last
+    /// one has started.
     fn given_back(&mut self) -> Vec<Samples> {
-        let Times { hold, looks: after, .. } = self.times;
-        let mut all = Vec::new();
+        let Times { hold, apart, looks: after, .. } = self.times;
+        let mut all: Vec<Samples> = Vec::new();
         let mut instances = Vec::new();
-        let count = self.peers.len();
-        for (place, executor) in self.peers.iter_mut().enumerate() {
+        let begin = Instant::now();
+        let first = hold * u32::try_from(self.peers.len()).unwrap_or(1);
+        for (place, executor) in (0..).zip(&mut self.peers) {
             let Peer { name, missing, .. } = executor.peer();
             (self.progress)(Section::Memory, &name, 0, after.len());
-            // The first ones hold theirs until the last one has started, so that each is looked at in time.
-            let seconds = hold * u32::try_from(count - place).unwrap_or(1);
+            let seconds = (first + apart * place).saturating_sub(begin.elapsed()).max(apart).as_secs();
             let started = match missing {
                 Some(why) => Err(why),
                 None if (self.stop)() => Err("interrupted".into()),
@@ -140,30 +141,48 @@ impl Bench<'_> {
             all.push(Samples { of: vec![Vec::new(); after.len()], failure });
         }
         let mut looks = Vec::new();
-        for (place, instance) in instances.iter_mut().enumerate() {
-            match instance.as_mut().map(|instance| instance.hear("freed")) {
-                Some(Ok(_)) => looks.extend(after.map(|after| (Instant::now() + after, place))),
-                Some(Err(why)) => all[place].failure = Some(why),
-                None => {}
-            }
-        }
-        looks.sort_by_key(|(time, _)| *time);
-        for (time, place) in looks {
-            let (Some(instance), Some(samples)) = (&instances[place], all.get_mut(place)) else { continue };
-            if samples.failure.is_some() {
+        for ((place, instance), samples) in instances.iter_mut().enumerate().zip(&mut all) {
+            let Some(instance) = instance else { continue };
+            if let Err(why) = instance.hear("freed") {
+                samples.failure = Some(why);
                 continue;
             }
-            let looked = rest(time.saturating_duration_since(Instant::now()), self.stop)
-                .and_then(|()| instance.usage());
-            match (looked, samples.of.iter_mut().find(|figures| figures.is_empty())) {
-                _ if time.elapsed() > LATE => {
-                    samples.failure = Some("this machine is too busy to look in time".into());
-                }
-                (Ok(usage), Some(figures)) => figures.push(mebibytes(usage.pss as f64)),
-                (Ok(_), None) => {}
-                (Err(why), _) => samples.failure = Some(why),
+            let freed = Instant::now();
+            look(instance.as_ref(), freed, after[0], samples, self.stop);
+            looks.extend(after[1..].iter().map(|after| (freed, *after, place)));
+        }
+        looks.sort_by_key(|(freed, after, _)| *freed + *after);
+        for (freed, after, place) in looks {
+            if let (Some(instance), Some(samples)) = (&instances[place], all.get_mut(place)) {
+                look(instance.as_ref(), freed, after, samples, self.stop);
             }
         }
         all
+    }
+}
+
+/// Looks at what an instance holds so long after it freed something, and puts that behind the samples that there are.
+fn look(
+    instance: &dyn Instance,
+    freed: Instant,
+    after: Duration,
+    samples: &mut Samples,
+    stop: &dyn Fn() -> bool,
+) {
+    if samples.failure.is_some() {
+        return;
+    }
+    let due = freed + after;
+    let looked = rest(due.saturating_duration_since(Instant::now()), stop).and_then(|()| {
+        // Another time would be another figure.
+        match due.elapsed() > LATE + after / 10 {
+            true => Err("this machine is too busy to look in time".into()),
+            false => instance.usage(),
+        }
+    });
+    match (looked, samples.of.iter_mut().find(|figures| figures.is_empty())) {
+        (Ok(usage), Some(figures)) => figures.push(mebibytes(usage.pss as f64)),
+        (Ok(_), None) => {}
+        (Err(why), _) => samples.failure = Some(why),
     }
 }

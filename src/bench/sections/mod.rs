@@ -32,8 +32,10 @@ pub struct Times {
     pub rest: Duration,
     /// While its processor time is watched.
     pub watch: Duration,
-    /// Seconds for which the last instance keeps the memory that it takes; each one before it so much longer.
-    pub hold: u32,
+    /// How long each instance may take to start and take memory, before the first one frees it.
+    pub hold: Duration,
+    /// From when one instance frees its memory until the next one does.
+    pub apart: Duration,
     /// From when it has freed that to each look at what it still has.
     pub looks: [Duration; 3],
 }
@@ -43,7 +45,8 @@ impl Times {
     pub const REAL: Self = Self {
         rest: Duration::from_secs(2),
         watch: Duration::from_secs(4),
-        hold: 3,
+        hold: Duration::from_secs(3),
+        apart: Duration::from_secs(2),
         looks: [Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(60)],
     };
 }

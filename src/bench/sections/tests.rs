@@ -118,7 +118,7 @@ impl World {
             peers: peers.into_iter().map(|peer| Box::new(peer) as Box<dyn Executor>).collect(),
             runs,
             density: (100, Duration::from_secs(5)),
-            times: Times { rest: SHORT, watch: SHORT, hold: 0, looks: [SHORT; 3] },
+            times: Times { rest: SHORT, watch: SHORT, hold: SHORT, apart: SHORT, looks: [SHORT; 3] },
             stop: &stop,
             progress: &|_, _, _, _| {},
             available: &available,
