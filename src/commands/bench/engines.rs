@@ -58,11 +58,12 @@ fn runtime_command(name: &str, state: &Path) -> Command {
 /// podman, with a store of its own and the image's files as they are.
 pub(super) fn podman(work: &Work) -> Program {
     let version = version("podman", &["--version"]);
-    let (dir, root, lent) = (work.dir().to_owned(), work.root(), work.lent());
+    let (dir, run_root, root, lent) =
+        (work.dir().to_owned(), work.short().to_owned(), work.root(), work.lent());
     let network = work.network.as_ref().map(Network::container_namespace).map_err(Clone::clone);
     let podman = move |words: &[&str]| {
         let mut command = Command::new("podman");
-        command.arg("--root").arg(dir.join("podman")).arg("--runroot").arg(dir.join("podman-run"));
+        command.arg("--root").arg(dir.join("podman")).arg("--runroot").arg(&run_root);
         // A journal or a manager of sessions needn't be there.
         command.args(["--events-backend", "none", "--cgroup-manager", "cgroupfs"]).args(words);
         command
@@ -100,8 +101,8 @@ pub(super) fn podman(work: &Work) -> Program {
     let mut files: Vec<PathBuf> =
         ["podman", "conmon", "crun"].iter().flat_map(|name| program_files(name.as_ref())).collect();
     files.push(work.load());
-    let kept = ["podman", "podman-run"].map(|name| work.dir().join(name));
-    Program::new(peer, call).reads(files).keeps(Ok(kept.into()))
+    let kept = vec![work.dir().join("podman"), work.short().to_owned()];
+    Program::new(peer, call).reads(files).keeps(Ok(kept))
 }
 
 /// docker, with an image that is gone afterwards.

@@ -32,6 +32,7 @@ pub(super) const LOAD: &str = "/.bothy/load";
 /// The directory, and what is kept as long as it is.
 pub(super) struct Work {
     dir: Dir,
+    short: Dir,
     image: Image,
     /// Why containers can't have the image.
     pub(super) no_root: Option<String>,
@@ -57,6 +58,7 @@ impl Work {
         let base = std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
         let base = base.canonicalize().with_context(|| format!("can't use {}", base.display()))?;
         let dir = Dir::make(base.join(format!("bothy-bench-{id}")))?;
+        let short = Dir::make(Path::new("/tmp").join(format!("bothy-bench-{id}-run")))?;
         fill(&dir.0).with_context(|| format!("can't fill {}", dir.0.display()))?;
         let (image, no_root) = match image {
             Some(image) => {
@@ -69,7 +71,7 @@ impl Work {
             true => Network::make(&dir.0.join("serve")),
             false => Err("no network was asked for".into()),
         };
-        Ok(Self { dir, image, no_root, network })
+        Ok(Self { dir, short, image, no_root, network })
     }
 
     /// What runs, for a report.
@@ -107,6 +109,11 @@ impl Work {
     /// The directory.
     pub(super) fn dir(&self) -> &Path {
         &self.dir.0
+    }
+
+    /// A directory whose path is short: podman takes no more than 50 characters for what it has while containers run.
+    pub(super) fn short(&self) -> &Path {
+        &self.short.0
     }
 
     /// The file system image that has nothing but the load.
