@@ -120,6 +120,11 @@ pub fn run_to_end(call: Call) -> Result<String, String> {
     }
 }
 
+/// The last line with something on it: what a program that fails says at last.
+pub fn last_line(text: &str) -> Option<&str> {
+    text.lines().rev().map(str::trim).find(|line| !line.is_empty())
+}
+
 impl Executor for Program {
     fn peer(&self) -> Peer {
         self.peer.clone()
@@ -276,9 +281,7 @@ impl Running {
 
     /// Why it failed, in its own last words.
     fn complaint(&mut self, status: ExitStatus) -> String {
-        let errors = self.errors();
-        let last = errors.lines().rev().find(|line| !line.trim().is_empty());
-        last.map_or_else(|| format!("it ended with {status}"), |line| line.trim().to_owned())
+        last_line(&self.errors()).map_or_else(|| format!("it ended with {status}"), str::to_owned)
     }
 }
 
@@ -542,6 +545,12 @@ mod tests {
         drop(instance);
         other.kill().unwrap();
         other.wait().unwrap();
+    }
+
+    #[test]
+    fn the_last_line_is_the_last_with_something_on_it() {
+        assert_eq!(last_line("a\nb\n\n"), Some("b"));
+        assert_eq!(last_line(""), None);
     }
 
     #[test]

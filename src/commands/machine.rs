@@ -31,7 +31,12 @@ pub(super) fn must_run_linux(more: &str) -> anyhow::Result<()> {
 
 /// The kernel that `--kernel` names.
 pub(super) fn kernel_at(path: &Path) -> anyhow::Result<KernelImage> {
-    KernelImage::inspect(Blob::open(path).context("--kernel")?).context("--kernel")
+    given_kernel(Blob::open(path).context("--kernel")?)
+}
+
+/// A kernel of the user's.
+pub(super) fn given_kernel(kernel: Blob) -> anyhow::Result<KernelImage> {
+    KernelImage::inspect(kernel).context("--kernel")
 }
 
 /// bothy's own kernel.

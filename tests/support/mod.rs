@@ -386,8 +386,9 @@ impl Running {
 
     fn give_up(&mut self, why: &str) -> ! {
         let (stdout, stderr) = (self.stdout.so_far(), self.stderr.so_far());
+        let threads = threads(&processes(&self.token));
         self.kill();
-        panic!("{}: {why}\n{}", self.what, streams(&stdout, &String::from_utf8_lossy(&stderr)));
+        panic!("{}: {why}\n{}{threads}", self.what, streams(&stdout, &String::from_utf8_lossy(&stderr)));
     }
 
     fn kill(&mut self) {
@@ -472,6 +473,30 @@ pub(crate) fn processes(token: &str) -> Vec<u32> {
             environment.split(|byte| *byte == 0).any(|variable| variable == wanted)
         })
         .collect()
+}
+
+/// What each thread of a run that doesn't end is doing: where it waits, and the CPU time (in ticks) that it takes in a second.
+fn threads(pids: &[u32]) -> String {
+    let look = || -> Vec<(String, u64)> {
+        let tasks = pids.iter().filter_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok()).flatten();
+        let thread = |task: PathBuf| {
+            let read = |file| fs::read_to_string(task.join(file)).unwrap_or_default();
+            let stat = read("stat");
+            // State, ..., user and system time: fields 3, 14 and 15 of proc(5), counted from behind the name.
+            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+            let ticks = [11, 12].map(|field| fields.get(field).and_then(|ticks| ticks.parse::<u64>().ok()));
+            let state = fields.first().copied().unwrap_or("gone");
+            let name = format!("{} {} {state} in {}", task.display(), read("comm").trim(), read("wchan"));
+            (name, ticks.into_iter().flatten().sum())
+        };
+        tasks.flatten().map(|task| thread(task.path())).collect()
+    };
+    let before = look();
+    std::thread::sleep(Duration::from_secs(1));
+    let lines = before.iter().zip(look()).map(|((_, before), (thread, after))| {
+        format!("--- {thread}: {after} ticks, {} in this second\n", after.saturating_sub(*before))
+    });
+    lines.collect()
 }
 
 /// Whether a program is installed.

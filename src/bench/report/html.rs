@@ -2,10 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{
-    Line, METHOD, Table, highest, host, median, notes, number, remark, runs, sections, tables, whole,
-};
-use crate::bench::results::{Curve, Phases, Results, Section};
+use super::{Line, METHOD, Table, host, median, notes, number, remark, runs, sections, tables};
+use crate::bench::results::{Curve, Phases, Results, Section, Stack};
 use crate::bench::stats::Summary;
 
 const STYLE: &str = include_str!("report.css");
@@ -191,9 +189,14 @@ fn waterfall(page: &mut String, phases: &Phases, longest: f64) -> std::fmt::Resu
     writeln!(page, "</figure>")
 }
 
+/// What an instance holds, in MiB.
+fn whole(stack: &Stack) -> f64 {
+    stack.parts.iter().map(|(_, mib)| mib).sum()
+}
+
 /// What memory is for: a bar of parts for each peer.
 fn stacks(page: &mut String, results: &Results) -> std::fmt::Result {
-    let most = highest(&results.stacks);
+    let most = results.stacks.iter().map(whole).fold(0.0, f64::max);
     if most <= 0.0 {
         return Ok(());
     }

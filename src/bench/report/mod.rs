@@ -6,7 +6,7 @@ mod terminal;
 #[cfg(test)]
 mod tests;
 
-use super::results::{Measure, Phases, Results, Section, Stack, Unit};
+use super::results::{Measure, Phases, Results, Section, Unit};
 use super::stats::{FEW, Interval, Ratio, Summary, median_of};
 
 pub use html::html;
@@ -161,16 +161,6 @@ fn remark(section: Section) -> Option<&'static str> {
         ),
         _ => None,
     }
-}
-
-/// The most that any instance holds, in MiB.
-fn highest(stacks: &[Stack]) -> f64 {
-    stacks.iter().map(whole).fold(0.0, f64::max)
-}
-
-/// What an instance holds, in MiB.
-fn whole(stack: &Stack) -> f64 {
-    stack.parts.iter().map(|(_, mib)| mib).sum()
 }
 
 /// Lines that stand before everything else.

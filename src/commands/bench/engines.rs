@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::bundle::specification;
-use super::network::{NET, Network, Place};
-use super::work::{LOAD, Work, program_files, try_out, version};
+use super::network::{NET, Place};
+use super::work::{LOAD, Work, try_out, version};
 use crate::bench::program::{Call, Program, run_to_end};
 use crate::bench::results::Peer;
 
@@ -22,13 +22,13 @@ pub(super) fn runtime(work: &Work, name: &'static str) -> Program {
         dir: work.dir().join("bundles"),
         root: work.root(),
         lent: work.lent(),
-        network: work.network.as_ref().map(Network::container_namespace).map_err(Clone::clone),
+        network: work.container_network(),
     };
     let state = work.dir().join(format!("{name}-state"));
-    let mut number = 0_u64;
+    let kept = state.clone();
+    let mut next = names();
     let mut call = move |load: &[&str]| {
-        number += 1;
-        let id = format!("bothy-bench-{}-{number}", std::process::id());
+        let id = next();
         let bundle = bundles.find(load)?;
         let mut command = runtime_command(name, &state);
         command.arg("run").arg("--bundle").arg(bundle).arg(&id);
@@ -44,9 +44,7 @@ pub(super) fn runtime(work: &Work, name: &'static str) -> Program {
             "{name} run: docker's namespaces, mounts, masked paths, capabilities and system-call filter"
         ),
     };
-    let mut files = program_files(name.as_ref());
-    files.push(work.load());
-    Program::new(peer, call).reads(files).keeps(Ok(vec![work.dir().join(format!("{name}-state"))]))
+    Program::new(peer, call).reads(work.files_of(&[name])).keeps(Ok(vec![kept]))
 }
 
 fn runtime_command(name: &str, state: &Path) -> Command {
@@ -60,7 +58,7 @@ pub(super) fn podman(work: &Work) -> Program {
     let version = version("podman", &["--version"]);
     let (dir, run_root, root, lent) =
         (work.dir().to_owned(), work.short().to_owned(), work.root(), work.lent());
-    let network = work.network.as_ref().map(Network::container_namespace).map_err(Clone::clone);
+    let network = work.container_network();
     let podman = move |words: &[&str]| {
         let mut command = Command::new("podman");
         command.arg("--root").arg(dir.join("podman")).arg("--runroot").arg(&run_root);
@@ -69,10 +67,9 @@ pub(super) fn podman(work: &Work) -> Program {
         command
     };
     let pid_files = work.dir().to_owned();
-    let mut number = 0_u64;
+    let mut next = names();
     let mut call = move |load: &[&str]| {
-        number += 1;
-        let id = format!("bothy-bench-{}-{number}", std::process::id());
+        let id = next();
         let pid_file = pid_files.join(format!("{id}.pid"));
         let mut command = podman(&["run", "--rm", "--name", &id, "--log-driver", "none"]);
         command.arg("--conmon-pidfile").arg(&pid_file);
@@ -85,7 +82,7 @@ pub(super) fn podman(work: &Work) -> Program {
             .args(["--network", &network, "--user", "0", "--workdir", "/", "--rootfs"])
             .arg(&root)
             .arg(LOAD);
-        command.args(words(load, Place::Container));
+        command.args(words(load));
         let clean_up = podman(&["rm", "--force", "--time", "0", &id]);
         // conmon keeps the container, and podman itself could be gone.
         let mut keeper = Command::new("cat");
@@ -98,11 +95,8 @@ pub(super) fn podman(work: &Work) -> Program {
         version: version.unwrap_or_default(),
         how: "podman run with its own defaults, and a network only where that is measured".into(),
     };
-    let mut files: Vec<PathBuf> =
-        ["podman", "conmon", "crun"].iter().flat_map(|name| program_files(name.as_ref())).collect();
-    files.push(work.load());
     let kept = vec![work.dir().join("podman"), work.short().to_owned()];
-    Program::new(peer, call).reads(files).keeps(Ok(kept))
+    Program::new(peer, call).reads(work.files_of(&["podman", "conmon", "crun"])).keeps(Ok(kept))
 }
 
 /// docker, with an image that is gone afterwards.
@@ -113,19 +107,16 @@ pub(super) fn docker(work: &Work) -> Program {
     let imported = version.is_ok().then(|| import(&work.root(), &image));
     let owned = Imported { image: image.clone(), is_there: matches!(imported, Some(Ok(()))) };
     let lent = work.lent();
-    let mut number = 0_u64;
+    let mut next = names();
     let mut call = move |load: &[&str]| {
         if load == NET {
             return Err("its networks are its own, and this one isn't among them".into());
         }
-        number += 1;
-        let id = format!("bothy-bench-{}-{number}", std::process::id());
+        let id = next();
         let mut command = Command::new("docker");
         command.args(["run", "--rm", "--name", &id, "--user", "0", "--workdir", "/"]);
         command.arg("-v").arg(format!("{}:{}:ro", lent.display(), bothy_guest::protocol::LENT));
-        command
-            .args(["--network", "none", "--entrypoint", LOAD, &owned.image])
-            .args(words(load, Place::Container));
+        command.args(["--network", "none", "--entrypoint", LOAD, &owned.image]).args(load);
         let mut clean_up = Command::new("docker");
         clean_up.args(["rm", "--force", &id]);
         let mut keeper = Command::new("sh");
@@ -142,11 +133,7 @@ pub(super) fn docker(work: &Work) -> Program {
         how: "docker run with its own defaults, and no network; the daemon's own memory is not counted"
             .into(),
     };
-    let mut files: Vec<PathBuf> = ["docker", "containerd-shim-runc-v2", "runc"]
-        .iter()
-        .flat_map(|name| program_files(name.as_ref()))
-        .collect();
-    files.push(work.load());
+    let files = work.files_of(&["docker", "containerd-shim-runc-v2", "runc"]);
     Program::new(peer, call).reads(files).keeps(Err("its daemon keeps them".into()))
 }
 
@@ -173,11 +160,20 @@ fn import(root: &Path, image: &str) -> Result<(), String> {
     run_to_end(Call::new(command)).map(drop)
 }
 
+/// A name for each container, which nothing else has.
+fn names() -> impl FnMut() -> String {
+    let mut number = 0_u64;
+    move || {
+        number += 1;
+        format!("bothy-bench-{}-{number}", std::process::id())
+    }
+}
+
 /// A load's words in a container.
-fn words(load: &[&str], place: Place) -> Vec<String> {
+fn words(load: &[&str]) -> Vec<String> {
     let mut words: Vec<String> = load.iter().map(|word| (*word).to_owned()).collect();
     if load == NET {
-        words.push(place.server());
+        words.push(Place::Container.server());
     }
     words
 }
@@ -213,8 +209,7 @@ impl Bundles {
         };
         let dir = self.dir.join(load.join(" "));
         if !dir.exists() {
-            let specification =
-                specification(&self.root, &self.lent, &words(load, Place::Container), network).to_string();
+            let specification = specification(&self.root, &self.lent, &words(load), network).to_string();
             let write = || {
                 fs::create_dir_all(&dir)?;
                 symlink(&self.root, dir.join("rootfs"))?;

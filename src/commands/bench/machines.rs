@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::network::{NET, Network, Place};
+use super::network::{NET, Place};
 use super::work::{LOAD, Work, program_files, try_out, version};
 use crate::bench::executor::Details;
 use crate::bench::program::{Call, Program};
@@ -68,7 +68,7 @@ pub(super) fn process(work: &Work) -> Program {
         missing: None,
     };
     let (path, dir) = (work.load(), work.dir().to_owned());
-    let network = work.network.as_ref().map(Network::host_namespace).map_err(Clone::clone);
+    let network = work.host_network();
     let files = vec![path.clone()];
     Program::new(peer, move |load| {
         let mut command;
@@ -92,7 +92,7 @@ fn call(
     flags: &'static [&'static str],
 ) -> impl FnMut(&[&str]) -> Result<Call, String> + 'static {
     let (bothy, image, lent) = (work.bothy(), work.image_word().to_owned(), work.lent_image());
-    let network = work.network.as_ref().map(Network::host_namespace).map_err(Clone::clone);
+    let network = work.host_network();
     move |load| {
         let mut command = bothy();
         if load == NET {

@@ -12,11 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::Context;
-
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::network::Network;
-use crate::bench::program::{Call, run_to_end};
+use crate::bench::program::{Call, last_line, run_to_end};
 use crate::commands::{random_name, run};
 use crate::guest_files::{DIR_VARIABLE, GuestFiles};
 use crate::image::rootfs::{self, Limits};
@@ -37,7 +36,7 @@ pub(super) struct Work {
     /// Why containers can't have the image.
     pub(super) no_root: Option<String>,
     /// For loads that use it, or why there is none.
-    pub(super) network: Result<Network, String>,
+    network: Result<Network, String>,
 }
 
 /// What runs in every instance.
@@ -134,6 +133,22 @@ impl Work {
     /// The image's files, for containers.
     pub(super) fn root(&self) -> PathBuf {
         self.dir.0.join("root")
+    }
+
+    /// The host's side of the network, or why there is none.
+    pub(super) fn host_network(&self) -> Result<String, String> {
+        self.network.as_ref().map(Network::host_namespace).map_err(Clone::clone)
+    }
+
+    /// The containers' side of the network, or why there is none.
+    pub(super) fn container_network(&self) -> Result<String, String> {
+        self.network.as_ref().map(Network::container_namespace).map_err(Clone::clone)
+    }
+
+    /// The files that a start of these programs with the load reads.
+    pub(super) fn files_of(&self, programs: &[&str]) -> Vec<PathBuf> {
+        let programs = programs.iter().flat_map(|name| program_files(name.as_ref()));
+        programs.chain([self.load()]).collect()
     }
 
     /// Where bothy keeps something for each instance.
@@ -258,7 +273,10 @@ fn unpack(image: &Path, root: &Path) -> Result<(), String> {
     let output = command.stdin(Stdio::null()).output().map_err(|error| format!("unshare: {error}"))?;
     match output.status.success() {
         true => Ok(()),
-        false => Err(format!("the image can't be unpacked: {}", last_line(&output.stderr))),
+        false => {
+            let text = String::from_utf8_lossy(&output.stderr);
+            Err(format!("the image can't be unpacked: {}", last_line(&text).unwrap_or("no reason is given")))
+        }
     }
 }
 
@@ -296,13 +314,6 @@ fn short(text: &str, name: &str) -> String {
     line.trim_start_matches("QEMU emulator").trim_start_matches(" version").trim().to_owned()
 }
 
-/// The last line with something on it: what a program that fails says at last.
-pub(super) fn last_line(output: &[u8]) -> String {
-    let text = String::from_utf8_lossy(output);
-    let last = text.lines().rev().find(|line| !line.trim().is_empty());
-    last.unwrap_or("it fails without a word").trim().to_owned()
-}
-
 /// Nobody watches.
 struct Silent;
 
@@ -323,12 +334,6 @@ mod tests {
         assert_eq!(short("24.0.5\n", "docker"), "24.0.5");
         let qemu = "QEMU emulator version 10.0.2 (Debian 1)\nCopyright x\n";
         assert_eq!(short(qemu, "qemu-system-x86_64"), "10.0.2 (Debian 1)");
-    }
-
-    #[test]
-    fn complaints_are_one_line() {
-        assert_eq!(last_line(b"a\nb\n\n"), "b");
-        assert_eq!(last_line(b""), "it fails without a word");
     }
 
     #[test]

@@ -39,7 +39,7 @@ use super::signals::Signals;
 use super::terminal::{self, RawTerminal};
 use super::{machine, random_name, say};
 use crate::agent::{self, Agent};
-use crate::boot::image::{Blob, KernelImage};
+use crate::boot::image::Blob;
 use crate::cli::{Network, RunArgs, TimingFormat, Vmm};
 use crate::config::{Console, VmConfig};
 use crate::guest_files::GuestFiles;
@@ -53,8 +53,11 @@ use crate::vmm::process::VmProcess;
 
 /// The size of a terminal that doesn't tell its own.
 const USUAL_SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
-/// What the guest calls its disks, in their order: the image, and then each that was asked for of what is written and what is lent.
+/// What the guest calls its disks, in their order. The image is the first.
 const DEVICES: [&str; 3] = ["vda", "vdb", "vdc"];
+/// The disk for what is written, and the one that is lent.
+const SCRATCH: &str = "scratch";
+const LENT: &str = "lent";
 
 /// Runs the command and gives its exit code. Every error is bothy's own.
 pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
@@ -109,12 +112,12 @@ pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
 fn configuration(args: &RunArgs, lease: &ImageLease, socket: PathBuf) -> VmConfig {
     let image = blk::Config { path: lease.path().into(), read_only: true, id: Some("image".into()) };
     // The path stands for a file that never has one.
-    let scratch = blk::Config { path: "scratch".into(), read_only: false, id: Some("scratch".into()) };
+    let scratch = blk::Config { path: SCRATCH.into(), read_only: false, id: Some(SCRATCH.into()) };
     let scratch = args.scratch.map(|_| scratch);
     let lent = args.lend.as_ref().map(|path| blk::Config {
         path: path.clone(),
         read_only: true,
-        id: Some("lent".into()),
+        id: Some(LENT.into()),
     });
     VmConfig {
         kernel: args.kernel.clone(),
@@ -165,11 +168,10 @@ impl Parts {
 
 /// Opens everything else that the VM needs; afterwards only the VM itself can fail.
 fn resources(config: &VmConfig, args: &RunArgs, place: &Place, parts: Parts) -> anyhow::Result<Resources> {
-    let kernel = KernelImage::inspect(parts.kernel).context(if args.kernel.is_some() {
-        "--kernel"
-    } else {
-        "bothy's own guest"
-    })?;
+    let kernel = match &args.kernel {
+        Some(_) => machine::given_kernel(parts.kernel)?,
+        None => machine::own_kernel(parts.kernel)?,
+    };
     let disks = parts.disks.into_iter().map(|disk| blk::Disk::from_fd(disk.file, disk.read_only));
     let disks = disks.collect::<Result<_, _>>().context("can't use a disk")?;
     let nets = machine::taps(&config.net)?;
@@ -189,6 +191,12 @@ fn resources(config: &VmConfig, args: &RunArgs, place: &Place, parts: Parts) -> 
     })
 }
 
+/// What the guest calls the disk of this serial number, if there is one.
+fn device(config: &VmConfig, id: &str) -> Option<String> {
+    let place = config.disk.iter().position(|disk| disk.id.as_deref() == Some(id))?;
+    DEVICES.get(place).map(|name| (*name).to_owned())
+}
+
 /// What the agent is to be told.
 fn job(
     args: &RunArgs,
@@ -205,12 +213,12 @@ fn job(
         host_name: host_name.into(),
         root: Root {
             image: DEVICES[0].into(),
-            upper: match args.scratch {
-                Some(_) => Upper::Scratch(DEVICES[1].into()),
+            upper: match device(config, SCRATCH) {
+                Some(name) => Upper::Scratch(name),
                 None if args.read_only => Upper::ReadOnly,
                 None => Upper::Memory,
             },
-            lent: args.lend.as_ref().map(|_| DEVICES[1 + usize::from(args.scratch.is_some())].into()),
+            lent: device(config, LENT),
         },
         networks: config.net.iter().map(|net| machine::network(net).to_string()).collect(),
         privileged: args.privileged,

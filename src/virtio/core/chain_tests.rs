@@ -163,6 +163,7 @@ fn indirect_tables_that_break_the_rules_are_refused() {
 }
 
 #[test]
+#[cfg(debug_assertions)]
 #[should_panic(expected = "dropped uncompleted")]
 fn dropping_a_popped_chain_is_noticed() {
     let (_, mut queue) = queue();
