@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{Console, MemorySize, VmConfig};
+use crate::config::{Balloon, Console, MemorySize, VmConfig};
 use crate::image::{self, Platform, Reference};
 use crate::virtio::{blk, net, vsock};
 
@@ -176,6 +176,9 @@ pub struct BootArgs {
     /// Where the guest's console is [default: serial]
     #[arg(long, value_name = "KIND")]
     pub console: Option<Console>,
+    /// Whether memory that the guest doesn't need goes back to the host [default: on]
+    #[arg(long, value_name = "SWITCH")]
+    pub balloon: Option<Balloon>,
     /// Write the log to a file instead of standard error; RUST_LOG sets its level
     #[arg(long, value_name = "PATH")]
     pub log_file: Option<PathBuf>,
@@ -233,6 +236,19 @@ impl ValueEnum for Console {
         Some(match self {
             Self::Serial => clap::builder::PossibleValue::new("serial"),
             Self::None => clap::builder::PossibleValue::new("none"),
+        })
+    }
+}
+
+impl ValueEnum for Balloon {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::On, Self::Off]
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(match self {
+            Self::On => clap::builder::PossibleValue::new("on"),
+            Self::Off => clap::builder::PossibleValue::new("off"),
         })
     }
 }
@@ -304,6 +320,7 @@ impl BootArgs {
             disk: self.disk.clone(),
             net: self.net.clone(),
             vsock: self.vsock.clone(),
+            balloon: self.balloon,
         }
     }
 }

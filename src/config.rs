@@ -35,6 +35,8 @@ pub struct VmConfig {
     pub net: Vec<net::Config>,
     /// A vsock device, if there is to be one.
     pub vsock: Option<vsock::Config>,
+    /// The memory balloon; default on.
+    pub balloon: Option<Balloon>,
 }
 
 /// Where the guest's console is.
@@ -46,6 +48,17 @@ pub enum Console {
     Serial,
     /// There is none.
     None,
+}
+
+/// Whether memory that the guest doesn't need goes back to the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Balloon {
+    /// It does.
+    #[default]
+    On,
+    /// It stays with the VM.
+    Off,
 }
 
 /// An amount of memory in whole MiB, written like `512M` or `2G`.
@@ -89,8 +102,8 @@ pub enum ConfigError {
     Vsock(#[from] vsock::ConfigError),
 }
 
-/// Disks and network devices together; two more interrupts belong to the entropy device and the vsock device.
-pub const MAX_DEVICES: usize = layout::VIRTIO_GSIS.len() - 2;
+/// Disks and network devices together; three more interrupts belong to the entropy device, the vsock device and the balloon.
+pub const MAX_DEVICES: usize = layout::VIRTIO_GSIS.len() - 3;
 
 const DEFAULT_MEMORY: MemorySize = MemorySize { mib: 512 };
 
@@ -151,6 +164,7 @@ impl VmConfig {
             disk: if !flags.disk.is_empty() { flags.disk } else { self.disk },
             net: if !flags.net.is_empty() { flags.net } else { self.net },
             vsock: flags.vsock.or(self.vsock),
+            balloon: flags.balloon.or(self.balloon),
         }
     }
 
@@ -167,6 +181,11 @@ impl VmConfig {
     /// The console.
     pub fn console(&self) -> Console {
         self.console.unwrap_or_default()
+    }
+
+    /// The memory balloon.
+    pub fn balloon(&self) -> Balloon {
+        self.balloon.unwrap_or_default()
     }
 
     /// Finds everything that is wrong without opening anything. `host_mib` is the host's memory.

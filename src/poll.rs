@@ -31,6 +31,12 @@ impl<'a> Source<'a> {
         Self { fd: Some(fd), events }
     }
 
+    /// Ready (readable and writable) when a tap's interface is gone, and for nothing else. The kernel tells of that as it tells of a
+    /// packet, so that who asks for errors alone isn't woken; urgent data, which a tap never has, is woken for as well.
+    pub fn gone(tap: &'a dyn AsRawFd) -> Self {
+        Self { fd: Some(tap), events: libc::POLLPRI }
+    }
+
     /// Never ready.
     pub fn none() -> Self {
         Self { fd: None, events: 0 }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub const PORT: u32 = 1024;
 
 /// Of everything in this file. The host ends a guest that says another one.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The longest message that the agent accepts, in bytes: arguments and environment may have 2 MiB, as on Linux.
 pub const MAX_REQUEST: usize = 4 << 20;
@@ -124,6 +124,11 @@ pub enum Report {
     },
     /// Answer to [`Request::Figures`].
     Figures(Figures),
+    /// Much memory has become free: the host may have it. Nothing answers.
+    Spare {
+        /// So much, in MiB.
+        mib: u32,
+    },
 }
 
 /// Why a command doesn't run, as docker tells it apart by exit codes.

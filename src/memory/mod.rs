@@ -5,12 +5,15 @@
 //! of the hypervisor in one boot, with huge pages 350, nearly all of them in the first 2 MiB. The first 2 MiB are small pages, so that a guest which needs no more than
 //! them costs no more. Owns the mappings; no thread, no descriptor.
 
+mod discard;
 pub mod layout;
 
 use std::io;
 
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
+
+pub use discard::discard;
 
 /// The guest's memory, as devices and loaders see it. It is never handed out as a `&[u8]` or `&mut [u8]`: the guest
 /// may change any byte at any time.

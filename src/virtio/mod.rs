@@ -3,6 +3,7 @@
 //! A device names no transport and nothing of the VM around it: it gets guest memory, queues and interrupts,
 //! and gives back what it did with them. One directory or file per device; siblings don't see each other.
 
+pub mod balloon;
 pub mod blk;
 pub mod core;
 pub mod net;

@@ -16,7 +16,7 @@ use super::{Resources, Vmm};
 use crate::boot::acpi::{Platform, VirtioSlot};
 use crate::boot::{self, BootError, Protocol};
 use crate::bus::{Bus, BusError};
-use crate::config::{Console, VmConfig};
+use crate::config::{Balloon, Console, VmConfig};
 use crate::devices::acpi::{AcpiRegisters, Events};
 use crate::devices::ioapic::Ioapic;
 use crate::devices::ports::{I8042Reset, Pvpanic, TimingPort};
@@ -29,7 +29,7 @@ use crate::timeline::{Mark, Timeline};
 use crate::vcpu::{self, Entry, Machine, VcpuError};
 use crate::virtio::core::device::VirtioDevice;
 use crate::virtio::core::mmio::MmioTransport;
-use crate::virtio::{blk, net, rng, vsock};
+use crate::virtio::{balloon, blk, net, rng, vsock};
 
 /// Why a VM can't be assembled.
 #[derive(Debug, Error)]
@@ -103,7 +103,8 @@ pub(super) fn build(
 
     let doorbells = Arc::new(DoorbellQueue::new(wakeups.doorbell_evt.try_clone().map_err(io("an eventfd"))?));
     let backends = Backends { disks: resources.disks, nets: resources.nets, vsock: resources.vsock };
-    let devices = virtio_devices(config, backends, &spawner)?;
+    let mut devices = virtio_devices(config, backends, &spawner)?;
+    let balloon = plug_balloon(config, &mut devices, &spawner)?;
     let mut slots = VirtioSlots { buses: &mut buses, ioapic: &ioapic, mem: &mem, doorbells: &doorbells };
     let (virtio, transports) = slots.plug_all(devices)?;
 
@@ -133,6 +134,7 @@ pub(super) fn build(
         has_disks,
         events,
         serial,
+        balloon,
         console,
         doorbells,
         wakeups,
@@ -222,6 +224,21 @@ fn virtio_devices(
         devices.push(Box::new(device));
     }
     Ok(devices)
+}
+
+/// The last of the virtio devices, so that what the guest needs first is found first.
+fn plug_balloon(
+    config: &VmConfig,
+    devices: &mut Vec<Box<dyn VirtioDevice>>,
+    spawner: &Spawner,
+) -> Result<Option<balloon::Handle>, BuildError> {
+    if config.balloon() == Balloon::Off {
+        return Ok(None);
+    }
+    let balloon = balloon::Balloon::new("balloon0", spawner).map_err(io("the balloon's thread"))?;
+    let handle = balloon.handle();
+    devices.push(Box::new(balloon));
+    Ok(Some(handle))
 }
 
 struct VirtioSlots<'a> {

@@ -1,6 +1,6 @@
 //! What the command's process and the VM's process say to each other.
 //!
-//! From the command: single bytes ([`Order`]). From the VM: the byte [`GUEST_ENDED`] when the guest has ended by itself and its disks may take a while, one
+//! From the command: [`Order`]s, of a few bytes each. From the VM: the byte [`GUEST_ENDED`] when the guest has ended by itself and its disks may take a while, one
 //! [`Report`] as JSON when the VM has let go of everything or failed to start, and then the end of the stream. A VM that dies
 //! without a report is told by the stream's end alone.
 
@@ -15,19 +15,46 @@ use crate::timeline::Times;
 
 /// What the command wants of the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Order {
     /// Ask the guest to power off.
-    PressPowerButton = b'p',
+    PressPowerButton,
     /// End at once, as the user wishes.
-    Quit = b'q',
+    Quit,
     /// End at once, because the guest didn't answer.
-    Kill = b'k',
+    Kill,
+    /// Take memory that the guest doesn't need, if there is a balloon.
+    Reclaim {
+        /// So much.
+        mib: u32,
+    },
 }
 
 impl Order {
-    pub(super) fn from_byte(byte: u8) -> Option<Self> {
-        [Self::PressPowerButton, Self::Quit, Self::Kill].into_iter().find(|order| *order as u8 == byte)
+    /// A letter, and for some a number behind it (32 bits, little-endian). Written at once, so that the VM never waits for a rest.
+    pub(super) fn encode(self) -> Vec<u8> {
+        match self {
+            Self::PressPowerButton => vec![b'p'],
+            Self::Quit => vec![b'q'],
+            Self::Kill => vec![b'k'],
+            Self::Reclaim { mib } => [&b"r"[..], &mib.to_le_bytes()].concat(),
+        }
+    }
+
+    /// Reads one. `InvalidData` is none, `UnexpectedEof` the stream's end.
+    pub(super) fn read(from: &mut impl Read) -> io::Result<Self> {
+        let mut letter = [0];
+        from.read_exact(&mut letter)?;
+        Ok(match letter[0] {
+            b'p' => Self::PressPowerButton,
+            b'q' => Self::Quit,
+            b'k' => Self::Kill,
+            b'r' => {
+                let mut mib = [0; 4];
+                from.read_exact(&mut mib)?;
+                Self::Reclaim { mib: u32::from_le_bytes(mib) }
+            }
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        })
     }
 }
 
@@ -171,7 +198,7 @@ mod tests {
     fn a_vm_that_ends_with_an_order_unread_is_still_heard() {
         for report in [true, false] {
             let (mut vm, mut command) = UnixStream::pair().unwrap();
-            command.write_all(&[Order::PressPowerButton as u8]).unwrap();
+            command.write_all(&Order::PressPowerButton.encode()).unwrap();
             if report {
                 Report::Failed(vec!["a".into()]).send(&mut vm).unwrap();
             }
@@ -182,9 +209,13 @@ mod tests {
 
     #[test]
     fn every_order_is_understood_and_nothing_else() {
-        for order in [Order::PressPowerButton, Order::Quit, Order::Kill] {
-            assert_eq!(Order::from_byte(order as u8), Some(order));
-        }
-        assert_eq!(Order::from_byte(0), None);
+        let orders = [Order::PressPowerButton, Order::Reclaim { mib: 300 }, Order::Quit, Order::Kill];
+        let bytes = orders.map(Order::encode).concat();
+        let mut bytes = bytes.as_slice();
+        assert_eq!(orders.map(|_| Order::read(&mut bytes).unwrap()), orders);
+        let error = |mut bytes: &[u8]| Order::read(&mut bytes).unwrap_err().kind();
+        assert_eq!(error(b""), io::ErrorKind::UnexpectedEof);
+        assert_eq!(error(b"r12"), io::ErrorKind::UnexpectedEof);
+        assert_eq!(error(b"x"), io::ErrorKind::InvalidData);
     }
 }

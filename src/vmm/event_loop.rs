@@ -1,7 +1,7 @@
 //! What the VM's main thread does while the guest runs: it answers the command, carries the console's bytes, registers
 //! doorbells, and waits for the end.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -81,8 +81,7 @@ pub(super) fn run(vmm: &mut Vmm, control: &mut UnixStream) -> io::Result<Outcome
             continue;
         }
         if ordered.readable {
-            asked = true;
-            obey(vmm, control);
+            asked |= obey(vmm, control);
         }
         if doorbell.readable {
             drain(&vmm.wakeups.doorbell_evt);
@@ -105,19 +104,22 @@ fn drain(evt: &EventFd) {
     }
 }
 
-fn obey(vmm: &Vmm, control: &mut UnixStream) {
-    let mut byte = [0];
-    match control.read(&mut byte) {
-        Ok(1) => match Order::from_byte(byte[0]) {
-            Some(Order::PressPowerButton) => vmm.events.press_power_button(),
-            Some(Order::Quit) => vmm.machine.end.report(Outcome::Quit),
-            Some(Order::Kill) => vmm.machine.end.report(Outcome::Killed),
-            None => log::warn!("unknown order {:#x}", byte[0]),
-        },
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-        // The command is gone, and the VM goes with it.
-        Ok(_) | Err(_) => vmm.machine.end.report(Outcome::Killed),
+/// Does what the command says, and returns whether it wants the VM to end.
+fn obey(vmm: &Vmm, control: &mut UnixStream) -> bool {
+    match Order::read(control) {
+        Ok(Order::Reclaim { mib }) => {
+            if let Some(balloon) = &vmm.balloon {
+                balloon.reclaim(u64::from(mib) << 20);
+            }
+            return false;
+        }
+        Ok(Order::PressPowerButton) => vmm.events.press_power_button(),
+        Ok(Order::Quit) => vmm.machine.end.report(Outcome::Quit),
+        Ok(Order::Kill) => vmm.machine.end.report(Outcome::Killed),
+        // The command is gone, and the VM goes with it; so it does with one that can't be understood.
+        Err(_) => vmm.machine.end.report(Outcome::Killed),
     }
+    true
 }
 
 /// The VM's end of the console: a socket to the command on one side, the serial port on the other.

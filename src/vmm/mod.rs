@@ -30,7 +30,7 @@ use crate::thread::Spawner;
 use crate::timeline::Mark;
 use crate::vcpu::{self, Machine, StatsFd, Vcpu, VcpuError};
 use crate::virtio::core::mmio::MmioTransport;
-use crate::virtio::{blk, net, vsock};
+use crate::virtio::{balloon, blk, net, vsock};
 use control::{Exits, UserExits};
 use event_loop::Wakeups;
 use wiring::DoorbellQueue;
@@ -84,6 +84,7 @@ struct Vmm {
     has_disks: bool,
     events: Arc<Events>,
     serial: Option<Arc<Serial>>,
+    balloon: Option<balloon::Handle>,
     console: Option<UnixStream>,
     doorbells: Arc<DoorbellQueue>,
     wakeups: Wakeups,

@@ -105,9 +105,12 @@ impl VmProcess {
     pub fn order(&mut self, order: Order) {
         use std::io::Write;
         if self.words.is_some() {
-            return self.kill();
+            return match order {
+                Order::PressPowerButton | Order::Quit | Order::Kill => self.kill(),
+                Order::Reclaim { .. } => {}
+            };
         }
-        if let Err(error) = self.control.write_all(&[order as u8]) {
+        if let Err(error) = self.control.write_all(&order.encode()) {
             log::debug!("the VM takes no orders any more: {error}");
         }
     }

@@ -17,6 +17,7 @@ mod refusal;
 mod relay;
 mod root;
 mod setup;
+mod spare;
 mod start;
 mod streams;
 mod texts;
@@ -42,6 +43,7 @@ use commands::Commands;
 use control::Control;
 use refusal::{Refusal, shortened};
 use setup::Container;
+use spare::Spare;
 
 /// How long commands have between SIGTERM and SIGKILL, and after that to be gone. The host gives the whole machine ten seconds.
 const GRACE: Duration = Duration::from_secs(3);
@@ -55,6 +57,7 @@ struct Agent {
     control: Control,
     commands: Commands,
     machine: Machine,
+    spare: Spare,
     ending: Option<Ending>,
 }
 
@@ -94,7 +97,8 @@ pub(crate) fn run(events: Events, host: Host) -> io::Result<()> {
     // The connection is made while the machine is prepared.
     let control = Control::new(host.clone());
     let machine = Machine::Waiting(setup::prepare());
-    let mut agent = Agent { events, control, commands: Commands::new(host), machine, ending: None };
+    let spare = Spare::new(Instant::now());
+    let mut agent = Agent { events, control, commands: Commands::new(host), machine, spare, ending: None };
     loop {
         let ready = agent.wait()?;
         agent.act(&ready);
@@ -118,6 +122,9 @@ impl Agent {
                 watch.until(Instant::now() + DRAIN_POLL);
             }
         }
+        if matches!(self.machine, Machine::Ready(_)) {
+            watch.until(self.spare.look_at());
+        }
         watch.wait()
     }
 
@@ -127,6 +134,12 @@ impl Agent {
         }
         for report in self.commands.act(ready) {
             self.control.report(&report);
+        }
+        // Before that the host doesn't expect it.
+        if matches!(self.machine, Machine::Ready(_))
+            && let Some(mib) = self.spare.look(Instant::now(), spare::free_bytes)
+        {
+            self.control.report(&Report::Spare { mib });
         }
         if ready.of(&self.events).is_empty() {
             return;

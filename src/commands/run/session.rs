@@ -278,6 +278,7 @@ impl Session {
                     self.deadline = Some(Instant::now() + STREAM_GRACE);
                 }
             }
+            Said::Spare { mib } => self.vm.order(Order::Reclaim { mib }),
             said => bail!("the guest's agent said something that wasn't its turn: {said:?}"),
         }
         Ok(())

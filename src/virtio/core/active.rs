@@ -126,6 +126,18 @@ impl ActiveQueue {
         }
     }
 
+    /// Ends several chains, in this order, each with what was written to it: the driver sees all of them or none. Doesn't interrupt.
+    pub fn complete_together(&mut self, chains: impl IntoIterator<Item = (Chain, u32)>) {
+        if let Err(error) = self.queue.complete_together(&self.mem, chains) {
+            self.needs_reset.raise(format_args!("queue {}: {error}", self.index));
+        }
+    }
+
+    /// Number of descriptors.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
     /// Undoes the last `pop`.
     pub fn put_back(&mut self, chain: Chain) {
         self.queue.put_back(chain);

@@ -1,7 +1,8 @@
 //! A split virtqueue (virtio 1.2 §2.7), from the device's side: takes chains off the avail ring, puts them on the used ring.
 //!
-//! The ring arithmetic, the memory barriers and the event index are `virtio-queue`'s; the walk along a chain is ours
-//! ([`Chain`]), because it refuses what that crate passes over. A queue is plain data: it holds no thread, no descriptor
+//! The avail ring is `virtio-queue`'s, with its arithmetic and its memory barriers. The walk along a chain is ours ([`Chain`]), because it
+//! refuses what that crate passes over, and so is the used ring, because that crate has no way to show the driver several entries
+//! at once. A queue is plain data: it holds no thread, no descriptor
 //! and no guest memory, so its [`QueueState`] is all there is to it.
 //!
 //! A malformed ring or chain is reported once, by the `pop` that met it. From then on the queue is *failed*: it pops nothing
@@ -84,8 +85,8 @@ pub struct Queue {
     indirect: bool,
     failed: bool,
     in_flight: u16,
-    // Something was completed since `needs_interrupt` last answered.
-    unsignalled: bool,
+    // Chains that were completed since `needs_interrupt` last answered.
+    unsignalled: u16,
     // Lists of finished chains, for the next ones: steady traffic allocates nothing.
     spare: Vec<Vec<Segment>>,
 }
@@ -129,7 +130,7 @@ impl Queue {
             used_ring: layout.used_ring,
         })?;
         let indirect = features & feature::INDIRECT_DESC != 0;
-        Ok(Self { ring, indirect, failed: false, in_flight: 0, unsignalled: false, spare: Vec::new() })
+        Ok(Self { ring, indirect, failed: false, in_flight: 0, unsignalled: 0, spare: Vec::new() })
     }
 
     /// The queue as it stands. No chain may be in flight.
@@ -183,13 +184,34 @@ impl Queue {
     /// Ends a chain: the driver may have it back. The device has written `written` bytes from the start of its writable
     /// part (§2.7.8).
     pub fn complete(&mut self, mem: &GuestMemory, chain: Chain, written: u32) -> Result<(), QueueError> {
-        debug_assert!(written <= chain.writable_len(), "a device writes only what it may");
-        let (head, written) = (chain.head(), written.min(chain.writable_len()));
-        self.retire(chain);
-        self.unsignalled = true;
-        self.ring.add_used(mem, head, written).map_err(|error| {
+        self.complete_together(mem, [(chain, written)])
+    }
+
+    /// Ends several chains, in this order, each with what was written to it. The driver sees all of them or none.
+    pub fn complete_together(
+        &mut self,
+        mem: &GuestMemory,
+        chains: impl IntoIterator<Item = (Chain, u32)>,
+    ) -> Result<(), QueueError> {
+        let ring = self.ring.used_ring();
+        let mut next = self.ring.next_used();
+        let mut done = Ok(());
+        for (chain, written) in chains {
+            debug_assert!(written <= chain.writable_len(), "a device writes only what it may");
+            let (head, written) = (chain.head(), written.min(chain.writable_len()));
+            self.retire(chain);
+            let entry = u64::from(head) | u64::from(written) << 32;
+            let slot = ring + 4 + u64::from(next % self.ring.size()) * 8;
+            done = done.and(mem.write_slice(&entry.to_le_bytes(), GuestAddress(slot)));
+            next = next.wrapping_add(1);
+            self.unsignalled = self.unsignalled.wrapping_add(1);
+        }
+        self.ring.set_next_used(next);
+        // §2.7.8.2: the entries come before the index that says that they are there.
+        let done = done.and_then(|()| mem.store(next.to_le(), GuestAddress(ring + 2), Ordering::Release));
+        done.map_err(|error| {
             self.failed = true;
-            error.into()
+            virtio_queue::Error::GuestMemory(error).into()
         })
     }
 
@@ -202,15 +224,21 @@ impl Queue {
 
     /// Whether the driver wants an interrupt for what was completed since this was last asked (§2.7.7, §2.7.10).
     pub fn needs_interrupt(&mut self, mem: &GuestMemory) -> bool {
-        if !std::mem::take(&mut self.unsignalled) {
+        let completed = std::mem::take(&mut self.unsignalled);
+        if completed == 0 {
             return false;
         }
+        // The used index must be out before the driver's wish is read: the driver does it the other way round (§2.7.10.1).
+        fence(Ordering::SeqCst);
         // In doubt, one interrupt too many.
         if self.ring.event_idx_enabled() {
-            return self.ring.needs_notification(mem).unwrap_or(true);
+            // §2.7.10: whether the index that the driver waits for is among those that were just used.
+            let used_event = self.ring.avail_ring() + 4 + u64::from(self.ring.size()) * 2;
+            let wanted = mem.load::<u16>(GuestAddress(used_event), Ordering::Relaxed);
+            return wanted.map_or(true, |wanted| {
+                self.ring.next_used().wrapping_sub(u16::from_le(wanted)).wrapping_sub(1) < completed
+            });
         }
-        // The used index must be out before the flag is read: the driver does it the other way round (§2.7.10.1).
-        fence(Ordering::SeqCst);
         let flags = mem.load::<u16>(GuestAddress(self.ring.avail_ring()), Ordering::Relaxed);
         flags.map_or(true, |flags| u16::from_le(flags) & ring::AVAIL_F_NO_INTERRUPT == 0)
     }

@@ -13,7 +13,8 @@ pub mod status {
 /// Device types (§5).
 pub mod id {
     pub use virtio_bindings::virtio_ids::{
-        VIRTIO_ID_BLOCK as BLOCK, VIRTIO_ID_NET as NET, VIRTIO_ID_RNG as RNG, VIRTIO_ID_VSOCK as VSOCK,
+        VIRTIO_ID_BALLOON as BALLOON, VIRTIO_ID_BLOCK as BLOCK, VIRTIO_ID_NET as NET, VIRTIO_ID_RNG as RNG,
+        VIRTIO_ID_VSOCK as VSOCK,
     };
 }
 
@@ -109,12 +110,80 @@ pub mod net {
 
     /// `mac` in the configuration space is valid (§5.1.3).
     pub const F_MAC: u64 = 1 << virtio_net::VIRTIO_NET_F_MAC;
+    /// `status` in the configuration space is valid (§5.1.3).
+    pub const F_STATUS: u64 = 1 << virtio_net::VIRTIO_NET_F_STATUS;
+    /// `mtu` in the configuration space is valid (§5.1.3).
+    pub const F_MTU: u64 = 1 << virtio_net::VIRTIO_NET_F_MTU;
+    /// The device completes checksums (§5.1.3).
+    pub const F_CSUM: u64 = 1 << virtio_net::VIRTIO_NET_F_CSUM;
+    /// The driver takes packets without a complete checksum (§5.1.3).
+    pub const F_GUEST_CSUM: u64 = 1 << virtio_net::VIRTIO_NET_F_GUEST_CSUM;
+    /// The driver takes large TCP segments over IPv4 (§5.1.3).
+    pub const F_GUEST_TSO4: u64 = 1 << virtio_net::VIRTIO_NET_F_GUEST_TSO4;
+    /// The driver takes large TCP segments over IPv6 (§5.1.3).
+    pub const F_GUEST_TSO6: u64 = 1 << virtio_net::VIRTIO_NET_F_GUEST_TSO6;
+    /// ... with explicit congestion notification (§5.1.3).
+    pub const F_GUEST_ECN: u64 = 1 << virtio_net::VIRTIO_NET_F_GUEST_ECN;
+    /// The driver takes many UDP datagrams as one over IPv4 (virtio 1.3 §5.1.3).
+    pub const F_GUEST_USO4: u64 = 1 << virtio_net::VIRTIO_NET_F_GUEST_USO4;
+    /// The driver takes many UDP datagrams as one over IPv6 (virtio 1.3 §5.1.3).
+    pub const F_GUEST_USO6: u64 = 1 << virtio_net::VIRTIO_NET_F_GUEST_USO6;
+    /// The device cuts large TCP segments over IPv4 (§5.1.3).
+    pub const F_HOST_TSO4: u64 = 1 << virtio_net::VIRTIO_NET_F_HOST_TSO4;
+    /// The device cuts large TCP segments over IPv6 (§5.1.3).
+    pub const F_HOST_TSO6: u64 = 1 << virtio_net::VIRTIO_NET_F_HOST_TSO6;
+    /// ... with explicit congestion notification (§5.1.3).
+    pub const F_HOST_ECN: u64 = 1 << virtio_net::VIRTIO_NET_F_HOST_ECN;
+    /// The device cuts many UDP datagrams that come as one (virtio 1.3 §5.1.3).
+    pub const F_HOST_USO: u64 = 1 << virtio_net::VIRTIO_NET_F_HOST_USO;
+    /// A packet may be received into several buffers (§5.1.3).
+    pub const F_MRG_RXBUF: u64 = 1 << virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+    /// In `status`: packets can pass (§5.1.4).
+    pub const S_LINK_UP: u16 = 1;
+
+    /// In a header's flags: the checksum is to be completed (§5.1.6).
+    pub const HDR_F_NEEDS_CSUM: u8 = 1;
+    /// A header's kinds of segmentation (§5.1.6), and the bit that may stand beside them.
+    pub mod gso {
+        /// None.
+        pub const NONE: u8 = 0;
+        /// TCP over IPv4.
+        pub const TCPV4: u8 = 1;
+        /// TCP over IPv6.
+        pub const TCPV6: u8 = 4;
+        /// UDP, a datagram each (virtio 1.3 §5.1.6).
+        pub const UDP_L4: u8 = 5;
+        /// With explicit congestion notification.
+        pub const ECN: u8 = 0x80;
+    }
     /// Bytes of the header before each packet in either direction (§5.1.6).
     pub const HEADER_LEN: u32 = 12;
     /// Index of the first receive queue (§5.1.2).
     pub const RX: usize = 0;
     /// Index of the first transmit queue (§5.1.2).
     pub const TX: usize = 1;
+}
+
+/// The memory balloon (§5.5).
+pub mod balloon {
+    /// There is a queue for statistics (§5.5.3).
+    pub const F_STATS_VQ: u64 = 1 << 1;
+    /// The guest takes pages back when it has none left (§5.5.3).
+    pub const F_DEFLATE_ON_OOM: u64 = 1 << 2;
+    /// There is a queue for free pages (§5.5.3).
+    pub const F_PAGE_REPORTING: u64 = 1 << 5;
+    /// Bytes of a page, whatever the guest's are (§5.5.6).
+    pub const PAGE_SIZE: u64 = 4096;
+    /// Index of the queue with pages for the host (§5.5.2).
+    pub const INFLATE: usize = 0;
+    /// Index of the queue with pages that the guest takes back (§5.5.2).
+    pub const DEFLATE: usize = 1;
+    /// Index of the queue with statistics, where those were negotiated (§5.5.2).
+    pub const STATISTICS: usize = 2;
+    /// Where `actual` stands in the configuration space (§5.5.4).
+    pub const ACTUAL: u64 = 4;
+    /// Bytes of a statistic: a tag of 16 bits, a value of 64 (§5.5.6.3).
+    pub const STAT_LEN: u32 = 10;
 }
 
 /// The socket device (§5.10).

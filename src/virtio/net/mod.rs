@@ -1,12 +1,14 @@
 //! virtio-net (virtio 1.2 §5.1): a [`Tap`] for the guest. One queue pair, one worker thread.
 //!
 //! - [`tap`] is the host's side;
-//! - `pump` moves packets between the tap and the queues.
+//! - `pump` moves packets between the tap and the queues;
+//! - `offload` is what of the work on packets is left to the other side: checksums and segmentation, in both directions.
 //!
-//! No offloads are negotiated in either direction, and no control queue. The device owns its thread and, through the tap, one
+//! There is no control queue. An interface that vanishes from the host is a link that is down for the guest. The device owns its thread and, through the tap, one
 //! file descriptor. What the guest uses as its IP address is in [`Config`] for the guest's init to take; the device itself
 //! doesn't look at it.
 
+mod offload;
 mod pump;
 pub mod tap;
 #[cfg(test)]
@@ -14,12 +16,15 @@ mod testing;
 
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bothy_guest::addr::{IpPrefix, MacAddr};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use self::pump::{Pump, Queues};
+use self::offload::Offloads;
+use self::pump::{Job, Pump};
 pub use self::tap::{OpenError, Tap};
 use super::core::device::{Activation, VirtioDevice, read_config_bytes};
 use super::core::guest_log::GuestLog;
@@ -105,18 +110,24 @@ fn default_mac(tap: &str) -> MacAddr {
 /// The device.
 pub struct Net {
     mac: MacAddr,
-    worker: Worker<Queues>,
+    mtu: u16,
+    features: u64,
+    link: Arc<AtomicBool>,
+    worker: Worker<Job>,
 }
 
 impl Net {
     /// A network device for the guest. `name` is its thread's name and stands in the log, e.g. `net0`.
     pub fn new(config: &Config, tap: Tap, name: &str, spawner: &Spawner) -> io::Result<Self> {
+        let features =
+            feature::RING | net::F_MAC | net::F_MTU | net::F_STATUS | offload::offered(tap.has_uso());
+        let mtu = tap.mtu();
         let mut pump = Pump::new(tap, GuestLog::new(format!("{name} ({})", config.tap)));
-        let worker = Worker::spawn(name, spawner, move |mut queues: Queues, stop: &Stop| {
-            pump.run(&mut queues, stop);
-            queues
+        let worker = Worker::spawn(name, spawner, move |mut job: Job, stop: &Stop| {
+            pump.run(&mut job, stop);
+            job
         })?;
-        Ok(Self { mac: config.mac(), worker })
+        Ok(Self { mac: config.mac(), mtu, features, link: Arc::new(AtomicBool::new(true)), worker })
     }
 }
 
@@ -126,7 +137,7 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        feature::RING | net::F_MAC
+        self.features
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -135,18 +146,30 @@ impl VirtioDevice for Net {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         // `struct virtio_net_config` (§5.1.4) as far as the features that are offered reach.
-        read_config_bytes(&self.mac.0, offset, data);
+        let mut space = [0; 12];
+        space[..6].copy_from_slice(&self.mac.0);
+        let status = if self.link.load(Ordering::Relaxed) { net::S_LINK_UP } else { 0 };
+        space[6..8].copy_from_slice(&status.to_le_bytes());
+        space[10..].copy_from_slice(&self.mtu.to_le_bytes());
+        read_config_bytes(&space, offset, data);
     }
 
     fn start(&mut self, activation: Activation) -> io::Result<()> {
         let mut queues = activation.queues.into_iter();
         let (rx, tx) = (queues.next().flatten(), queues.next().flatten());
-        self.worker.start(Queues { rx, tx });
+        let (link, change) = (self.link.clone(), activation.config_change);
+        let link_is_down = Box::new(move || {
+            if link.load(Ordering::Relaxed) {
+                change.apply(|| link.store(false, Ordering::Relaxed));
+            }
+        });
+        let offloads = Offloads::new(activation.features);
+        self.worker.start(Job { rx, tx, offloads, link_is_down });
         Ok(())
     }
 
     fn stop(&mut self) -> Vec<Option<Queue>> {
-        let back = |queues: Queues| [queues.rx, queues.tx].map(|queue| queue.map(|queue| queue.into_queue()));
+        let back = |job: Job| [job.rx, job.tx].map(|queue| queue.map(|queue| queue.into_queue()));
         self.worker.stop().map(back).map(Vec::from).unwrap_or_default()
     }
 }

@@ -14,11 +14,23 @@ fn config(mac: Option<&str>) -> Config {
 
 /// A device on a new tap that is up, and the host's side of it.
 fn device() -> (Net, Wire) {
+    device_with_mtu(1500)
+}
+
+fn device_with_mtu(mtu: libc::c_int) -> (Net, Wire) {
     make("t0", libc::IFF_TAP);
+    set_mtu("t0", mtu);
     let tap = open_when_free(&config(None));
     set_up("t0", true);
     let net = Net::new(&config(None), tap, "net0", &Spawner::default()).unwrap();
     (net, Wire::new("t0"))
+}
+
+/// A driver that receives each packet into one buffer, and need have no more than one.
+fn started_with_whole_buffers(device: Net) -> FakeDriver {
+    let mut driver = FakeDriver::new(device);
+    driver.start(!net::F_MRG_RXBUF);
+    driver
 }
 
 /// Gives the device buffers to receive into; where they are, by the head of their chain.
@@ -76,7 +88,7 @@ fn packets_go_both_ways() {
             let (device, wire) = device();
             let mut driver = FakeDriver::new(device);
             driver.start(wanted);
-            let mut buffers = add_buffers(&mut driver, 4);
+            let mut buffers = add_buffers(&mut driver, 8);
             for round in 0..100 {
                 wire.send(&frame(round, 46 + usize::from(round) * 14));
                 assert_eq!(receive(&mut driver, &mut buffers), frame(round, 46 + usize::from(round) * 14));
@@ -95,7 +107,7 @@ fn packets_go_both_ways() {
 fn packets_wait_until_the_driver_has_buffers() {
     in_network_namespace("packets_wait_until_the_driver_has_buffers", || {
         let (device, wire) = device();
-        let mut driver = FakeDriver::started(device);
+        let mut driver = started_with_whole_buffers(device);
         for mark in 0..20 {
             wire.send(&frame(mark, 100));
         }
@@ -108,13 +120,92 @@ fn packets_wait_until_the_driver_has_buffers() {
 }
 
 #[test]
-fn what_a_driver_claims_in_a_header_does_not_reach_the_host() {
-    in_network_namespace("what_a_driver_claims_in_a_header_does_not_reach_the_host", || {
+fn without_offloads_what_a_driver_claims_in_a_header_does_not_reach_the_host() {
+    in_network_namespace("without_offloads_what_a_driver_claims_in_a_header_does_not_reach_the_host", || {
         let (device, wire) = device();
-        let mut driver = FakeDriver::started(device);
+        let mut driver = FakeDriver::new(device);
+        driver.start(feature::RING);
         // Every flag, a segmentation of no kind, and offsets past the packet: the tap itself would refuse it.
         transmit(&mut driver, &[0xff; HEADER], &frame(1, 100));
         assert_eq!(wait_frame(&wire), frame(1, 100));
+    });
+}
+
+#[test]
+fn with_offloads_a_header_is_taken_at_its_word_and_nonsense_is_dropped() {
+    in_network_namespace("with_offloads_a_header_is_taken_at_its_word_and_nonsense_is_dropped", || {
+        let (device, wire) = device();
+        let mut driver = FakeDriver::started(device);
+        transmit(&mut driver, &[0xff; HEADER], &frame(1, 100));
+        // A checksum that lies past the packet's end: the kernel refuses it.
+        transmit(&mut driver, &[1, 0, 0, 0, 0, 0, 0xf0, 0xff, 16, 0, 0, 0], &frame(2, 100));
+        transmit(&mut driver, &[1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0], &frame(3, 100));
+        let got = wait_frame(&wire);
+        // Linux computes it where a packet leaves the machine, and a packet socket isn't that.
+        assert_eq!((got.len(), got[14]), (114, 3));
+    });
+}
+
+#[test]
+fn a_large_packet_takes_several_buffers_and_the_driver_sees_them_at_once() {
+    in_network_namespace("a_large_packet_takes_several_buffers_and_the_driver_sees_them_at_once", || {
+        for wanted in [u64::MAX, net::F_MRG_RXBUF] {
+            let (device, wire) = device_with_mtu(9000);
+            let mut driver = FakeDriver::new(device);
+            driver.start(wanted);
+            let mut rest = add_buffers(&mut driver, 8);
+            for round in 0..50 {
+                let len = 60 + usize::from(round) * 175;
+                wire.send(&frame(round, len));
+                let mut got = receive_merged(&mut driver, &mut rest);
+                while got[12..14] != ETHERTYPE.to_be_bytes() {
+                    got = receive_merged(&mut driver, &mut rest);
+                }
+                assert_eq!(got, frame(round, len));
+            }
+            drop((driver, wire));
+            delete("t0");
+        }
+    });
+}
+
+/// Takes the next packet out of as many buffers as its header says, and gives the device as many new ones.
+fn receive_merged(driver: &mut FakeDriver, buffers: &mut Vec<(u16, u64)>) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let (mut count, mut seen) = (1, 0);
+    while seen < count {
+        // All of them are there once the first one is.
+        let (head, len) =
+            if seen == 0 { driver.wait_used(net::RX) } else { driver.queues[net::RX].used().unwrap() };
+        let (expected, buffer) = buffers.remove(0);
+        assert_eq!(head, expected, "buffers are used in order");
+        let bytes = driver.bytes(buffer, len);
+        let skip = if seen == 0 { HEADER } else { 0 };
+        if seen == 0 {
+            count = u16::from_le_bytes([bytes[10], bytes[11]]);
+        }
+        packet.extend(&bytes[skip..]);
+        seen += 1;
+    }
+    for _ in 0..count {
+        buffers.extend(add_buffers(driver, 1));
+    }
+    packet
+}
+
+#[test]
+fn an_interface_that_goes_away_is_a_link_that_is_down() {
+    in_network_namespace("an_interface_that_goes_away_is_a_link_that_is_down", || {
+        let (device, _wire) = device();
+        let mut driver = FakeDriver::started(device);
+        // Too few to receive anything: the tap is not read then.
+        add_buffers(&mut driver, 2);
+        let status = |driver: &FakeDriver| u16::from_le_bytes(driver.config(6));
+        assert_eq!(status(&driver), net::S_LINK_UP);
+        delete("t0");
+        wait_until("the link is down", || status(&driver) == 0);
+        driver.wait_interrupt();
+        assert_ne!(driver.read(mmio::INTERRUPT_STATUS) & mmio::INT_CONFIG, 0);
     });
 }
 
@@ -142,7 +233,7 @@ fn a_packet_that_does_not_fit_is_dropped_and_the_next_one_comes() {
     in_network_namespace("a_packet_that_does_not_fit_is_dropped_and_the_next_one_comes", || {
         let (device, wire) = device();
         set_mtu("t0", 9000);
-        let mut driver = FakeDriver::started(device);
+        let mut driver = started_with_whole_buffers(device);
         let mut buffers = add_buffers(&mut driver, 4);
         let fits = BUFFER as usize - HEADER - 14;
         for len in [fits + 1, fits, 8000, 60] {
@@ -174,13 +265,14 @@ fn a_receive_buffer_with_no_room_is_used_up() {
 fn a_held_buffer_is_given_back_by_a_reset_and_the_device_starts_again() {
     in_network_namespace("a_held_buffer_is_given_back_by_a_reset_and_the_device_starts_again", || {
         let (device, wire) = device();
-        let mut driver = FakeDriver::started(device);
+        let mut driver = started_with_whole_buffers(device);
         for round in 0..20 {
-            let mut buffers = add_buffers(&mut driver, 3);
+            let merges = round % 2 == 1;
+            let mut buffers = add_buffers(&mut driver, if merges { 8 } else { 3 });
             wire.send(&frame(round, 60));
             assert_eq!(receive(&mut driver, &mut buffers)[14], round);
             driver.write(mmio::STATUS, 0);
-            driver.start(u64::MAX);
+            driver.start(if merges { !net::F_MRG_RXBUF } else { u64::MAX });
         }
         driver.transport.stop();
     });
@@ -231,7 +323,7 @@ fn thread_ticks(name: &str) -> u64 {
 fn a_broken_transmit_queue_leaves_the_receive_queue_working() {
     in_network_namespace("a_broken_transmit_queue_leaves_the_receive_queue_working", || {
         let (device, wire) = device();
-        let mut driver = FakeDriver::started(device);
+        let mut driver = started_with_whole_buffers(device);
         driver.queues[net::TX].set_avail_idx(1000);
         driver.notify(1);
         driver.wait_needs_reset();
@@ -261,6 +353,7 @@ fn the_configuration_space_has_the_address() {
         let (device, _wire) = device();
         let driver = FakeDriver::new(device);
         assert_eq!(driver.config(0), default_mac("t0").0);
+        assert_eq!(u16::from_le_bytes(driver.config(10)), 1500, "the MTU");
         assert_ne!(driver.offered() & net::F_MAC, 0);
     });
     assert_eq!(config(Some("52:54:00:12:34:56")).mac().to_string(), "52:54:00:12:34:56");

@@ -1,19 +1,22 @@
 //! Moves packets between a tap and the two queues of a pair.
 //!
-//! Each packet is one `readv` or one `writev` between the tap and guest memory; no byte of it passes through ours. The
-//! header before it (virtio 1.2 §5.1.6) never crosses: no offload is negotiated, so every field that a driver could set is a
-//! lie, and the tap gets zeros in its place. That also means that a driver that changes a header while we look at it changes
-//! nothing. Towards the guest it is zeros and `num_buffers` 1, which the kernel leaves to us.
+//! Each packet is one `readv` or one `writev` between the tap and guest memory; no byte of it passes through ours. The header
+//! before it (virtio 1.2 §5.1.6) is the tap's as well; towards the host it is copied once and checked ([`Offloads::to_tap`]), so
+//! that a driver that changes it while we look at it changes nothing.
+//!
+//! A packet for the guest may take several buffers if the driver can put them together again; then as many are kept ready as the
+//! largest packet needs, and the driver sees those of a packet all at once.
 //!
 //! The tap is only waited for while there is a buffer to put a packet into: without one, packets wait in the interface's queue
 //! and are dropped there. An interface that vanishes ends reception, one that is down ends nothing: both are said once.
 
+use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsRawFd;
 
+use super::offload::{HEADER_LEN, Offloads};
 use super::tap::Tap;
 use crate::memory::GuestMemory;
-use crate::poll;
+use crate::poll::{self, Source};
 use crate::virtio::core::active::{ActiveQueue, Notify};
 use crate::virtio::core::chain::Chain;
 use crate::virtio::core::guest_log::GuestLog;
@@ -21,22 +24,24 @@ use crate::virtio::core::iovec::IoVecs;
 use crate::virtio::core::spec::net;
 use crate::virtio::core::worker::Stop;
 
-const HEADER_LEN: usize = net::HEADER_LEN as usize;
-/// Towards the host: no checksum to compute, no segmentation to do.
-const TX_HEADER: [u8; HEADER_LEN] = [0; HEADER_LEN];
-/// Towards the guest: the same, and `num_buffers` 1 (§5.1.6.4.1).
-const RX_HEADER: [u8; HEADER_LEN] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 /// Packets that are received before the other sources get their turn.
 const RX_BURST: usize = 256;
 /// An Ethernet header, the least that a packet has.
 const MIN_FRAME: u32 = 14;
 /// The largest packet that any header could announce, and then some: beyond it nothing is worth a system call.
 const MAX_FRAME: u32 = 65536 + 64;
+/// An Ethernet header with a VLAN's tag in it.
+const VLAN_HEADER: u32 = 18;
+/// Where `num_buffers` stands in the header (§5.1.6).
+const NUM_BUFFERS: u32 = 10;
 
 /// What the worker gets at `start` and gives back at `stop`.
-pub(super) struct Queues {
+pub(super) struct Job {
     pub(super) rx: Option<ActiveQueue>,
     pub(super) tx: Option<ActiveQueue>,
+    pub(super) offloads: Offloads,
+    /// Called once, when the interface is gone.
+    pub(super) link_is_down: Box<dyn FnMut() + Send>,
 }
 
 /// What stays with the worker from one start to the next.
@@ -55,12 +60,65 @@ struct Said {
 
 /// Where reception stands.
 enum Rx {
-    /// A buffer is (or may be) there: wait for packets.
+    /// Buffers are (or may be) there: wait for packets.
     Ready,
     /// The driver has to add buffers first.
     Starved,
     /// The interface is gone, or the driver enabled no receive queue.
     Off,
+}
+
+/// Buffers that were taken from the driver, in order, and wait for packets.
+struct Held {
+    chains: VecDeque<Chain>,
+    /// Bytes that they have room for.
+    room: u64,
+    /// Descriptors of the queue that they take.
+    descriptors: u32,
+    /// Bytes of the largest packet with its header; or 0, if one buffer must do for it.
+    wanted: u64,
+}
+
+impl Held {
+    fn is_enough(&self, queue_size: u16) -> bool {
+        match self.wanted {
+            0 => !self.chains.is_empty(),
+            // A queue that can't hold the largest packet is full when one more like the last has no place: then smaller ones do.
+            wanted => {
+                let another = self.chains.back().map_or(1, |chain| u32::from(chain.descriptors()));
+                self.room >= wanted || self.descriptors + another > u32::from(queue_size)
+            }
+        }
+    }
+
+    fn push(&mut self, chain: Chain) {
+        self.room += u64::from(chain.writable_len());
+        self.descriptors += u32::from(chain.descriptors());
+        self.chains.push_back(chain);
+    }
+
+    /// How many of the first buffers together hold `len` bytes.
+    fn count(&self, len: u32) -> usize {
+        let mut left = len;
+        let holds_all = |chain: &Chain| {
+            left = left.saturating_sub(chain.writable_len());
+            left == 0
+        };
+        self.chains.iter().position(holds_all).map_or(self.chains.len(), |last| last + 1)
+    }
+
+    /// Takes the first `count` buffers, of which `len` bytes are written, each with what is written of it.
+    fn take(&mut self, count: usize, len: u32) -> impl Iterator<Item = (Chain, u32)> {
+        let mut left = len;
+        let (room, descriptors) = (&mut self.room, &mut self.descriptors);
+        self.chains.drain(..count).map(move |chain| {
+            let part = left.min(chain.writable_len());
+            *room -= u64::from(chain.writable_len());
+            *descriptors -= u32::from(chain.descriptors());
+            left -= part;
+            (chain, part)
+        })
+    }
 }
 
 impl Pump {
@@ -69,71 +127,81 @@ impl Pump {
     }
 
     /// Serves both queues until `stop` is set.
-    pub(super) fn run(&mut self, queues: &mut Queues, stop: &Stop) {
+    pub(super) fn run(&mut self, job: &mut Job, stop: &Stop) {
+        if let Err(error) = self.tap.set_offloads(job.offloads.of_tap()) {
+            log::debug!("{}: TUNSETOFFLOAD: {error}", self.log.who());
+        }
         let mut iovs = IoVecs::default();
-        let mut held = None;
+        let largest =
+            if job.offloads.makes_large() { MAX_FRAME } else { u32::from(self.tap.mtu()) + VLAN_HEADER };
+        let wanted = if job.offloads.merges_buffers() { u64::from(net::HEADER_LEN + largest) } else { 0 };
+        let mut held = Held { chains: VecDeque::new(), room: 0, descriptors: 0, wanted };
         // What was available before the start may have no kick to come.
-        let mut state = self.receive(queues, &mut held, &mut iovs);
-        self.send(queues, stop, &mut iovs);
+        let mut state = self.receive(job, &mut held, &mut iovs);
+        self.send(job, stop, &mut iovs);
         while !stop.is_set() {
-            let rx_kick = queues.rx.as_ref().filter(|_| matches!(state, Rx::Starved));
-            let tap: Option<&dyn AsRawFd> = matches!(state, Rx::Ready).then_some(&self.tap as _);
-            let [_, rx_kicked, tx_kicked, packet] = poll::readable([
-                Some(stop),
-                rx_kick.map(|queue| queue as _),
-                queues.tx.as_ref().map(|queue| queue as _),
+            let rx_kick = job.rx.as_ref().filter(|_| matches!(state, Rx::Starved));
+            let tap = match state {
+                Rx::Ready => Source::readable(&self.tap),
+                Rx::Starved => Source::gone(&self.tap),
+                Rx::Off => Source::none(),
+            };
+            let sources = [
+                Source::readable(stop),
+                rx_kick.map_or(Source::none(), |queue| Source::readable(queue)),
+                job.tx.as_ref().map_or(Source::none(), |queue| Source::readable(queue)),
                 tap,
-            ]);
-            if rx_kicked || packet {
-                state = self.receive(queues, &mut held, &mut iovs);
+            ];
+            let [_, rx_kicked, tx_kicked, tap] = poll::wait(sources, None)
+                .expect("poll fails for nothing but an interruption, which is repeated")
+                .map(|ready| ready.readable);
+            if tap && matches!(state, Rx::Starved) {
+                self.gone(job, &io::Error::from_raw_os_error(libc::EBADFD));
+                state = Rx::Off;
+            } else if rx_kicked || tap {
+                state = self.receive(job, &mut held, &mut iovs);
             }
             if tx_kicked {
-                self.send(queues, stop, &mut iovs);
+                self.send(job, stop, &mut iovs);
             }
         }
-        if let (Some(rx), Some(chain)) = (&mut queues.rx, held) {
-            rx.put_back(chain);
+        if let Some(rx) = &mut job.rx {
+            // Those that were taken last are the first that can go back.
+            held.chains.into_iter().rev().for_each(|chain| rx.put_back(chain));
         }
     }
 
-    /// Receives until the tap or the queue has no more. A buffer that no packet came for stays in `held`.
-    fn receive(&mut self, queues: &mut Queues, held: &mut Option<Chain>, iovs: &mut IoVecs) -> Rx {
-        let Some(queue) = &mut queues.rx else { return Rx::Off };
+    /// Receives until the tap or the queue has no more. Buffers that no packet came for stay in `held`.
+    fn receive(&mut self, job: &mut Job, held: &mut Held, iovs: &mut IoVecs) -> Rx {
+        let Some(queue) = &mut job.rx else { return Rx::Off };
         queue.drain_kick();
         queue.disable_notification();
         let mut state = Rx::Ready;
         for _ in 0..RX_BURST {
-            let Some(chain) = held.take().or_else(|| queue.pop()) else {
+            if !self.collect(queue, held) {
                 if queue.enable_notification() {
                     queue.disable_notification();
                     continue;
                 }
                 state = Rx::Starved;
                 break;
-            };
-            match receive_packet(&self.tap, &chain, queue.mem(), iovs) {
-                Ok(Received::Packet(len)) => queue.complete(chain, len),
-                Ok(Received::TooLarge) => {
+            }
+            match receive_packet(&self.tap, held, queue.mem(), iovs, job.offloads) {
+                Ok(Some(len)) => {
+                    let count = held.count(len);
+                    number_buffers(&held.chains, count, queue.mem());
+                    queue.complete_together(held.take(count, len));
+                }
+                Ok(None) => {
                     self.log.warn("a packet was dropped: the driver's buffer is too small for it");
-                    *held = Some(chain);
                 }
-                Ok(Received::NoRoom) => {
-                    self.log.warn("the driver gave a buffer with no room for a packet");
-                    queue.complete(chain, 0);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    *held = Some(chain);
-                    break;
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // EBADFD: the interface was deleted. Nothing else is known to happen, and a tap that always fails must not keep
+                // us busy.
                 Err(error) => {
-                    // EBADFD: the interface was deleted. Nothing else is known to happen, and a tap that always fails must not
-                    // keep us busy.
-                    if !std::mem::replace(&mut self.said.gone, true) {
-                        log::warn!("{}: no more packets will come: {error}", self.log.who());
-                    }
-                    *held = Some(chain);
-                    state = Rx::Off;
-                    break;
+                    queue.interrupt_if_needed();
+                    self.gone(job, &error);
+                    return Rx::Off;
                 }
             }
         }
@@ -141,11 +209,33 @@ impl Pump {
         state
     }
 
-    fn send(&mut self, queues: &mut Queues, stop: &Stop, iovs: &mut IoVecs) {
-        let Some(queue) = &mut queues.tx else { return };
+    fn gone(&mut self, job: &mut Job, error: &io::Error) {
+        if !std::mem::replace(&mut self.said.gone, true) {
+            log::warn!("{}: no more packets will come: {error}", self.log.who());
+        }
+        (job.link_is_down)();
+    }
+
+    /// Takes buffers until the next packet has room; false if there are too few.
+    fn collect(&self, queue: &mut ActiveQueue, held: &mut Held) -> bool {
+        while !held.is_enough(queue.size()) {
+            let Some(chain) = queue.pop() else { return false };
+            if chain.writable_len() < net::HEADER_LEN + MIN_FRAME {
+                self.log.warn("the driver gave a buffer with no room for a packet");
+                queue.complete(chain, 0);
+                // Not for as long as the driver likes: the burst's end must come.
+                return false;
+            }
+            held.push(chain);
+        }
+        true
+    }
+    fn send(&mut self, job: &mut Job, stop: &Stop, iovs: &mut IoVecs) {
+        let offloads = job.offloads;
+        let Some(queue) = &mut job.tx else { return };
         queue.drain_kick();
         queue.serve(stop, Notify::Burst, |chain, mem| {
-            match send_packet(&self.tap, chain, mem, iovs) {
+            match send_packet(&self.tap, chain, mem, iovs, offloads) {
                 Ok(true) => {}
                 Ok(false) => {
                     self.log.warn("the driver sent something that is no packet");
@@ -165,46 +255,55 @@ impl Pump {
     }
 }
 
-enum Received {
-    /// So many bytes of the chain are written, header and packet.
-    Packet(u32),
-    /// A packet was read and did not fit. It is lost.
-    TooLarge,
-    /// Nothing was read: the chain has no room for any packet.
-    NoRoom,
-}
-
-fn receive_packet(tap: &Tap, chain: &Chain, mem: &GuestMemory, iovs: &mut IoVecs) -> io::Result<Received> {
-    let mut writer = chain.writer(mem);
-    if writer.len() < net::HEADER_LEN + MIN_FRAME {
-        return Ok(Received::NoRoom);
-    }
+/// Reads one packet into the buffers, in order, and returns its length with its header; `None` when it didn't fit, and is lost.
+fn receive_packet(
+    tap: &Tap,
+    held: &Held,
+    mem: &GuestMemory,
+    iovs: &mut IoVecs,
+    offloads: Offloads,
+) -> io::Result<Option<u32>> {
     // The tap cuts a packet to the room there is and doesn't say so; a byte more than the driver gave does.
     let mut beyond = [0];
     let n = {
-        let mut list = writer.scatter(iovs);
+        let mut list = iovs.scatter(mem);
+        for chain in &held.chains {
+            chain.writer(mem).scatter_into(&mut list);
+        }
         list.push_host(&mut beyond);
         list.read_from(tap)?
     };
-    match u32::try_from(n) {
-        Ok(n) if n <= writer.len() => {
-            writer.write(&RX_HEADER);
-            Ok(Received::Packet(n))
-        }
-        _ => Ok(Received::TooLarge),
+    let len = u32::try_from(n).ok().filter(|len| u64::from(*len) <= held.room);
+    if let (Some(_), Some(first), false) = (len, held.chains.front(), offloads.tells_guest()) {
+        first.writer(mem).write(&[0; HEADER_LEN]);
     }
+    Ok(len)
+}
+
+/// Says in a packet's header how many buffers it takes (§5.1.6.4): the kernel leaves that to us.
+fn number_buffers(chains: &VecDeque<Chain>, count: usize, mem: &GuestMemory) {
+    let Some(first) = chains.front() else { return };
+    let count = u16::try_from(count).expect("a queue has no more than 32768 chains");
+    let mut header = first.writer(mem);
+    header.split_off_front(NUM_BUFFERS);
+    header.write(&count.to_le_bytes());
 }
 
 /// False when the chain holds no packet.
-fn send_packet(tap: &Tap, chain: &Chain, mem: &GuestMemory, iovs: &mut IoVecs) -> io::Result<bool> {
+fn send_packet(
+    tap: &Tap,
+    chain: &Chain,
+    mem: &GuestMemory,
+    iovs: &mut IoVecs,
+    offloads: Offloads,
+) -> io::Result<bool> {
     let mut frame = chain.reader(mem);
-    if frame.split_off_front(net::HEADER_LEN).len() < net::HEADER_LEN
-        || !(MIN_FRAME..=MAX_FRAME).contains(&frame.len())
-    {
+    let header = frame.read_array().and_then(|header| offloads.to_tap(header));
+    let Some(header) = header.filter(|_| (MIN_FRAME..=MAX_FRAME).contains(&frame.len())) else {
         return Ok(false);
-    }
+    };
     let mut list = iovs.gather(mem);
-    list.push_host(&TX_HEADER);
+    list.push_host(&header);
     frame.gather_into(&mut list);
     match list.write_to(tap) {
         Ok(_) => Ok(true),

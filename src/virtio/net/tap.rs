@@ -12,7 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use thiserror::Error;
 
-use super::Config;
+use super::{Config, offload};
 use crate::virtio::core::spec::net;
 
 /// Why a tap can't be used. One line each, with the way out.
@@ -52,6 +52,8 @@ pub enum OpenError {
 #[derive(Debug)]
 pub struct Tap {
     file: File,
+    mtu: u16,
+    uso: bool,
 }
 
 impl Tap {
@@ -81,20 +83,31 @@ impl Tap {
             // It was deleted under our hands, and this is a new one, which goes away with the descriptor.
             return Err(OpenError::Missing(name.to_owned()));
         }
-        // The header is virtio 1's, and nothing is left to be computed by whoever gets a packet.
+        // The header is virtio 1's.
         set_header_len(&file).map_err(io("TUNSETVNETHDRSZ"))?;
-        set_no_offloads(&file).map_err(io("TUNSETOFFLOAD"))?;
-        Ok(Self { file })
+        let mtu = interface_mtu(name).map_err(io("SIOCGIFMTU"))?;
+        let mut tap = Self { file, mtu, uso: false };
+        tap.uso = tap.set_offloads(offload::TAP_USO).is_ok();
+        // Nothing is left to be computed by whoever gets a packet, until somebody says that it will.
+        tap.set_offloads(0).map_err(io("TUNSETOFFLOAD"))?;
+        Ok(tap)
     }
 
-    /// The tap behind a descriptor that came from [`Tap::open`], in the VM's process.
-    pub fn from_fd(fd: OwnedFd) -> Self {
-        Self { file: File::from(fd) }
+    /// The interface's MTU, as it was when it was opened.
+    pub fn mtu(&self) -> u16 {
+        self.mtu
     }
 
-    /// The descriptor, to be sent to the VM's process.
-    pub fn into_fd(self) -> OwnedFd {
-        self.file.into()
+    /// Whether the kernel can put many UDP datagrams into one packet (Linux 6.2).
+    pub fn has_uso(&self) -> bool {
+        self.uso
+    }
+
+    /// What may be left to be done by whoever reads packets (TUN_F_* of linux/if_tun.h).
+    #[expect(unsafe_code, reason = "a tap ioctl")]
+    pub(super) fn set_offloads(&self, flags: u32) -> io::Result<()> {
+        // SAFETY: TUNSETOFFLOAD takes its argument by value.
+        done(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) })
     }
 }
 
@@ -126,6 +139,29 @@ pub(super) fn request(name: &str, ifr_ifru: libc::__c_anonymous_ifr_ifru) -> lib
     request
 }
 
+/// Something to ask the kernel about interfaces with.
+#[expect(unsafe_code, reason = "socket(2)")]
+fn any_socket() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; a new descriptor or -1.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(socket) })
+}
+
+/// Bytes of the largest packet without its Ethernet header. A tap has no more than 65521.
+#[expect(unsafe_code, reason = "an ioctl on an interface")]
+fn interface_mtu(name: &str) -> io::Result<u16> {
+    let socket = any_socket()?;
+    let mut request = request(name, libc::__c_anonymous_ifr_ifru { ifru_mtu: 0 });
+    // SAFETY: SIOCGIFMTU reads and writes one ifreq, which lives on this stack.
+    done(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU, &raw mut request) })?;
+    // SAFETY: the call has filled in the MTU.
+    u16::try_from(unsafe { request.ifr_ifru.ifru_mtu }).map_err(io::Error::other)
+}
+
 /// "a tap", "a tun" or "an interface of driver X", by what the driver says of itself (ETHTOOL_GDRVINFO, which needs no rights).
 #[expect(unsafe_code, reason = "an ethtool ioctl")]
 fn interface_kind(name: &str) -> io::Result<String> {
@@ -142,13 +178,7 @@ fn interface_kind(name: &str) -> io::Result<String> {
     const SIOCETHTOOL: libc::Ioctl = 0x8946;
     const ETHTOOL_GDRVINFO: u32 = 3;
 
-    // SAFETY: no pointers; a new descriptor or -1.
-    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-    if socket < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new, and nobody else's.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    let socket = any_socket()?;
     let mut info = DriverInfo {
         cmd: ETHTOOL_GDRVINFO,
         driver: [0; 32],
@@ -194,12 +224,6 @@ fn set_header_len(file: &File) -> io::Result<()> {
     let len = net::HEADER_LEN.cast_signed();
     // SAFETY: TUNSETVNETHDRSZ reads one int, which lives on this stack.
     done(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const len) })
-}
-
-#[expect(unsafe_code, reason = "a tap ioctl")]
-fn set_no_offloads(file: &File) -> io::Result<()> {
-    // SAFETY: TUNSETOFFLOAD takes its argument by value.
-    done(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, 0) })
 }
 
 fn done(result: libc::c_int) -> io::Result<()> {

@@ -16,7 +16,7 @@ fn a_tap_is_opened_and_packets_go_both_ways_behind_a_header() {
     in_network_namespace("a_tap_is_opened_and_packets_go_both_ways_behind_a_header", || {
         make("t0", libc::IFF_TAP);
         let tap = open_when_free(&config("t0"));
-        let mut file = File::from(Tap::from_fd(tap.into_fd()).into_fd());
+        let mut file = tap.file.try_clone().unwrap();
         set_up("t0", true);
         let wire = Wire::new("t0");
         wire.send(&frame(7, 100));

@@ -1,0 +1,65 @@
+//! Giving pages of guest memory back to the host.
+
+use std::io;
+
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+use super::{GuestMemory, PAGE_SIZE};
+
+/// Gives the whole pages of `len` bytes at `gpa` back to the host. Until somebody writes to them again they read as zeros, and
+/// cost nothing. The range must be in guest memory. Callable from any thread.
+///
+/// Memory is anonymous and private, and for that MADV_DONTNEED is right: KVM forgets the pages by its MMU notifier, and the
+/// next access gets fresh ones. Other backings need something else.
+pub fn discard(mem: &GuestMemory, gpa: GuestAddress, len: usize) -> io::Result<()> {
+    // More than one slice where the range crosses from one memory region into the next.
+    for slice in mem.get_slices(gpa, len) {
+        let slice = slice.map_err(io::Error::other)?;
+        let start = slice.ptr_guard_mut().as_ptr();
+        let page = usize::try_from(PAGE_SIZE).map_err(io::Error::other)?;
+        let head = start.align_offset(page).min(slice.len());
+        let whole = (slice.len() - head) / page * page;
+        if whole == 0 {
+            continue;
+        }
+        #[expect(unsafe_code, reason = "madvise has no safe wrapper")]
+        // SAFETY: the range lies in a mapping of guest memory, which lives as long as `mem`, and is of whole pages. That its content
+        // changes under whoever looks is what guest memory does all the time: nobody has a reference into it.
+        let ret = unsafe { libc::madvise(start.wrapping_add(head).cast(), whole, libc::MADV_DONTNEED) };
+        if ret != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::create;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn whole_pages_are_zero_afterwards_and_parts_of_pages_stay() {
+        let mem = create(32).unwrap();
+        let at = |page: u64| GuestAddress((8 << 20) + page * PAGE_SIZE);
+        for page in 0..4 {
+            mem.write_obj(7u8, at(page)).unwrap();
+        }
+        let read = |page| mem.read_obj::<u8>(at(page)).unwrap();
+        discard(&mem, GuestAddress(at(0).0 + 1), 4096).unwrap();
+        discard(&mem, at(0), 4095).unwrap();
+        assert_eq!([0, 1, 2, 3].map(read), [7; 4]);
+        discard(&mem, GuestAddress(at(0).0 + 1), 3 * 4096).unwrap();
+        assert_eq!([0, 1, 2, 3].map(read), [7, 0, 0, 7]);
+        mem.write_obj(9u8, at(1)).unwrap();
+        assert_eq!(read(1), 9, "it can be written again");
+    }
+
+    #[test]
+    fn what_is_outside_memory_is_refused() {
+        let mem = create(32).unwrap();
+        assert!(discard(&mem, GuestAddress(31 << 20), 2 << 20).is_err());
+        assert!(discard(&mem, GuestAddress(u64::MAX - 4095), 4096).is_err());
+    }
+}
