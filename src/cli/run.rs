@@ -8,7 +8,7 @@ use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 
 use super::{TimingFormat, parse_net};
-use crate::config::MemorySize;
+use crate::config::{Balloon, MemorySize};
 use crate::image::{Platform, Policy};
 use crate::virtio::net;
 
@@ -61,6 +61,9 @@ pub struct RunArgs {
     /// A network device on a tap that exists, or none
     #[arg(long, value_name = "none|tap=NAME[,mac=M][,ip=A/P][,gw=G][,dns=D]", default_value = "none", value_parser = parse_network)]
     pub net: Network,
+    /// Whether memory that the guest doesn't need goes back to the host
+    #[arg(long, value_name = "SWITCH", default_value = "on")]
+    pub balloon: Balloon,
     /// Another kernel than bothy's own
     #[arg(long, value_name = "PATH")]
     pub kernel: Option<PathBuf>,

@@ -1,36 +1,60 @@
 //! Giving pages of guest memory back to the host.
+//!
+//! Memory is anonymous and private, and for that MADV_DONTNEED is right: KVM forgets the pages by its MMU notifier, and the next access
+//! gets fresh ones. Other backings need something else.
+//!
+//! **Huge pages.** A part of a huge page that is given back is no longer mapped, and still isn't free: the kernel keeps the whole until memory
+//! is short. So where only a small part goes, the huge page is split first (that is what MADV_COLD does with a part of one), and
+//! the kernel is told not to make it whole again.
 
 use std::io;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::{GuestMemory, PAGE_SIZE};
+use super::{GuestMemory, HUGE_PAGE, PAGE_SIZE, advise};
+
+/// From here on a part is worth no split: its neighbours are likely to go as well, and with the last of them goes the huge page.
+const LARGE: usize = HUGE_PAGE / 2;
 
 /// Gives the whole pages of `len` bytes at `gpa` back to the host. Until somebody writes to them again they read as zeros, and
 /// cost nothing. The range must be in guest memory. Callable from any thread.
-///
-/// Memory is anonymous and private, and for that MADV_DONTNEED is right: KVM forgets the pages by its MMU notifier, and the
-/// next access gets fresh ones. Other backings need something else.
 pub fn discard(mem: &GuestMemory, gpa: GuestAddress, len: usize) -> io::Result<()> {
+    let page = usize::try_from(PAGE_SIZE).map_err(io::Error::other)?;
+    let mut gpa = gpa;
     // More than one slice where the range crosses from one memory region into the next.
     for slice in mem.get_slices(gpa, len) {
         let slice = slice.map_err(io::Error::other)?;
         let start = slice.ptr_guard_mut().as_ptr();
-        let page = usize::try_from(PAGE_SIZE).map_err(io::Error::other)?;
         let head = start.align_offset(page).min(slice.len());
         let whole = (slice.len() - head) / page * page;
-        if whole == 0 {
-            continue;
+        if whole > 0 {
+            if whole < LARGE {
+                split(mem, GuestAddress(gpa.0 + head as u64), start.wrapping_add(head), whole);
+            }
+            let first = start.wrapping_add(head);
+            #[expect(unsafe_code, reason = "madvise has no safe wrapper")]
+            // SAFETY: the range lies in a mapping of guest memory, which lives as long as `mem`, and is of whole pages. That its
+            // content changes under whoever looks is what guest memory does all the time: nobody has a reference into it.
+            let ret = unsafe { libc::madvise(first.cast(), whole, libc::MADV_DONTNEED) };
+            if ret != 0 {
+                return Err(io::Error::last_os_error());
+            }
         }
-        #[expect(unsafe_code, reason = "madvise has no safe wrapper")]
-        // SAFETY: the range lies in a mapping of guest memory, which lives as long as `mem`, and is of whole pages. That its content
-        // changes under whoever looks is what guest memory does all the time: nobody has a reference into it.
-        let ret = unsafe { libc::madvise(start.wrapping_add(head).cast(), whole, libc::MADV_DONTNEED) };
-        if ret != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        gpa = GuestAddress(gpa.0 + slice.len() as u64);
     }
     Ok(())
+}
+
+/// Splits the huge page in which `len` bytes at `start`, whole pages, lie.
+fn split(mem: &GuestMemory, gpa: GuestAddress, start: *mut u8, len: usize) {
+    let Some(region) = mem.find_region(gpa) else { return };
+    // A region begins at a huge page of the host's, and may end within one.
+    let Ok(at) = usize::try_from(gpa.0 - region.start_addr().0) else { return };
+    let size = usize::try_from(region.len()).unwrap_or(usize::MAX);
+    let first = at / HUGE_PAGE * HUGE_PAGE;
+    let last = (at + len).next_multiple_of(HUGE_PAGE).min(size);
+    advise(start.wrapping_sub(at - first), last - first, libc::MADV_NOHUGEPAGE);
+    advise(start, len, libc::MADV_COLD);
 }
 
 #[cfg(test)]

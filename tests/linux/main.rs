@@ -14,6 +14,7 @@ mod guest;
 mod pty;
 mod tap;
 
+mod balloon;
 mod bench;
 mod console;
 mod disks;

@@ -43,7 +43,7 @@ use commands::Commands;
 use control::Control;
 use refusal::{Refusal, shortened};
 use setup::Container;
-use spare::Spare;
+use spare::{Spare, Sweep};
 
 /// How long commands have between SIGTERM and SIGKILL, and after that to be gone. The host gives the whole machine ten seconds.
 const GRACE: Duration = Duration::from_secs(3);
@@ -58,6 +58,7 @@ struct Agent {
     commands: Commands,
     machine: Machine,
     spare: Spare,
+    sweep: Sweep,
     ending: Option<Ending>,
 }
 
@@ -98,7 +99,15 @@ pub(crate) fn run(events: Events, host: Host) -> io::Result<()> {
     let control = Control::new(host.clone());
     let machine = Machine::Waiting(setup::prepare());
     let spare = Spare::new(Instant::now());
-    let mut agent = Agent { events, control, commands: Commands::new(host), machine, spare, ending: None };
+    let mut agent = Agent {
+        events,
+        control,
+        commands: Commands::new(host),
+        machine,
+        spare,
+        sweep: Sweep::new(Instant::now()),
+        ending: None,
+    };
     loop {
         let ready = agent.wait()?;
         agent.act(&ready);
@@ -124,6 +133,7 @@ impl Agent {
         }
         if matches!(self.machine, Machine::Ready(_)) {
             watch.until(self.spare.look_at());
+            self.sweep.act_at().into_iter().for_each(|time| watch.until(time));
         }
         watch.wait()
     }
@@ -136,10 +146,8 @@ impl Agent {
             self.control.report(&report);
         }
         // Before that the host doesn't expect it.
-        if matches!(self.machine, Machine::Ready(_))
-            && let Some(mib) = self.spare.look(Instant::now(), spare::free_bytes)
-        {
-            self.control.report(&Report::Spare { mib });
+        if matches!(self.machine, Machine::Ready(_)) {
+            self.mind_memory(Instant::now());
         }
         if ready.of(&self.events).is_empty() {
             return;
@@ -149,6 +157,13 @@ impl Agent {
                 Event::Child => self.reap(),
                 Event::End(end) => self.begin_end(end),
             }
+        }
+    }
+
+    fn mind_memory(&mut self, now: Instant) {
+        self.sweep.act(now);
+        if let Some(mib) = self.spare.look(now, spare::free_bytes) {
+            self.control.report(&Report::Spare { mib });
         }
     }
 

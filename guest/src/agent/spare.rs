@@ -1,13 +1,25 @@
-//! Notices that much memory has become free, so that the host can have it at once: by itself the kernel tells of free memory after
-//! seconds, and not of all of it.
+//! Memory that the guest doesn't need, and the host could use.
 //!
-//! It looks once a second, which costs one system call. What a program frees and takes again in circles is left alone: memory
-//! counts as free when it still is at the next look.
+//! By itself the kernel reports free memory some seconds after it became free, and only large blocks of it. Two things are added:
+//!
+//! - when much has become free, the host is told, so that it can ask for it at once by the balloon. To notice costs one system call
+//!   in a second. What a program frees and takes again in circles is left alone: memory counts as free when it still is at the next
+//!   look;
+//! - for some seconds after the start small blocks are reported as well: the boot leaves many of them behind. Later that would only
+//!   take memory apart that is in use again soon.
 
+use std::fs;
+use std::io;
 use std::time::{Duration, Instant};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+use crate::say;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Until the second look, when the first has found much.
+const SECOND_LOOK: Duration = Duration::from_millis(250);
 /// After the host was told: by then it has taken what it wants, and the guest has it back.
 const REST: Duration = Duration::from_secs(4);
 /// What is worth to be told, in bytes.
@@ -16,6 +28,8 @@ const MUCH: u64 = 64 << 20;
 const KEPT: u64 = 16 << 20;
 /// What may come and go between two looks, in bytes.
 const UNREST: u64 = 16 << 20;
+/// How long small blocks are reported. A report comes two seconds after something was freed.
+const SWEEP: Duration = Duration::from_secs(7);
 
 pub(crate) struct Spare {
     look_at: Instant,
@@ -44,13 +58,14 @@ impl Spare {
         let free = free();
         let is_calm = free.abs_diff(std::mem::replace(&mut self.last, free)) <= UNREST;
         self.least = self.least.min(free);
-        self.look_at = now + PAUSE;
-        if !is_calm || free - self.least < MUCH {
+        let freed = free - self.least;
+        self.look_at = now + if is_calm || freed < MUCH { PAUSE } else { SECOND_LOOK };
+        if !is_calm || freed < MUCH {
             return None;
         }
         self.least = free;
         self.look_at = now + REST;
-        let spare = free.saturating_sub(KEPT.max(free / 16));
+        let spare = free.saturating_sub(KEPT.max(free / 16)).min(freed);
         u32::try_from(spare >> 20).ok()
     }
 }
@@ -61,17 +76,79 @@ pub(crate) fn free_bytes() -> u64 {
     info.freeram.saturating_mul(u64::from(info.mem_unit))
 }
 
+/// Small blocks are reported for a while.
+pub(crate) enum Sweep {
+    /// From then on: a command that has ended by then is not disturbed.
+    From(Instant),
+    /// Until then.
+    Until(Instant),
+    /// No more, or never.
+    Over,
+}
+
+/// Where the kernel is told from which order on blocks are reported: a block is 2^order pages.
+const ORDER: &str = "/sys/module/page_reporting/parameters/page_reporting_order";
+/// 64 KiB. Smaller ones are many, and hold little.
+const SMALL: &str = "4";
+/// 2 MiB, a huge page: what the kernel begins with.
+const HUGE: &str = "9";
+/// What is taken and freed at once, in bytes: the kernel reports after something of that size was freed.
+const STIR: usize = 1 << 20;
+
+impl Sweep {
+    /// Before the first command.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self::From(now + PAUSE)
+    }
+
+    /// When to [`act`](Self::act) next.
+    pub(crate) fn act_at(&self) -> Option<Instant> {
+        match self {
+            Self::From(time) | Self::Until(time) => Some(*time),
+            Self::Over => None,
+        }
+    }
+
+    /// Begins or ends, if it is time to. Where there is no balloon nothing comes of it.
+    pub(crate) fn act(&mut self, now: Instant) {
+        if self.act_at().is_none_or(|time| now < time) {
+            return;
+        }
+        let (order, then) = match self {
+            Self::From(_) => (SMALL, Self::Until(now + SWEEP)),
+            Self::Until(_) | Self::Over => (HUGE, Self::Over),
+        };
+        *self = then;
+        if let Err(error) = fs::write(ORDER, order).and_then(|()| stir()) {
+            say!("which blocks of memory are reported can't be changed: {error}");
+            *self = Self::Over;
+        }
+    }
+}
+
+/// Takes some memory and frees it.
+#[expect(unsafe_code, reason = "memory that is surely given back at once")]
+fn stir() -> io::Result<()> {
+    // SAFETY: a fresh mapping at an address of the kernel's choice touches nothing that exists, and nobody else knows of it when it is
+    // unmapped. MAP_POPULATE has the kernel touch it.
+    unsafe {
+        let flags = MapFlags::PRIVATE | MapFlags::POPULATE;
+        let start = mmap_anonymous(std::ptr::null_mut(), STIR, ProtFlags::READ | ProtFlags::WRITE, flags)?;
+        munmap(start, STIR)?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Looks once a second at what is free, in MiB, and collects what is told, with the second.
+    /// Looks at what is free, in MiB, as often as it should, and collects what is told, with the number of the look.
     fn told(free_mib: &[u64]) -> Vec<(usize, u32)> {
-        let start = Instant::now();
-        let mut spare = Spare::new(start);
-        let looks = free_mib.iter().enumerate().filter_map(|(second, mib)| {
-            let now = start + PAUSE * u32::try_from(second + 1).unwrap();
-            spare.look(now, || mib << 20).map(|mib| (second, mib))
+        let mut spare = Spare::new(Instant::now());
+        let looks = free_mib.iter().enumerate().filter_map(|(number, mib)| {
+            let now = spare.look_at();
+            spare.look(now, || mib << 20).map(|mib| (number, mib))
         });
         looks.collect()
     }
@@ -83,8 +160,9 @@ mod tests {
 
     #[test]
     fn what_becomes_free_and_stays_so_is_told_once() {
-        assert_eq!(told(&[400, 100, 100, 400, 400, 400, 400, 400, 400, 400]), [(4, 375)]);
+        assert_eq!(told(&[400, 100, 100, 400, 400, 400, 400]), [(4, 300)]);
         assert_eq!(told(&[1600, 100, 1600, 1600]), [(3, 1500)]);
+        assert_eq!(told(&[200, 0, 200, 200]), [(3, 184)], "some is kept");
     }
 
     #[test]
@@ -95,9 +173,17 @@ mod tests {
 
     #[test]
     fn the_next_time_counts_from_the_last() {
-        assert_eq!(
-            told(&[400, 100, 400, 400, 0, 0, 300, 300, 290, 350, 350, 355, 100, 355, 355]),
-            [(3, 375), (11, 332)]
-        );
+        assert_eq!(told(&[400, 100, 400, 400, 100, 340, 355, 355]), [(3, 300), (6, 255)]);
+    }
+
+    #[test]
+    fn a_look_follows_soon_where_much_was_found() {
+        let start = Instant::now();
+        let mut spare = Spare::new(start);
+        for (seconds, free, next) in [(1, 400, PAUSE), (2, 100, PAUSE), (3, 400, SECOND_LOOK)] {
+            let now = start + PAUSE * seconds;
+            assert_eq!(spare.look(now, || free << 20), None);
+            assert_eq!(spare.look_at(), now + next);
+        }
     }
 }

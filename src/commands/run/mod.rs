@@ -130,6 +130,7 @@ fn configuration(args: &RunArgs, lease: &ImageLease, socket: PathBuf) -> VmConfi
             Network::Tap(net) => vec![net.clone()],
         },
         vsock: Some(vsock::Config { path: socket, cid: None }),
+        balloon: Some(args.balloon),
         ..VmConfig::default()
     }
 }

@@ -13,7 +13,7 @@ use super::Parts;
 use crate::agent::{self, Agent};
 use crate::boot::image::Blob;
 use crate::commands::machine;
-use crate::config::VmConfig;
+use crate::config::{Balloon, VmConfig};
 use crate::vmm::process::VmProcess;
 
 /// Its program.
@@ -54,6 +54,9 @@ impl Qemu {
             .args(["-kernel", &kernel, "-initrd", &initrd])
             .args(["-append", &format!("{} {}={}", machine::OWN_KERNEL, bothy_guest::KEY_AGENT, self.port)])
             .args(["-device", &format!("vhost-vsock-device,guest-cid={}", self.guest)]);
+        if config.balloon() == Balloon::On {
+            command.args(["-device", "virtio-balloon-device,free-page-reporting=on,deflate-on-oom=on"]);
+        }
         for (number, disk) in parts.disks.iter().enumerate() {
             let read_only = if disk.read_only { "on" } else { "off" };
             let file = path_of(&disk.file);
