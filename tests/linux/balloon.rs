@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::guest::{Guest, needs_linux};
-use crate::support::{self, Running, patient};
+use crate::support::{self, Bothy, Running, patient};
 
 const MIB: u64 = 1 << 20;
 /// What the guest takes and frees, in MiB.
@@ -46,7 +46,7 @@ pub(crate) fn comes_back(running: &mut Running, within: Duration) -> Duration {
 #[test]
 fn freed_memory_comes_back_by_reporting_alone() {
     needs_linux!();
-    let mut vm = Guest::new().args(["--memory", "1G"]).script(SCRIPT).start();
+    let mut vm = Guest::new().args(["--memory", "1G"]).change(Bothy::open_input).script(SCRIPT).start();
     let took = comes_back(&mut vm.running, Duration::from_secs(30));
     println!(
         "{TAKEN} MiB came back by reporting alone in {took:?}, of {:?}",
@@ -58,7 +58,11 @@ fn freed_memory_comes_back_by_reporting_alone() {
 #[test]
 fn without_a_balloon_it_stays_with_the_guest() {
     needs_linux!();
-    let mut vm = Guest::new().args(["--memory", "1G", "--balloon", "off"]).script(SCRIPT).start();
+    let mut vm = Guest::new()
+        .args(["--memory", "1G", "--balloon", "off"])
+        .change(Bothy::open_input)
+        .script(SCRIPT)
+        .start();
     vm.running.wait_for(b"up");
     for line in ["taken", "freed"] {
         vm.running.type_in(b"\n");

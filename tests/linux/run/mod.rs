@@ -10,6 +10,7 @@
 mod bundle;
 mod image;
 
+mod balloon;
 mod debian;
 mod failures;
 mod files;
