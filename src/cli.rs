@@ -163,8 +163,10 @@ pub struct BootArgs {
     /// Memory, from 32M up, like 512M or 2G [default: 512M]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<MemorySize>,
-    /// A disk: an image file or a block device; `ro` for read-only, `id` is what the guest sees as its serial number
-    #[arg(long, value_name = "PATH[,ro][,id=NAME]", value_parser = parse_disk)]
+    /// A disk: an image file or a block device; `ro` for read-only, `id` is what the guest sees as its serial number, `queues` (1 to
+    /// 64) is how many of its processors can use it at once, `cache` is writeback (the default), none (past this machine's page
+    /// cache) or unsafe (what the guest flushes may be lost when this machine crashes)
+    #[arg(long, value_name = "PATH[,ro][,id=NAME][,queues=N][,cache=KIND]", value_parser = parse_disk)]
     pub disk: Vec<blk::Config>,
     /// A network device on a tap that exists; the guest's init sets the address, gateway and name server
     #[arg(long, value_name = "tap=NAME[,mac=M][,ip=A/P][,gw=G][,dns=D]", value_parser = parse_net)]
@@ -258,16 +260,21 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
     image::parse_size(text).ok_or_else(|| "expected a number with K, M, G or T after it, like 64G".into())
 }
 
-/// `PATH[,ro][,id=NAME]`. A path with a comma goes into a `--config` file.
+/// `PATH[,ro][,id=NAME][,queues=N][,cache=KIND]`. A path with a comma goes into a `--config` file.
 fn parse_disk(text: &str) -> Result<blk::Config, String> {
     let mut parts = text.split(',');
     let path = parts.next().filter(|path| !path.is_empty()).ok_or("the path is missing")?;
-    let mut disk = blk::Config { path: path.into(), read_only: false, id: None };
+    let mut disk = blk::Config { path: path.into(), ..blk::Config::default() };
     for part in parts {
         match part.split_once('=') {
             None if part == "ro" => disk.read_only = true,
             Some(("id", id)) => disk.id = Some(id.to_owned()),
-            _ => return Err(format!("`{part}` is none of `ro` and `id=NAME`")),
+            Some(("queues", number)) => {
+                let number = number.parse().map_err(|_| format!("`{number}` is not a number of queues"))?;
+                disk.queues = Some(number);
+            }
+            Some(("cache", kind)) => disk.cache = Some(kind.parse()?),
+            _ => return Err(format!("`{part}` is none of `ro`, `id=NAME`, `queues=N` and `cache=KIND`")),
         }
     }
     Ok(disk)

@@ -93,4 +93,4 @@ pub const TIMING_PORT: u16 = bothy_guest::TIMING_PORT;
 pub const IOAPIC_PINS: u32 = 24;
 /// Pins that virtio devices use, one each, in this order: all behind COM1's and the GED's. The first few PCs give to a timer and
 /// a keyboard.
-pub const VIRTIO_GSIS: [u32; 18] = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22];
+pub const VIRTIO_GSIS: [u32; 19] = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];

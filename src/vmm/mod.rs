@@ -64,7 +64,7 @@ impl Resources {
     fn descriptors(&self) -> Vec<RawFd> {
         let mut fds = vec![self.kvm.as_raw_fd(), self.kernel.blob.file.as_raw_fd()];
         fds.extend(self.initrd.iter().map(|blob| blob.file.as_raw_fd()));
-        fds.extend(self.disks.iter().map(AsRawFd::as_raw_fd));
+        fds.extend(self.disks.iter().flat_map(blk::Disk::descriptors));
         fds.extend(self.nets.iter().map(AsRawFd::as_raw_fd));
         fds.extend(self.vsock.iter().map(AsRawFd::as_raw_fd));
         fds.extend(self.place.iter().map(|(_, lock)| lock.as_raw_fd()));

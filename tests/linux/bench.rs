@@ -1,8 +1,6 @@
 //! `bothy bench` with real runc, crun and QEMU: short, and whole, with podman as well, at full counts. What its statistics and reports make of figures, unit tests say.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use bothy::bench::results::Section;
@@ -10,6 +8,7 @@ use bothy::bench::results::Section;
 use serde_json::Value;
 
 use crate::guest::{GUEST_DIR_VARIABLE, guest_dir, long, needs_linux};
+use crate::mounted_disk::MountedDisk;
 use crate::support::{self, Bothy, could_not_run, installed, is_root, scratch};
 
 /// How long a whole run with few runs may take in an emulated host.
@@ -51,44 +50,13 @@ fn fact<'a>(results: &'a Value, label: &str) -> Vec<&'a str> {
     fact["values"].as_array().unwrap().iter().map(|value| value.as_str().unwrap()).collect()
 }
 
-/// A directory on a disk of its own: what a benchmark puts there can be out of the page cache, which in /tmp it often can't.
-struct Disk(tempfile::TempDir);
-
-impl Disk {
-    fn new() -> Self {
-        let dir = scratch();
-        let file = dir.path().join("file");
-        fs::File::create(&file).unwrap().set_len(1 << 30).unwrap();
-        let mounted = dir.path().join("disk");
-        fs::create_dir(&mounted).unwrap();
-        let run = |program: &str, words: &[&std::ffi::OsStr]| {
-            let output = Command::new(program).args(words).output().unwrap();
-            assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
-        };
-        run("mke2fs", &["-q".as_ref(), "-t".as_ref(), "ext4".as_ref(), file.as_ref()]);
-        run("mount", &["-o".as_ref(), "loop".as_ref(), file.as_ref(), mounted.as_ref()]);
-        Self(dir)
-    }
-
-    fn path(&self) -> PathBuf {
-        self.0.path().join("disk")
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // What can't be unmounted stays, and the directory with it.
-        let _status = Command::new("umount").arg(self.path()).status();
-    }
-}
-
 #[test]
 fn virtual_machines_and_containers_are_measured_side_by_side() {
     needs_linux!(alone);
     if !can_compare("bench") {
         return;
     }
-    let disk = Disk::new();
+    let disk = MountedDisk::new(1 << 30);
     let dir = disk.path();
     let peers: &[&str] = if long() {
         &["bothy", "process", "runc", "crun", "podman", "qemu"]
@@ -212,7 +180,7 @@ fn an_image_is_measured_with_files_and_a_network_and_stays_as_it_is() {
     if !can_compare("bench of an image") {
         return;
     }
-    let (disk, image) = (Disk::new(), scratch());
+    let (disk, image) = (MountedDisk::new(1 << 30), scratch());
     let dir = disk.path();
     for name in ["etc", "usr/share/words"] {
         fs::create_dir_all(image.path().join(name)).unwrap();

@@ -1,9 +1,12 @@
 //! Disks: what is written is there, in the file and in the next boot.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use crate::guest::{Guest, blank, needs_linux, noise};
-use crate::support;
+use crate::mounted_disk::MountedDisk;
+use crate::support::{self, Bothy};
 
 #[test]
 fn what_one_boot_writes_the_next_one_reads_back() {
@@ -60,6 +63,79 @@ fn a_read_only_disk_refuses_writes_and_is_unchanged() {
     console.insist(console.values("wrote").is_empty(), "the guest could write");
     console.says("read", "1048576");
     assert!(fs::read(&disk).unwrap() == content, "the file has changed");
+}
+
+/// Space that a file takes on this machine, in KiB.
+fn taken_kib(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().blocks() / 2
+}
+
+#[test]
+fn what_a_guest_discards_goes_back_to_the_host() {
+    needs_linux!();
+    let dir = support::scratch();
+    let raw = support::file(dir.path(), "raw", &noise(8 << 20, 3));
+    let ext4 = blank(dir.path(), "ext4", 64);
+    let script = "
+        echo limit=$(cat /sys/block/vda/queue/discard_max_bytes) $(cat /sys/block/vda/queue/write_zeroes_max_bytes)
+        blkdiscard -o 1048576 -l 4194304 /dev/vda
+        echo zeros=$(dd if=/dev/vda bs=1M skip=1 count=4 2>/dev/null | tr -d '\\0' | wc -c)
+        mke2fs /dev/vdb >/dev/null 2>&1
+        mount -t ext4 /dev/vdb /mnt
+        dd if=/dev/urandom of=/mnt/file bs=1M count=40 conv=fsync 2>/dev/null
+        echo full; read line
+        rm /mnt/file; sync; fstrim /mnt; sync; umount /mnt
+        echo trimmed";
+    let vm = Guest::new().disk(&raw, "").disk(&ext4, "").change(Bothy::open_input).script(script);
+    let mut vm = vm.start();
+    vm.wait_for("full");
+    let full = taken_kib(&ext4);
+    vm.running.type_in(b"\n");
+    let console = vm.ends_with(0);
+    console.says("limit", "2147483648 67108864");
+    console.says("zeros", "0");
+    console.insist(console.text.contains("trimmed"), "it was not trimmed");
+    assert!(taken_kib(&raw) <= 4 << 10, "of 8 MiB less 4 there are {} KiB", taken_kib(&raw));
+    assert!(
+        full >= 40 << 10 && taken_kib(&ext4) + (39 << 10) <= full,
+        "{full} KiB, then {}",
+        taken_kib(&ext4)
+    );
+    let mut expected = noise(8 << 20, 3);
+    expected[1 << 20..5 << 20].fill(0);
+    assert!(fs::read(&raw).unwrap() == expected, "something else has changed");
+}
+
+#[test]
+fn several_processors_use_several_queues_whatever_the_cache() {
+    needs_linux!();
+    if !support::is_root() {
+        return support::could_not_run(
+            "several_processors_use_several_queues_whatever_the_cache",
+            "it takes root to mount",
+        );
+    }
+    // Past the page cache goes only what a file system can; the memory that the tests' files are in often can't.
+    let dir = MountedDisk::new(128 << 20);
+    for cache in ["writeback", "none", "unsafe"] {
+        let disk = blank(&dir.path(), "disk", 32);
+        let script = "
+            echo queues=$(ls /sys/block/vda/mq | wc -l)
+            echo block=$(cat /sys/block/vda/queue/logical_block_size)
+            for n in 0 1 2 3; do
+                dd if=/dev/urandom of=/tmp/$n bs=1M count=4 2>/dev/null
+                taskset -p $((1 << n)) $$ >/dev/null
+                dd if=/tmp/$n of=/dev/vda bs=64k seek=$((n * 64)) oflag=direct conv=notrunc,fsync 2>/dev/null &
+            done; wait
+            echo 3 >/proc/sys/vm/drop_caches
+            for n in 0 1 2 3; do
+                dd if=/dev/vda bs=64k skip=$((n * 64)) count=64 iflag=direct 2>/dev/null | cmp - /tmp/$n && echo same=$n
+            done";
+        let guest = Guest::new().args(["--cpus", "4"]).disk(&disk, &format!(",queues=4,cache={cache}"));
+        let console = guest.script(script).run();
+        console.says("queues", "4");
+        console.insist(console.values("same") == ["0", "1", "2", "3"], "it is not what was written");
+    }
 }
 
 #[test]

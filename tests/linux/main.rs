@@ -11,6 +11,7 @@ mod support;
 
 mod archive;
 mod guest;
+mod mounted_disk;
 mod pty;
 mod tap;
 

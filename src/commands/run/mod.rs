@@ -47,6 +47,7 @@ use crate::image::rootfs::Limits;
 use crate::image::{Image, ImageLease, LoadOptions, PullOptions, RunConfig};
 use crate::report::timing::Timing;
 use crate::timeline::{self, Mark, Timeline};
+use crate::virtio::blk::Cache;
 use crate::virtio::{blk, vsock};
 use crate::vmm::Resources;
 use crate::vmm::process::VmProcess;
@@ -110,14 +111,20 @@ pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
 }
 
 fn configuration(args: &RunArgs, lease: &ImageLease, socket: PathBuf) -> VmConfig {
-    let image = blk::Config { path: lease.path().into(), read_only: true, id: Some("image".into()) };
+    let image = blk::Config {
+        path: lease.path().into(),
+        read_only: true,
+        id: Some("image".into()),
+        ..Default::default()
+    };
     // The path stands for a file that never has one.
-    let scratch = blk::Config { path: SCRATCH.into(), read_only: false, id: Some(SCRATCH.into()) };
+    let scratch = blk::Config { path: SCRATCH.into(), id: Some(SCRATCH.into()), ..Default::default() };
     let scratch = args.scratch.map(|_| scratch);
     let lent = args.lend.as_ref().map(|path| blk::Config {
         path: path.clone(),
         read_only: true,
         id: Some(LENT.into()),
+        ..Default::default()
     });
     VmConfig {
         kernel: args.kernel.clone(),
@@ -173,7 +180,11 @@ fn resources(config: &VmConfig, args: &RunArgs, place: &Place, parts: Parts) -> 
         Some(_) => machine::given_kernel(parts.kernel)?,
         None => machine::own_kernel(parts.kernel)?,
     };
-    let disks = parts.disks.into_iter().map(|disk| blk::Disk::from_fd(disk.file, disk.read_only));
+    let disks = parts.disks.into_iter().map(|disk| {
+        // What is written goes with the VM: nobody misses it when the host crashes.
+        let cache = if disk.read_only { Cache::Writeback } else { Cache::Unsafe };
+        blk::Disk::from_fd(disk.file, disk.read_only, cache)
+    });
     let disks = disks.collect::<Result<_, _>>().context("can't use a disk")?;
     let nets = machine::taps(&config.net)?;
     let kvm = machine::kvm()?;

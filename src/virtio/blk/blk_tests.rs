@@ -1,6 +1,7 @@
 use super::*;
 use crate::virtio::core::spec::{mmio, status};
 use crate::virtio::core::testing::*;
+use std::num::NonZeroU16;
 use std::path::Path;
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
@@ -13,7 +14,7 @@ fn device(read_only: bool, id: Option<&str>) -> (TempDir, Config, Block) {
     let path = dir.path().join("disk");
     let bytes: Vec<u8> = (0..LEN).map(pattern).collect();
     std::fs::write(&path, bytes).unwrap();
-    let config = Config { path, read_only, id: id.map(str::to_owned) };
+    let config = Config { path, read_only, id: id.map(str::to_owned), ..Config::default() };
     let block = open(&config);
     (dir, config, block)
 }
@@ -162,7 +163,8 @@ fn a_device_that_is_gone_has_unlocked_its_disk() {
 
 #[test]
 fn a_configuration_is_checked_before_anything_is_opened() {
-    let config = |id: &str| Config { path: Path::new("x").into(), read_only: false, id: Some(id.to_owned()) };
+    let config =
+        |id: &str| Config { path: Path::new("x").into(), id: Some(id.to_owned()), ..Config::default() };
     for good in ["a", "root-disk_0.img", "12345678901234567890"] {
         assert_eq!(config(good).validate(), Ok(()));
     }
@@ -172,14 +174,14 @@ fn a_configuration_is_checked_before_anything_is_opened() {
     for bad in ["a b", "a/b", "\n", "ü"] {
         assert_eq!(config(bad).validate(), Err(ConfigError::IdCharacters(bad.to_owned())));
     }
-    let none = Config { path: PathBuf::new(), read_only: false, id: None };
+    let none = Config::default();
     assert_eq!(none.validate(), Err(ConfigError::NoPath));
 }
 
 #[test]
 fn a_configuration_is_plain_data_and_refuses_unknown_keys() {
     let config: Config = toml::from_str("path = 'a.img'").unwrap();
-    assert_eq!(config, Config { path: "a.img".into(), read_only: false, id: None });
+    assert_eq!(config, Config { path: "a.img".into(), ..Config::default() });
     assert_eq!(
         toml::from_str::<Config>("path = 'a'\nread_only = true\nid = 'x'").unwrap().id.as_deref(),
         Some("x")
@@ -231,4 +233,47 @@ fn a_driver_that_scribbles_over_its_rings_while_they_are_served_does_no_harm() {
     driver.start(u64::MAX);
     assert_eq!(read(&mut driver, 3, 512).len(), 512);
     assert_eq!(std::fs::metadata(&config.path).unwrap().len(), LEN as u64);
+}
+
+#[test]
+fn each_queue_is_served_by_a_thread_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    std::fs::write(&path, (0..LEN).map(pattern).collect::<Vec<_>>()).unwrap();
+    let config = Config { path, queues: NonZeroU16::new(4), ..Config::default() };
+    assert_eq!(config.validate(), Ok(()));
+    let mut driver = FakeDriver::started(open(&config));
+    assert_ne!(driver.offered() & blk::F_MQ, 0);
+    assert_eq!((u16::from_le_bytes(driver.config(34)), driver.queues.len()), (4, 4));
+    for queue in 0..4 {
+        let (bytes, used) = driver.request(queue, &header(blk::T_IN, queue.into()), 513);
+        assert_eq!((used, bytes[0], bytes[512]), (513, u8::try_from(queue).unwrap(), blk::S_OK));
+    }
+    // One broken queue leaves the others working.
+    driver.queues[2].offer(SIZE);
+    driver.notify(2);
+    driver.wait_needs_reset();
+    let (bytes, _) = driver.request(3, &header(blk::T_IN, 9), 513);
+    assert_eq!(bytes[0], 9);
+    driver.start(u64::MAX);
+    let (bytes, _) = driver.request(2, &header(blk::T_IN, 8), 513);
+    assert_eq!(bytes[0], 8);
+    for queues in [65, u16::MAX] {
+        let many = Config { queues: NonZeroU16::new(queues), ..config.clone() };
+        assert_eq!(many.validate(), Err(ConfigError::Queues(queues)));
+    }
+}
+
+#[test]
+fn the_configuration_space_tells_of_pages_and_discards() {
+    let (_dir, _, block) = device(false, None);
+    let driver = FakeDriver::new(block);
+    assert_eq!(driver.config::<1>(24), [3], "eight blocks of 512 bytes are one of the host's");
+    assert_eq!(u32::from_le_bytes(driver.config(36)), MAX_DISCARD_SECTORS);
+    assert_eq!(u32::from_le_bytes(driver.config(44)), 8);
+    assert_eq!(u32::from_le_bytes(driver.config(52)), MAX_RANGES);
+    let wanted = blk::F_DISCARD | blk::F_WRITE_ZEROES;
+    assert_eq!(driver.offered() & wanted, wanted);
+    let (_dir, _, block) = device(true, None);
+    assert_eq!(FakeDriver::new(block).offered() & wanted, 0);
 }

@@ -1,8 +1,11 @@
-//! A file or a block device as a disk: read, write, flush, length. It knows nothing of virtio.
+//! A file or a block device as a disk: read, write, discard, flush, length. It knows nothing of virtio.
 //!
 //! A disk is opened and locked in the command's process, where errors meet the person who typed the path, and then handed to
 //! the VM's process as a descriptor. The lock is an OFD lock: it belongs to the open file description, so it moves along with the
 //! descriptor and ends when the last copy is closed, however the processes end. One writer, or any number of readers.
+//!
+//! Past the page cache (`cache=none`) a transfer must be aligned in the file and in memory. The guest is told of blocks that are, so that its
+//! transfers are; one that isn't goes through the page cache, by a second descriptor, and the kernel keeps the two in step.
 //!
 //! Data moves between the file and guest memory directly. The file's length is taken once; a file that shrinks afterwards
 //! gives errors where it is missing, never made-up data.
@@ -10,16 +13,19 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::Config;
+use super::config::{Cache, Config};
+use super::lock::{lock, lock_holder};
 use crate::virtio::core::iovec::{GatherList, ScatterList};
 
 /// The unit that a disk's length is a multiple of, in bytes.
-const SECTOR_SIZE: u64 = 512;
+const SECTOR: u32 = 512;
+/// Bytes of a block that any file system can transfer past the page cache.
+const PAGE: u32 = 4096;
 
 /// Why a disk can't be used. One line each, with the way out.
 #[derive(Debug, Error)]
@@ -42,6 +48,15 @@ pub enum OpenError {
         path.display(), path.display()
     )]
     PartialSector { path: PathBuf, len: u64 },
+    /// Not whole blocks, which `cache=none` needs.
+    #[error(
+        "disk {} has {len} bytes, which is not a multiple of {block}: cache=none needs that (mend it with: truncate -s %{block} {})",
+        path.display(), path.display()
+    )]
+    PartialBlock { path: PathBuf, len: u64, block: u32 },
+    /// Its file system has no O_DIRECT.
+    #[error("disk {} can't be used past the page cache: its file system doesn't offer it; leave cache=none out", path.display())]
+    NoDirect { path: PathBuf },
     /// Readable, but not writable.
     #[error("disk {} can't be written to: add \",ro\" to use it read-only", path.display())]
     ReadOnly { path: PathBuf },
@@ -57,16 +72,23 @@ pub enum OpenError {
 #[derive(Debug)]
 pub struct Disk {
     file: File,
+    /// For what isn't aligned, if the other one insists on that.
+    cached: Option<File>,
     len: u64,
     read_only: bool,
+    cache: Cache,
+    block_size: u32,
 }
+
+/// Zeros to be written where the kernel has no better way.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 impl Disk {
     /// Opens, checks and locks the disk that `config` names. In the command's process.
     pub fn open(config: &Config) -> Result<Self, OpenError> {
         let path = config.path.as_path();
         let io = |source| OpenError::Io { path: path.into(), source };
-        let file = open_file(path, config.read_only)?;
+        let file = open_file(path, config.read_only, 0)?;
         let kind = file.metadata().map_err(io)?.file_type();
         if kind.is_dir() {
             return Err(OpenError::Directory { path: path.into() });
@@ -74,37 +96,54 @@ impl Disk {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(OpenError::Kind { path: path.into() });
         }
-        let disk = Self::from_fd(file.into(), config.read_only).map_err(io)?;
+        let mut disk = Self::from_fd(file.into(), config.read_only, config.cache()).map_err(io)?;
         if disk.len == 0 {
             return Err(OpenError::Empty { path: path.into() });
         }
-        if disk.len % SECTOR_SIZE != 0 {
+        if !disk.len.is_multiple_of(SECTOR.into()) {
             return Err(OpenError::PartialSector { path: path.into(), len: disk.len });
         }
         if !lock(&disk.file, config.read_only).map_err(io)? {
             let holder = lock_holder(&disk.file);
             return Err(OpenError::Locked { path: path.into(), holder, read_only: config.read_only });
         }
+        if disk.cache == Cache::None {
+            disk.go_direct(path)?;
+        }
         Ok(disk)
     }
 
-    /// The disk behind a descriptor that came from [`Disk::open`], in the VM's process.
-    pub fn from_fd(fd: OwnedFd, read_only: bool) -> io::Result<Self> {
+    /// The disk behind a descriptor of a file or block device, by whatever it was opened for.
+    pub fn from_fd(fd: OwnedFd, read_only: bool, cache: Cache) -> io::Result<Self> {
         let mut file = File::from(fd);
         // The end of a file, and of a block device as well; its metadata would say 0.
         let len = file.seek(SeekFrom::End(0))?;
-        Ok(Self { file, len, read_only })
+        let block_size = logical_block_size(&file).unwrap_or(SECTOR);
+        Ok(Self { file, cached: None, len, read_only, cache, block_size })
+    }
+
+    /// Goes on past the page cache. The lock stays with the descriptor that was there first.
+    fn go_direct(&mut self, path: &Path) -> Result<(), OpenError> {
+        let file = open_file(path, self.read_only, libc::O_DIRECT)
+            .map_err(|_| OpenError::NoDirect { path: path.into() })?;
+        // The same file still, and not another one that has come by its name.
+        let is_same =
+            same_file(&self.file, &file).map_err(|source| OpenError::Io { path: path.into(), source })?;
+        if !is_same {
+            return Err(OpenError::Missing { path: path.into() });
+        }
+        self.block_size = direct_alignment(&file).unwrap_or(PAGE);
+        if !self.len.is_multiple_of(self.block_size.into()) {
+            return Err(OpenError::PartialBlock { path: path.into(), len: self.len, block: self.block_size });
+        }
+        self.cached = Some(std::mem::replace(&mut self.file, file));
+        Ok(())
     }
 
     /// Any file as a disk of any length.
     #[cfg(test)]
     pub(super) fn with_len(file: File, len: u64) -> Self {
-        Self { file, len, read_only: false }
-    }
-
-    /// The descriptor, to be sent to the VM's process. The lock goes with it.
-    pub fn into_fd(self) -> OwnedFd {
-        self.file.into()
+        Self { file, cached: None, len, read_only: false, cache: Cache::default(), block_size: 512 }
     }
 
     /// Length in bytes, a multiple of 512.
@@ -118,25 +157,95 @@ impl Disk {
         self.read_only
     }
 
+    /// Bytes of a block: what the guest's transfers should be a multiple of. 512 at least.
+    pub fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// Every descriptor of it.
+    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        self.cached.iter().chain([&self.file]).map(AsRawFd::as_raw_fd)
+    }
+
+    /// The file for a transfer of these buffers there.
+    fn file_for(&self, offset: u64, is_aligned: impl FnOnce(usize) -> bool) -> &File {
+        match &self.cached {
+            Some(cached) => {
+                let block = self.block_size;
+                if offset.is_multiple_of(block.into()) && is_aligned(block as usize) {
+                    &self.file
+                } else {
+                    cached
+                }
+            }
+            None => &self.file,
+        }
+    }
+
     /// Fills the whole list from `offset` bytes into the disk. A file that has become too short is an error.
     pub fn read_at(&self, list: &mut ScatterList<'_>, offset: u64) -> io::Result<()> {
-        transfer(list.remaining(), offset, io::ErrorKind::UnexpectedEof, |at| list.read_at(self, at))
+        let file = self.file_for(offset, |block| list.is_aligned(block));
+        transfer(list.remaining(), offset, io::ErrorKind::UnexpectedEof, |at| list.read_at(file, at))
     }
 
     /// Writes the whole list at `offset` bytes into the disk. It is durable only after `flush`.
     pub fn write_at(&self, list: &mut GatherList<'_>, offset: u64) -> io::Result<()> {
-        transfer(list.remaining(), offset, io::ErrorKind::WriteZero, |at| list.write_at(self, at))
+        let file = self.file_for(offset, |block| list.is_aligned(block));
+        transfer(list.remaining(), offset, io::ErrorKind::WriteZero, |at| list.write_at(file, at))
     }
 
-    /// Makes everything that was written durable (fdatasync).
+    /// Gives `len` bytes at `offset` back to whoever the file's space is from. What they read as afterwards is nobody's business;
+    /// where that can't be done, nothing is.
+    pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.allocate(libc::FALLOC_FL_PUNCH_HOLE, offset, len).map(|_| ())
+    }
+
+    /// Makes `len` bytes at `offset` zeros, and gives their space back if it may.
+    pub fn write_zeroes(&self, offset: u64, len: u64, may_discard: bool) -> io::Result<()> {
+        let ways = [(may_discard, libc::FALLOC_FL_PUNCH_HOLE), (true, libc::FALLOC_FL_ZERO_RANGE)];
+        for (_, way) in ways.into_iter().filter(|(may, _)| *may) {
+            if self.allocate(way, offset, len)? {
+                return Ok(());
+            }
+        }
+        let file = self.cached.as_ref().unwrap_or(&self.file);
+        let mut at = offset;
+        while at < offset + len {
+            let piece = usize::try_from(offset + len - at).unwrap_or(usize::MAX).min(ZEROS.len());
+            match file.write_at(&ZEROS[..piece], at) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => at += written as u64,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// fallocate(2), for files and block devices alike; false where it is not possible.
+    #[expect(unsafe_code, reason = "std has no fallocate")]
+    fn allocate(&self, mode: libc::c_int, offset: u64, len: u64) -> io::Result<bool> {
+        let range = |number: u64| libc::off64_t::try_from(number).map_err(io::Error::other);
+        let (fd, mode) = (self.file.as_raw_fd(), mode | libc::FALLOC_FL_KEEP_SIZE);
+        loop {
+            // SAFETY: takes no pointers.
+            if unsafe { libc::fallocate64(fd, mode, range(offset)?, range(len)?) } == 0 {
+                return Ok(true);
+            }
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                Some(libc::EOPNOTSUPP | libc::ENOSYS) => return Ok(false),
+                // A block device that wants larger blocks than the range has.
+                Some(libc::EINVAL) => return Ok(false),
+                _ => return Err(error),
+            }
+        }
+    }
+
+    /// Makes everything that was written durable (fdatasync), unless nobody cares.
     pub fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
-    }
-}
-
-impl AsRawFd for Disk {
-    fn as_raw_fd(&self) -> RawFd {
-        self.file.as_raw_fd()
+        if self.cache == Cache::Unsafe { Ok(()) } else { self.file.sync_data() }
     }
 }
 
@@ -159,9 +268,10 @@ fn transfer(
     Ok(())
 }
 
-fn open_file(path: &Path, read_only: bool) -> Result<File, OpenError> {
+fn open_file(path: &Path, read_only: bool, flags: libc::c_int) -> Result<File, OpenError> {
     // O_NONBLOCK: a named pipe must be refused, not waited for. On files and disks it has no effect.
-    let open = |write| OpenOptions::new().read(true).write(write).custom_flags(libc::O_NONBLOCK).open(path);
+    let flags = flags | libc::O_NONBLOCK;
+    let open = |write| OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
     open(!read_only).map_err(|source| {
         let path = path.to_path_buf();
         match source.kind() {
@@ -177,58 +287,36 @@ fn open_file(path: &Path, read_only: bool) -> Result<File, OpenError> {
     })
 }
 
-/// Takes an OFD lock on the whole file, shared for a reader; false when somebody else's is in the way.
-#[expect(unsafe_code, reason = "OFD locks are only reached by fcntl(2)")]
-fn lock(file: &File, read_only: bool) -> io::Result<bool> {
-    let kind = if read_only { libc::F_RDLCK } else { libc::F_WRLCK };
-    // l_pid must be 0 for an OFD lock; a length of 0 is the whole file, however long it gets.
-    let lock = libc::flock {
-        l_type: libc::c_short::try_from(kind).expect("lock types are small"),
-        l_whence: libc::c_short::try_from(libc::SEEK_SET).expect("SEEK_SET is 0"),
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    // SAFETY: F_OFD_SETLK reads one `flock`, which lives on this stack.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
-        return Ok(true);
-    }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::EAGAIN | libc::EACCES) => Ok(false),
-        _ => Err(error),
-    }
+fn same_file(a: &File, b: &File) -> io::Result<bool> {
+    let (a, b) = (a.metadata()?, b.metadata()?);
+    Ok((a.dev(), a.ino()) == (b.dev(), b.ino()))
 }
 
-/// Who has a lock on the file, as far as /proc tells: the kernel keeps no owner of an OFD lock, but `fdinfo` of a descriptor
-/// shows the locks that are held through it.
-fn lock_holder(file: &File) -> String {
-    find_holder(file).map_or_else(
-        || "another process (one of another user, perhaps)".to_owned(),
-        |pid| {
-            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            match name.trim() {
-                _ if pid == std::process::id() => "this very command (is it given twice?)".to_owned(),
-                "" => format!("process {pid}"),
-                name => format!("process {pid} ({name})"),
-            }
-        },
-    )
+/// What a block device wants its transfers to be a multiple of, in bytes; `None` for a file.
+#[expect(unsafe_code, reason = "a block device's ioctl")]
+fn logical_block_size(file: &File) -> Option<u32> {
+    if !file.metadata().ok()?.file_type().is_block_device() {
+        return None;
+    }
+    let mut size: libc::c_int = 0;
+    // SAFETY: BLKSSZGET writes one int, which lives on this stack.
+    let ret = unsafe { libc::ioctl(file.as_raw_fd(), libc::BLKSSZGET, &raw mut size) };
+    u32::try_from(size).ok().filter(|size| ret == 0 && size.is_power_of_two() && *size >= 512)
 }
 
-fn find_holder(file: &File) -> Option<u32> {
-    let wanted = file.metadata().ok()?;
-    std::fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
-        let pid: u32 = process.file_name().to_str()?.parse().ok()?;
-        let holds = |fd: &std::fs::DirEntry| {
-            let number = fd.file_name();
-            let is_it = std::fs::metadata(fd.path())
-                .is_ok_and(|meta| meta.dev() == wanted.dev() && meta.ino() == wanted.ino());
-            let info = process.path().join("fdinfo").join(number);
-            is_it && std::fs::read_to_string(info).is_ok_and(|info| info.contains("OFDLCK"))
-        };
-        std::fs::read_dir(process.path().join("fd")).ok()?.flatten().find(holds).map(|_| pid)
-    })
+/// What transfers past the page cache must be a multiple of, in the file and in memory, in bytes (Linux 6.1 tells).
+#[expect(unsafe_code, reason = "std's metadata doesn't have it")]
+fn direct_alignment(file: &File) -> Option<u32> {
+    // SAFETY: plain numbers, for which zeros will do.
+    let mut status: libc::statx = unsafe { std::mem::zeroed() };
+    let (fd, mask) = (file.as_raw_fd(), libc::STATX_DIOALIGN);
+    // SAFETY: an empty path, which is a live string, and a live statx.
+    let ret = unsafe { libc::statx(fd, c"".as_ptr(), libc::AT_EMPTY_PATH, mask, &raw mut status) };
+    if ret != 0 || status.stx_mask & mask == 0 {
+        return None;
+    }
+    let align = status.stx_dio_offset_align.max(status.stx_dio_mem_align).max(512);
+    align.is_power_of_two().then_some(align)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 const A: u64 = 0x10_0000;
 
 fn config(path: &Path) -> Config {
-    Config { path: path.to_path_buf(), read_only: false, id: None }
+    Config { path: path.to_path_buf(), ..Config::default() }
 }
 
 fn read_only(path: &Path) -> Config {
@@ -53,15 +53,6 @@ fn a_file_is_read_and_written_where_it_should_be() {
     list.push(GuestAddress(A + 0x100), 3);
     disk.read_at(&mut list, 1002).unwrap();
     assert_eq!(mem.read_obj::<[u8; 4]>(GuestAddress(A + 0x100)).unwrap(), *b"cde\0");
-}
-
-#[test]
-fn a_disk_survives_the_way_from_one_process_to_the_next() {
-    let (_dir, path) = image(1024);
-    let disk = Disk::open(&config(&path)).unwrap();
-    let disk = Disk::from_fd(disk.into_fd(), false).unwrap();
-    assert_eq!(disk.len(), 1024);
-    assert!(matches!(refused(&config(&path)), OpenError::Locked { .. }), "the lock came along");
 }
 
 #[test]
@@ -154,4 +145,53 @@ fn the_holder_of_a_lock_is_named() {
     lines.for_each(drop);
     assert!(child.wait().unwrap().success());
     wait_for_unlock(&config(&path));
+}
+
+#[test]
+fn past_the_page_cache_everything_is_read_and_written_whatever_its_alignment() {
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR").to_owned() + "/target").unwrap();
+    let path = dir.path().join("disk");
+    std::fs::write(&path, (0..64 << 10).map(|at| u8::try_from(at / 512 % 251).unwrap()).collect::<Vec<_>>())
+        .unwrap();
+    let direct = Config { cache: Some(Cache::None), ..config(&path) };
+    let disk = match Disk::open(&direct) {
+        Ok(disk) => disk,
+        // Some file systems have no such way; that is then said.
+        Err(error) => return assert!(matches!(error, OpenError::NoDirect { .. }), "{error}"),
+    };
+    assert!(disk.block_size() >= 512);
+    assert_eq!(disk.descriptors().count(), 2);
+    assert!(matches!(refused(&direct), OpenError::Locked { .. }));
+    let mem = memory();
+    let mut iovs = IoVecs::default();
+    for (gpa, len, offset) in [(A, 8192, 4096), (A + 0x3001, 512, 512), (A + 0x4000, 1024, 512 * 5)] {
+        let mut list = iovs.scatter(&mem);
+        list.push(GuestAddress(gpa), len);
+        disk.read_at(&mut list, offset).unwrap();
+        let first: u8 = mem.read_obj(GuestAddress(gpa)).unwrap();
+        assert_eq!(u64::from(first), offset / 512);
+        mem.write_obj(0xaa_u8, GuestAddress(gpa)).unwrap();
+        let mut list = iovs.gather(&mem);
+        list.push(GuestAddress(gpa), len);
+        disk.write_at(&mut list, offset).unwrap();
+    }
+    disk.write_zeroes(512 * 100, 512, false).unwrap();
+    disk.flush().unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    assert_eq!((bytes[4096], bytes[512], bytes[512 * 5], bytes[512 * 100]), (0xaa, 0xaa, 0xaa, 0));
+    assert_eq!((bytes[4095], bytes[512 * 101]), (7, 101));
+}
+
+#[test]
+fn a_disk_that_is_not_whole_blocks_is_refused_past_the_page_cache() {
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR").to_owned() + "/target").unwrap();
+    let path = dir.path().join("disk");
+    std::fs::write(&path, [0; 4096 + 512]).unwrap();
+    let direct = Config { cache: Some(Cache::None), ..config(&path) };
+    match Disk::open(&direct) {
+        Ok(disk) => assert_eq!(disk.block_size(), 512),
+        Err(error) => {
+            assert!(matches!(error, OpenError::PartialBlock { .. } | OpenError::NoDirect { .. }), "{error}");
+        }
+    }
 }

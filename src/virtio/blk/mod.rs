@@ -1,22 +1,24 @@
-//! virtio-blk (virtio 1.2 §5.2): a [`Disk`] for the guest. One queue, one worker thread.
+//! virtio-blk (virtio 1.2 §5.2): a [`Disk`] for the guest. One worker thread for each queue.
 //!
-//! - [`disk`] is the backend, with no word of virtio in it;
+//! - [`config`] is what it is made from;
+//! - [`disk`] is the backend, with no word of virtio in it, and `lock` keeps others away from it;
 //! - `request` translates a chain into calls of it.
 //!
-//! The device owns its thread and, through the disk, one file descriptor. Requests are served one after the other, in order.
-//! What a driver wrote and didn't flush is flushed when the device stops.
+//! The device owns its threads and, through the disk, its file descriptors. The requests of a queue are served one after the other, in
+//! order. What a driver wrote and didn't flush is flushed when the device stops.
 
+pub mod config;
 pub mod disk;
+mod lock;
 mod request;
 
 use std::io;
-use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use serde::{Deserialize, Serialize};
-use thiserror::Error;
-
+pub use self::config::{Cache, Config, ConfigError};
 pub use self::disk::{Disk, OpenError};
-use self::request::Server;
+use self::request::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_ZEROES_SECTORS, Server};
 use super::core::active::{ActiveQueue, Notify};
 use super::core::device::{Activation, VirtioDevice, read_config_bytes};
 use super::core::guest_log::GuestLog;
@@ -30,51 +32,6 @@ const QUEUE_SIZE: u16 = 256;
 /// Data segments of the largest request: a chain has at most the queue's size, and header and status take one each.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 
-/// What a disk is made from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// A disk image or a block device.
-    pub path: PathBuf,
-    /// Whether the guest may only read it.
-    #[serde(default, alias = "ro", skip_serializing_if = "std::ops::Not::not")]
-    pub read_only: bool,
-    /// What the guest finds it by (`/dev/disk/by-id`, `/sys/block/vda/serial`): up to 20 bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
-}
-
-/// What can be wrong with a [`Config`] before anything is opened.
-#[derive(Debug, Error, PartialEq, Eq)]
-pub enum ConfigError {
-    /// An empty path.
-    #[error("a disk needs a path")]
-    NoPath,
-    /// The protocol has 20 bytes for it (virtio 1.2 §5.2.6).
-    #[error("disk id \"{0}\" is empty or longer than 20 bytes")]
-    IdLength(String),
-    /// udev and the kernel make names of files from it.
-    #[error("disk id \"{}\" has characters other than letters, digits, '-', '_' and '.'", .0.escape_debug())]
-    IdCharacters(String),
-}
-
-impl Config {
-    /// Checks what can be checked without opening anything.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.path.as_os_str().is_empty() {
-            return Err(ConfigError::NoPath);
-        }
-        let Some(id) = &self.id else { return Ok(()) };
-        if id.is_empty() || id.len() > blk::ID_LEN {
-            return Err(ConfigError::IdLength(id.clone()));
-        }
-        if !id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
-            return Err(ConfigError::IdCharacters(id.clone()));
-        }
-        Ok(())
-    }
-}
-
 /// What the worker gets at `start` and gives back at `stop`.
 struct Job {
     queue: ActiveQueue,
@@ -84,41 +41,67 @@ struct Job {
 /// The device.
 pub struct Block {
     features: u64,
-    config_space: [u8; 24],
-    worker: Worker<Job>,
+    config_space: [u8; CONFIG_LEN],
+    queue_sizes: Vec<u16>,
+    workers: Vec<Worker<Job>>,
 }
 
 impl Block {
     /// A disk for the guest. `name` is its thread's name and stands in the log, e.g. `blk0`; it is also the id of a disk that
-    /// was given none.
+    /// was given none. Where there are several queues their threads are `blk0.q0` and so on.
     pub fn new(config: &Config, disk: Disk, name: &str, spawner: &Spawner) -> io::Result<Self> {
-        let read_only = if disk.read_only() { blk::F_RO } else { 0 };
-        let features = feature::RING | blk::F_FLUSH | blk::F_SEG_MAX | blk::F_BLK_SIZE | read_only;
-        let config_space = config_space(&disk);
+        let queues = config.queues();
+        let mut features = feature::RING | blk::F_FLUSH | blk::F_SEG_MAX | blk::F_BLK_SIZE | blk::F_TOPOLOGY;
+        features |= if disk.read_only() { blk::F_RO } else { blk::F_DISCARD | blk::F_WRITE_ZEROES };
+        features |= if queues > 1 { blk::F_MQ } else { 0 };
+        let config_space = config_space(&disk, queues);
         let mut id = [0; blk::ID_LEN];
         for (to, from) in id.iter_mut().zip(config.id.as_deref().unwrap_or(name).bytes()) {
             *to = from;
         }
-        let mut server = Server { disk, id, log: GuestLog::new(name), dirty: false };
-        let worker = Worker::spawn(name, spawner, move |mut job: Job, stop: &Stop| {
-            let mut iovs = IoVecs::default();
-            let write_through = job.write_through;
-            job.queue.run(stop, Notify::EachChain, |chain, mem| {
-                server.serve(chain, mem, &mut iovs, write_through)
-            });
-            server.flush_at_stop();
-            job
-        })?;
-        Ok(Self { features, config_space, worker })
+        let server = Arc::new(Server { disk, id, log: GuestLog::new(name), dirty: AtomicBool::new(false) });
+        let worker = |index| {
+            let name = if queues > 1 { format!("{name}.q{index}") } else { name.to_owned() };
+            let server = server.clone();
+            Worker::spawn(&name, spawner, move |mut job: Job, stop: &Stop| {
+                let mut iovs = IoVecs::default();
+                let write_through = job.write_through;
+                job.queue.run(stop, Notify::EachChain, |chain, mem| {
+                    server.serve(chain, mem, &mut iovs, write_through)
+                });
+                server.flush_at_stop();
+                job
+            })
+        };
+        let workers = (0..queues).map(worker).collect::<io::Result<_>>()?;
+        Ok(Self { features, config_space, queue_sizes: vec![QUEUE_SIZE; queues.into()], workers })
     }
 }
 
-/// `struct virtio_blk_config` (§5.2.4) as far as the features that are offered reach.
-fn config_space(disk: &Disk) -> [u8; 24] {
-    let mut space = [0; 24];
-    space[0..8].copy_from_slice(&(disk.len() / blk::SECTOR_SIZE).to_le_bytes()); // capacity
-    space[12..16].copy_from_slice(&SEG_MAX.to_le_bytes()); // seg_max
-    space[20..24].copy_from_slice(&512_u32.to_le_bytes()); // blk_size
+/// Bytes of `struct virtio_blk_config` (§5.2.4) as far as the features that are offered reach.
+const CONFIG_LEN: usize = 60;
+/// Bytes of a page: a transfer of fewer may cost the host a read before it writes.
+const PAGE: u32 = 4096;
+
+fn config_space(disk: &Disk, queues: u16) -> [u8; CONFIG_LEN] {
+    let mut space = [0; CONFIG_LEN];
+    let mut put = |offset: usize, bytes: &[u8]| space[offset..offset + bytes.len()].copy_from_slice(bytes);
+    let block = disk.block_size();
+    let blocks_in_page = (PAGE / block).max(1);
+    let page_sectors = u64::from(block * blocks_in_page) / blk::SECTOR_SIZE;
+    put(0, &(disk.len() / blk::SECTOR_SIZE).to_le_bytes()); // capacity
+    put(12, &SEG_MAX.to_le_bytes()); // seg_max
+    put(20, &block.to_le_bytes()); // blk_size
+    put(24, &[u8::try_from(blocks_in_page.ilog2()).unwrap_or(0)]); // physical_block_exp
+    put(26, &1_u16.to_le_bytes()); // min_io_size, in blocks
+    put(28, &blocks_in_page.to_le_bytes()); // opt_io_size, in blocks
+    put(34, &queues.to_le_bytes()); // num_queues
+    put(36, &MAX_DISCARD_SECTORS.to_le_bytes()); // max_discard_sectors
+    put(40, &MAX_RANGES.to_le_bytes()); // max_discard_seg
+    put(44, &u32::try_from(page_sectors).unwrap_or(1).to_le_bytes()); // discard_sector_alignment
+    put(48, &MAX_ZEROES_SECTORS.to_le_bytes()); // max_write_zeroes_sectors
+    put(52, &MAX_RANGES.to_le_bytes()); // max_write_zeroes_seg
+    put(56, &[1]); // write_zeroes_may_unmap
     space
 }
 
@@ -132,7 +115,7 @@ impl VirtioDevice for Block {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        &self.queue_sizes
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -142,14 +125,19 @@ impl VirtioDevice for Block {
     fn start(&mut self, activation: Activation) -> io::Result<()> {
         // §5.2.6.2: a driver without FLUSH takes every completed write for durable.
         let write_through = activation.features & blk::F_FLUSH == 0;
-        if let Some(queue) = activation.queues.into_iter().next().flatten() {
-            self.worker.start(Job { queue, write_through });
+        for (worker, queue) in self.workers.iter_mut().zip(activation.queues) {
+            if let Some(queue) = queue {
+                worker.start(Job { queue, write_through });
+            }
         }
         Ok(())
     }
 
     fn stop(&mut self) -> Vec<Option<Queue>> {
-        self.worker.stop().map(|job| vec![Some(job.queue.into_queue())]).unwrap_or_default()
+        let queues: Vec<_> =
+            self.workers.iter_mut().map(|worker| worker.stop().map(|job| job.queue.into_queue())).collect();
+        // One that was stopped already.
+        if queues.iter().all(Option::is_none) { Vec::new() } else { queues }
     }
 }
 

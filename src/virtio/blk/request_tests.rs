@@ -1,4 +1,5 @@
 use super::*;
+use crate::virtio::blk::Cache;
 use crate::virtio::core::queue::Queue;
 use crate::virtio::core::spec::feature;
 use crate::virtio::core::testing::*;
@@ -31,8 +32,8 @@ impl Bench {
         let queue = Queue::new(&driver.layout, 256, feature::INDIRECT_DESC, &mem).unwrap();
         let mut id = [0; blk::ID_LEN];
         id[..4].copy_from_slice(b"name");
-        let disk = Disk::from_fd(file.into(), read_only).unwrap();
-        let server = Server { disk, id, log: GuestLog::new("test"), dirty: false };
+        let disk = Disk::from_fd(file.into(), read_only, Cache::default()).unwrap();
+        let server = Server { disk, id, log: GuestLog::new("test"), dirty: AtomicBool::new(false) };
         Self { mem, driver, queue, server, iovs: IoVecs::default(), write_through: false }
     }
 
@@ -223,7 +224,7 @@ fn the_id_is_padded_with_zeros_and_cut_to_the_room_there_is() {
 #[test]
 fn requests_of_another_kind_are_unsupported() {
     let (mut bench, _) = Bench::new();
-    for kind in [2, 3, 7, 11, 13, 14, u32::MAX] {
+    for kind in [2, 3, 7, 12, 14, u32::MAX] {
         assert_eq!(bench.bare(kind), (1, blk::S_UNSUPP));
     }
 }
@@ -254,9 +255,9 @@ fn a_flush_reaches_the_host() {
     assert_eq!(bench.bare(blk::T_FLUSH), (1, blk::S_IOERR));
     let (mut bench, _) = Bench::new();
     bench.write(0, 512);
-    assert!(bench.server.dirty);
+    assert!(bench.server.dirty.load(Ordering::SeqCst));
     assert_eq!(bench.bare(blk::T_FLUSH), (1, blk::S_OK));
-    assert!(!bench.server.dirty);
+    assert!(!bench.server.dirty.load(Ordering::SeqCst));
 }
 
 #[test]
@@ -265,4 +266,81 @@ fn each_write_is_flushed_for_a_driver_that_can_not_flush() {
     bench.server.disk = Disk::with_len(device("/dev/zero"), 4096);
     bench.write_through = true;
     assert_eq!(bench.write(0, 512), (1, blk::S_IOERR));
+}
+
+/// A range of DISCARD and WRITE_ZEROES.
+fn range(sector: u64, sectors: u32, flags: u32) -> [u8; 16] {
+    let bytes = [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat();
+    bytes.try_into().unwrap()
+}
+
+impl Bench {
+    /// One request with ranges, and its status.
+    fn change(&mut self, kind: u32, ranges: &[u8]) -> u8 {
+        self.header(kind, 0);
+        self.mem.write_obj(UNTOUCHED, GuestAddress(STATUS)).unwrap();
+        self.mem.write_slice(ranges, GuestAddress(DATA)).unwrap();
+        let len = u32::try_from(ranges.len()).unwrap();
+        self.driver.add(&[Part::Read(HEADER, 16), Part::Read(DATA, len), Part::Write(STATUS, 1)]);
+        let chain = self.queue.pop(&self.mem).unwrap().unwrap();
+        let written = self.server.serve(&chain, &self.mem, &mut self.iovs, self.write_through);
+        assert_eq!(written, 1);
+        self.queue.complete(&self.mem, chain, written).unwrap();
+        self.mem.read_obj(GuestAddress(STATUS)).unwrap()
+    }
+}
+
+#[test]
+fn ranges_are_discarded_or_made_zeros_and_the_rest_stays() {
+    for (kind, flags) in
+        [(blk::T_DISCARD, 0), (blk::T_WRITE_ZEROES, 0), (blk::T_WRITE_ZEROES, blk::RANGE_UNMAP)]
+    {
+        let (mut bench, mut file) = Bench::new();
+        let ranges = [range(1, 2, flags), range(6, 1, flags), range(3, 0, flags)].concat();
+        assert_eq!(bench.change(kind, &ranges), blk::S_OK);
+        let mut bytes = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        let sectors: Vec<u8> = bytes.chunks(512).map(|sector| sector[0]).collect();
+        assert_eq!(sectors, [0, 0, 0, 3, 4, 5, 0, 7], "{kind}");
+        assert!(bytes.chunks(512).all(|sector| sector.iter().all(|byte| *byte == sector[0])));
+    }
+}
+
+#[test]
+fn discarded_space_goes_back_to_the_file_system() {
+    use std::os::unix::fs::MetadataExt;
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&vec![7; 4 << 20]).unwrap();
+    file.sync_all().unwrap();
+    let before = file.metadata().unwrap().blocks();
+    let mut bench = Bench::on(file.try_clone().unwrap(), false);
+    assert_eq!(bench.change(blk::T_DISCARD, &range(0, 4096, 0)), blk::S_OK);
+    let after = file.metadata().unwrap().blocks();
+    assert!(after + 4000 <= before, "{before} blocks have become {after}");
+    assert_eq!(file.metadata().unwrap().len(), 4 << 20);
+}
+
+#[test]
+fn ranges_that_make_no_sense_change_nothing() {
+    let (mut bench, _file) = Bench::new();
+    let past = range(SECTORS - 1, 2, 0);
+    for (kind, ranges, status) in [
+        (blk::T_DISCARD, past.to_vec(), blk::S_IOERR),
+        (blk::T_DISCARD, [range(0, 1, 0), past].concat(), blk::S_IOERR),
+        (blk::T_DISCARD, range(u64::MAX, 1, 0).to_vec(), blk::S_IOERR),
+        (blk::T_DISCARD, range(0, u32::MAX, 0).to_vec(), blk::S_IOERR),
+        (blk::T_DISCARD, range(0, 1, 1).to_vec(), blk::S_UNSUPP),
+        (blk::T_WRITE_ZEROES, range(0, 1, 2).to_vec(), blk::S_UNSUPP),
+        (blk::T_WRITE_ZEROES, range(0, 1, 0)[..15].to_vec(), blk::S_IOERR),
+        (blk::T_DISCARD, range(0, 1, 0).repeat(33), blk::S_IOERR),
+        (blk::T_DISCARD, Vec::new(), blk::S_IOERR),
+    ] {
+        assert_eq!(bench.change(kind, &ranges), status, "{kind} {ranges:?}");
+    }
+    assert!(!bench.server.dirty.load(Ordering::SeqCst));
+    let (_, file) = Bench::new();
+    let mut bench = Bench::on(file, true);
+    assert_eq!(bench.change(blk::T_DISCARD, &range(0, 1, 0)), blk::S_IOERR);
+    assert_eq!(bench.change(blk::T_WRITE_ZEROES, &range(0, 1, 0)), blk::S_IOERR);
 }

@@ -59,6 +59,12 @@ impl<'a> List<'a> {
         self.iovs[self.at..].iter().map(|iov| iov.iov_len).sum()
     }
 
+    fn is_aligned(&self, align: usize) -> bool {
+        self.iovs[self.at..]
+            .iter()
+            .all(|iov| iov.iov_base.addr().is_multiple_of(align) && iov.iov_len.is_multiple_of(align))
+    }
+
     fn advance(&mut self, mut n: usize) {
         while let Some(iov) = self.iovs.get_mut(self.at) {
             if n < iov.iov_len {
@@ -110,6 +116,11 @@ impl<'a> GatherList<'a> {
         self.0.iovs.push(libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() });
     }
 
+    /// Whether every buffer begins and ends at a multiple of `align` bytes.
+    pub fn is_aligned(&self, align: usize) -> bool {
+        self.0.is_aligned(align)
+    }
+
     /// Bytes that are left to write.
     pub fn remaining(&self) -> usize {
         self.0.remaining()
@@ -145,6 +156,11 @@ impl<'a> ScatterList<'a> {
     /// Appends a buffer of the host's.
     pub fn push_host(&mut self, bytes: &'a mut [u8]) {
         self.0.iovs.push(libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() });
+    }
+
+    /// Whether every buffer begins and ends at a multiple of `align` bytes.
+    pub fn is_aligned(&self, align: usize) -> bool {
+        self.0.is_aligned(align)
     }
 
     /// Bytes that there is room for.

@@ -88,12 +88,24 @@ pub mod blk {
     pub const F_RO: u64 = 1 << virtio_blk::VIRTIO_BLK_F_RO;
     /// `blk_size` in the configuration space is valid (§5.2.3).
     pub const F_BLK_SIZE: u64 = 1 << virtio_blk::VIRTIO_BLK_F_BLK_SIZE;
+    /// `topology` in the configuration space is valid (§5.2.3).
+    pub const F_TOPOLOGY: u64 = 1 << virtio_blk::VIRTIO_BLK_F_TOPOLOGY;
+    /// `num_queues` in the configuration space is valid (§5.2.3).
+    pub const F_MQ: u64 = 1 << virtio_blk::VIRTIO_BLK_F_MQ;
+    /// The device takes DISCARD (§5.2.3).
+    pub const F_DISCARD: u64 = 1 << virtio_blk::VIRTIO_BLK_F_DISCARD;
+    /// The device takes WRITE_ZEROES (§5.2.3).
+    pub const F_WRITE_ZEROES: u64 = 1 << virtio_blk::VIRTIO_BLK_F_WRITE_ZEROES;
+    /// Bytes of a range in DISCARD and WRITE_ZEROES: sector, number of sectors, flags (§5.2.6).
+    pub const RANGE_LEN: u32 = 16;
+    /// In a range's flags: WRITE_ZEROES may give the space back (§5.2.6).
+    pub const RANGE_UNMAP: u32 = 1;
     /// The device has a cache and takes FLUSH (§5.2.3).
     pub const F_FLUSH: u64 = 1 << virtio_blk::VIRTIO_BLK_F_FLUSH;
 
     pub use virtio_blk::{
-        VIRTIO_BLK_T_FLUSH as T_FLUSH, VIRTIO_BLK_T_GET_ID as T_GET_ID, VIRTIO_BLK_T_IN as T_IN,
-        VIRTIO_BLK_T_OUT as T_OUT,
+        VIRTIO_BLK_T_DISCARD as T_DISCARD, VIRTIO_BLK_T_FLUSH as T_FLUSH, VIRTIO_BLK_T_GET_ID as T_GET_ID,
+        VIRTIO_BLK_T_IN as T_IN, VIRTIO_BLK_T_OUT as T_OUT, VIRTIO_BLK_T_WRITE_ZEROES as T_WRITE_ZEROES,
     };
 
     /// Status byte: done (§5.2.6).

@@ -1,0 +1,117 @@
+//! What a disk is made from, as plain data, and what can be wrong with it before anything is opened.
+
+use std::fmt;
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::virtio::core::spec::blk;
+
+/// The most queues of a disk: one for each of the most vCPUs.
+pub const MAX_QUEUES: u16 = 64;
+
+/// What a disk is made from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// A disk image or a block device.
+    pub path: PathBuf,
+    /// Whether the guest may only read it.
+    #[serde(default, alias = "ro", skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+    /// What the guest finds it by (`/dev/disk/by-id`, `/sys/block/vda/serial`): up to 20 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Queues, 1 to [`MAX_QUEUES`], each with a thread of its own; default 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<NonZeroU16>,
+    /// What stands between the guest and the disk; default writeback.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<Cache>,
+}
+
+/// What stands between a guest and its disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cache {
+    /// The host's page cache; a flush of the guest's is one of the host's.
+    #[default]
+    Writeback,
+    /// Nothing of the host's (O_DIRECT); a flush of the guest's is one of the host's.
+    None,
+    /// The host's page cache, and flushes are answered without being done: for data that nobody misses when the host crashes.
+    Unsafe,
+}
+
+impl FromStr for Cache {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "writeback" => Ok(Self::Writeback),
+            "none" => Ok(Self::None),
+            "unsafe" => Ok(Self::Unsafe),
+            _ => Err(format!("`{text}` is none of writeback, none and unsafe")),
+        }
+    }
+}
+
+impl fmt::Display for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Writeback => "writeback",
+            Self::None => "none",
+            Self::Unsafe => "unsafe",
+        })
+    }
+}
+
+/// What can be wrong with a [`Config`] before anything is opened.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// An empty path.
+    #[error("a disk needs a path")]
+    NoPath,
+    /// The protocol has 20 bytes for it (virtio 1.2 §5.2.6).
+    #[error("disk id \"{0}\" is empty or longer than 20 bytes")]
+    IdLength(String),
+    /// udev and the kernel make names of files from it.
+    #[error("disk id \"{}\" has characters other than letters, digits, '-', '_' and '.'", .0.escape_debug())]
+    IdCharacters(String),
+    /// More than there can be vCPUs.
+    #[error("queues={0} is outside 1 to {MAX_QUEUES}")]
+    Queues(u16),
+}
+
+impl Config {
+    /// Checks what can be checked without opening anything.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.path.as_os_str().is_empty() {
+            return Err(ConfigError::NoPath);
+        }
+        if self.queues() > MAX_QUEUES {
+            return Err(ConfigError::Queues(self.queues()));
+        }
+        let Some(id) = &self.id else { return Ok(()) };
+        if id.is_empty() || id.len() > blk::ID_LEN {
+            return Err(ConfigError::IdLength(id.clone()));
+        }
+        if !id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+            return Err(ConfigError::IdCharacters(id.clone()));
+        }
+        Ok(())
+    }
+
+    /// Queues.
+    pub fn queues(&self) -> u16 {
+        self.queues.map_or(1, NonZeroU16::get)
+    }
+
+    /// What stands between the guest and the disk.
+    pub fn cache(&self) -> Cache {
+        self.cache.unwrap_or_default()
+    }
+}
