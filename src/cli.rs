@@ -165,11 +165,13 @@ pub struct BootArgs {
     pub memory: Option<MemorySize>,
     /// A disk: an image file or a block device; `ro` for read-only, `id` is what the guest sees as its serial number, `queues` (1 to
     /// 64) is how many of its processors can use it at once, `cache` is writeback (the default), none (past this machine's page
-    /// cache) or unsafe (what the guest flushes may be lost when this machine crashes)
-    #[arg(long, value_name = "PATH[,ro][,id=NAME][,queues=N][,cache=KIND]", value_parser = parse_disk)]
+    /// cache) or unsafe (what the guest flushes may be lost when this machine crashes), `iops` and `bw` are the most requests and bytes
+    /// in a second, like 500 and 100M
+    #[arg(long, value_name = "PATH[,ro][,id=NAME][,queues=N][,cache=KIND][,iops=N][,bw=SIZE]", value_parser = parse_disk)]
     pub disk: Vec<blk::Config>,
-    /// A network device on a tap that exists; the guest's init sets the address, gateway and name server
-    #[arg(long, value_name = "tap=NAME[,mac=M][,ip=A/P][,gw=G][,dns=D]", value_parser = parse_net)]
+    /// A network device on a tap that exists; the guest's init sets the address, gateway and name server; `rate` is the most bits in a
+    /// second in each direction, like 100M
+    #[arg(long, value_name = "tap=NAME[,mac=M][,rate=R][,ip=A/P][,gw=G][,dns=D]", value_parser = parse_net)]
     pub net: Vec<net::Config>,
     /// Byte streams to and from the guest: whoever connects to the Unix socket PATH and says `CONNECT P` reaches the guest's
     /// vsock port P; a guest that connects to port P of context 2 reaches whoever listens at PATH_P
@@ -260,7 +262,7 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
     image::parse_size(text).ok_or_else(|| "expected a number with K, M, G or T after it, like 64G".into())
 }
 
-/// `PATH[,ro][,id=NAME][,queues=N][,cache=KIND]`. A path with a comma goes into a `--config` file.
+/// `PATH[,ro][,id=NAME][,queues=N][,cache=KIND][,iops=N][,bw=SIZE]`. A path with a comma goes into a `--config` file.
 fn parse_disk(text: &str) -> Result<blk::Config, String> {
     let mut parts = text.split(',');
     let path = parts.next().filter(|path| !path.is_empty()).ok_or("the path is missing")?;
@@ -274,25 +276,35 @@ fn parse_disk(text: &str) -> Result<blk::Config, String> {
                 disk.queues = Some(number);
             }
             Some(("cache", kind)) => disk.cache = Some(kind.parse()?),
-            _ => return Err(format!("`{part}` is none of `ro`, `id=NAME`, `queues=N` and `cache=KIND`")),
+            Some(("iops", number)) => {
+                let number = number.parse().map_err(|_| format!("`{number}` is not a number of requests"))?;
+                disk.iops = Some(number);
+            }
+            Some(("bw", bandwidth)) => disk.bw = Some(bandwidth.parse()?),
+            _ => {
+                return Err(format!(
+                    "`{part}` is none of `ro`, `id=NAME`, `queues=N`, `cache=KIND`, `iops=N` and `bw=SIZE`"
+                ));
+            }
         }
     }
     Ok(disk)
 }
 
-/// `tap=NAME[,mac=M][,ip=A/P][,gw=G][,dns=D]`, in any order.
+/// `tap=NAME[,mac=M][,rate=R][,ip=A/P][,gw=G][,dns=D]`, in any order.
 fn parse_net(text: &str) -> Result<net::Config, String> {
-    let mut net = net::Config { tap: String::new(), mac: None, ip: None, gw: None, dns: None };
+    let mut net = net::Config::default();
     for part in text.split(',') {
         let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is no KEY=VALUE"))?;
         let address = || value.parse().map_err(|_| format!("`{value}` is not an IP address, in `{part}`"));
         match key {
             "tap" => net.tap = value.to_owned(),
+            "rate" => net.rate = Some(value.parse()?),
             "mac" => net.mac = Some(value.parse().map_err(|error| format!("{error}"))?),
             "ip" => net.ip = Some(value.parse().map_err(|error| format!("{error}"))?),
             "gw" => net.gw = Some(address()?),
             "dns" => net.dns = Some(address()?),
-            _ => return Err(format!("`{key}` is none of tap, mac, ip, gw and dns")),
+            _ => return Err(format!("`{key}` is none of tap, mac, rate, ip, gw and dns")),
         }
     }
     if net.tap.is_empty() {

@@ -59,7 +59,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub read_only: bool,
     /// A network device on a tap that exists, or none
-    #[arg(long, value_name = "none|tap=NAME[,mac=M][,ip=A/P][,gw=G][,dns=D]", default_value = "none", value_parser = parse_network)]
+    #[arg(long, value_name = "none|tap=NAME[,mac=M][,rate=R][,ip=A/P][,gw=G][,dns=D]", default_value = "none", value_parser = parse_network)]
     pub net: Network,
     /// Whether memory that the guest doesn't need goes back to the host
     #[arg(long, value_name = "SWITCH", default_value = "on")]

@@ -1,10 +1,12 @@
 //! virtio-rng (virtio 1.2 §5.4): random bytes from the host's kernel. One queue, one worker thread.
 
 use std::io;
+use std::sync::Arc;
 
 use super::core::active::{ActiveQueue, Notify};
 use super::core::chain::Chain;
 use super::core::device::{Activation, VirtioDevice};
+use super::core::limit::Throttle;
 use super::core::queue::Queue;
 use super::core::spec::{feature, id};
 use super::core::worker::{Stop, Worker};
@@ -13,6 +15,8 @@ use crate::thread::Spawner;
 
 /// The most that one request gets, in bytes: a driver asks again for more, and no request keeps the thread for long.
 const MAX_PER_REQUEST: u32 = 64 << 10;
+/// The most in a second, in bytes: more than any use of randomness, and little of the host's time.
+const MAX_PER_SECOND: u64 = 4 << 20;
 
 /// The device.
 pub struct Rng {
@@ -22,7 +26,9 @@ pub struct Rng {
 impl Rng {
     /// `name` is the thread's name, e.g. `rng0`.
     pub fn new(name: &str, spawner: &Spawner) -> io::Result<Self> {
-        let worker = Worker::spawn(name, spawner, |mut queue: ActiveQueue, stop: &Stop| {
+        let throttle = Arc::new(Throttle::new(None, Some(MAX_PER_SECOND)));
+        let worker = Worker::spawn(name, spawner, move |mut queue: ActiveQueue, stop: &Stop| {
+            queue.limit(throttle.clone());
             queue.run(stop, Notify::EachChain, fill);
             queue
         })?;

@@ -283,7 +283,8 @@ impl Job {
         let purpose = self.use_of(index);
         let Some(Some(queue)) = self.queues.get_mut(index) else { return };
         queue.drain_kick();
-        match purpose {
+        // Nothing is limited here, so that nothing says when to come again.
+        let _never: Option<Instant> = match purpose {
             Use::Inflate => queue.serve(stop, Notify::Burst, |chain, mem| {
                 shared.inflated.fetch_add(discard_listed(chain, mem), Ordering::Relaxed);
                 0
@@ -294,8 +295,11 @@ impl Job {
                 shared.reported.fetch_add(discard_buffers(chain, mem, stop), Ordering::Relaxed);
                 0
             }),
-            Use::Statistics => hold_statistics(queue, shared, held),
-        }
+            Use::Statistics => {
+                hold_statistics(queue, shared, held);
+                None
+            }
+        };
     }
 
     /// Gives the driver's buffer back, if somebody has asked: that is the question.

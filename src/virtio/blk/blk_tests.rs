@@ -1,7 +1,7 @@
 use super::*;
 use crate::virtio::core::spec::{mmio, status};
 use crate::virtio::core::testing::*;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU64};
 use std::path::Path;
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
@@ -276,4 +276,30 @@ fn the_configuration_space_tells_of_pages_and_discards() {
     assert_eq!(driver.offered() & wanted, wanted);
     let (_dir, _, block) = device(true, None);
     assert_eq!(FakeDriver::new(block).offered() & wanted, 0);
+}
+
+#[test]
+fn requests_and_bytes_in_a_second_are_limited_over_all_queues() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    std::fs::write(&path, (0..LEN).map(pattern).collect::<Vec<_>>()).unwrap();
+    let config = Config { path, queues: NonZeroU16::new(2), ..Config::default() };
+    let iops = Config { iops: NonZeroU64::new(100), ..config.clone() };
+    // Of 4 KiB and a status byte each.
+    let bw = Config { bw: Some("400K".parse().unwrap()), ..config };
+    for config in [iops, bw] {
+        let mut driver = FakeDriver::started(open(&config));
+        let start = std::time::Instant::now();
+        for n in 0..40 {
+            let (bytes, _) = driver.request(n % 2, &header(blk::T_IN, n.into()), 4097);
+            assert_eq!(bytes[0], pattern(n as usize * 512));
+        }
+        // A tenth of a second's worth, 10 of them, is there at once.
+        let took = start.elapsed();
+        assert!(took >= std::time::Duration::from_millis(250), "{took:?}");
+        driver.transport.stop();
+    }
+    for text in ["", "100", "0K", "5k", "1.5M"] {
+        assert!(text.parse::<Bandwidth>().is_err(), "{text}");
+    }
 }

@@ -1,13 +1,14 @@
 //! What a disk is made from, as plain data, and what can be wrong with it before anything is opened.
 
 use std::fmt;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU64};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::virtio::core::limit::{self, Throttle};
 use crate::virtio::core::spec::blk;
 
 /// The most queues of a disk: one for each of the most vCPUs.
@@ -31,6 +32,48 @@ pub struct Config {
     /// What stands between the guest and the disk; default writeback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<Cache>,
+    /// The most requests in a second; without limit where it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iops: Option<NonZeroU64>,
+    /// The most bytes in a second; without limit where it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bw: Option<Bandwidth>,
+}
+
+/// Bytes in a second, written with a unit like `512K`, `100M` or `2G` (of 1024, as sizes are).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Bandwidth(NonZeroU64);
+
+impl Bandwidth {
+    /// As a number.
+    pub fn bytes_per_second(self) -> u64 {
+        self.0.get()
+    }
+}
+
+impl FromStr for Bandwidth {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        limit::parse_amount(text, 1024).map(Self).ok_or_else(|| {
+            format!("`{text}` is no amount in a second: write a number and a unit, like 512K, 100M or 2G")
+        })
+    }
+}
+
+impl TryFrom<String> for Bandwidth {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Bandwidth> for String {
+    fn from(bandwidth: Bandwidth) -> Self {
+        format!("{}K", bandwidth.0.get() >> 10)
+    }
 }
 
 /// What stands between a guest and its disk.
@@ -108,6 +151,11 @@ impl Config {
     /// Queues.
     pub fn queues(&self) -> u16 {
         self.queues.map_or(1, NonZeroU16::get)
+    }
+
+    /// What the queues together may do in a second.
+    pub(super) fn throttle(&self) -> Throttle {
+        Throttle::new(self.iops.map(NonZeroU64::get), self.bw.map(Bandwidth::bytes_per_second))
     }
 
     /// What stands between the guest and the disk.

@@ -16,7 +16,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-pub use self::config::{Cache, Config, ConfigError};
+pub use self::config::{Bandwidth, Cache, Config, ConfigError};
 pub use self::disk::{Disk, OpenError};
 use self::request::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_ZEROES_SECTORS, Server};
 use super::core::active::{ActiveQueue, Notify};
@@ -60,12 +60,14 @@ impl Block {
             *to = from;
         }
         let server = Arc::new(Server { disk, id, log: GuestLog::new(name), dirty: AtomicBool::new(false) });
+        let throttle = Arc::new(config.throttle());
         let worker = |index| {
             let name = if queues > 1 { format!("{name}.q{index}") } else { name.to_owned() };
-            let server = server.clone();
+            let (server, throttle) = (server.clone(), throttle.clone());
             Worker::spawn(&name, spawner, move |mut job: Job, stop: &Stop| {
                 let mut iovs = IoVecs::default();
                 let write_through = job.write_through;
+                job.queue.limit(throttle.clone());
                 job.queue.run(stop, Notify::EachChain, |chain, mem| {
                     server.serve(chain, mem, &mut iovs, write_through)
                 });

@@ -6,15 +6,17 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::Chain;
 use super::device::{Interrupt, NeedsReset};
+use super::limit::Throttle;
 use super::queue::Queue;
 use super::worker::Stop;
 use crate::memory::GuestMemory;
-use crate::poll;
+use crate::poll::{self, Source};
 
 /// When the driver hears of completed chains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,7 @@ pub struct ActiveQueue {
     kick_evt: Arc<EventFd>,
     interrupt: Interrupt,
     needs_reset: NeedsReset,
+    throttle: Arc<Throttle>,
 }
 
 impl AsRawFd for ActiveQueue {
@@ -53,7 +56,12 @@ impl ActiveQueue {
         interrupt: Interrupt,
         needs_reset: NeedsReset,
     ) -> Self {
-        Self { index, queue, mem, kick_evt, interrupt, needs_reset }
+        Self { index, queue, mem, kick_evt, interrupt, needs_reset, throttle: Arc::default() }
+    }
+
+    /// Serves it no faster than this from now on.
+    pub fn limit(&mut self, throttle: Arc<Throttle>) {
+        self.throttle = throttle;
     }
 
     /// The ring, for the `stop` of the device.
@@ -70,29 +78,37 @@ impl ActiveQueue {
     /// bytes it wrote from the start of the writable part, completes it, and interrupts where the driver wants it.
     pub fn run(&mut self, stop: &Stop, notify: Notify, mut answer: impl FnMut(&Chain, &GuestMemory) -> u32) {
         // What was available before `start` may have no kick to come.
-        self.serve(stop, notify, &mut answer);
+        let mut wait = self.serve(stop, notify, &mut answer);
         while !stop.is_set() {
-            poll::readable([Some(stop), Some(self)]);
+            // While it may not serve, a kick tells it nothing.
+            let kick = if wait.is_none() { Source::readable(self) } else { Source::none() };
+            poll::wait([Source::readable(stop), kick], wait)
+                .expect("poll fails for nothing but an interruption, which is repeated");
             self.drain_kick();
-            self.serve(stop, notify, &mut answer);
+            wait = self.serve(stop, notify, &mut answer);
         }
     }
 
     /// Hands the chains that are available to `answer`, as `run` does, and returns. When a driver keeps adding more, it stops
-    /// after one queue's worth and leaves the doorbell rung, so that a loop over several sources neglects none.
+    /// after one queue's worth and leaves the doorbell rung, so that a loop over several sources neglects none. When it has used up
+    /// its limit it stops as well, and says when to serve it again: until then no kick is needed, and none may come.
     pub fn serve(
         &mut self,
         stop: &Stop,
         notify: Notify,
         mut answer: impl FnMut(&Chain, &GuestMemory) -> u32,
-    ) {
+    ) -> Option<Instant> {
         self.disable_notification();
         let mut left = self.queue.size();
         while left > 0 && !stop.is_set() {
+            if let Some(ready_at) = self.throttle.ready_at() {
+                self.interrupt_if_needed();
+                return Some(ready_at);
+            }
             let Some(chain) = self.pop() else {
                 self.interrupt_if_needed();
                 if !self.enable_notification() {
-                    return;
+                    return None;
                 }
                 self.disable_notification();
                 // Counts as well: the index may promise a chain that `pop` never finds.
@@ -100,6 +116,7 @@ impl ActiveQueue {
                 continue;
             };
             let written = answer(&chain, &self.mem);
+            self.throttle.charge(u64::from(chain.readable_len()) + u64::from(written));
             self.complete(chain, written);
             if notify == Notify::EachChain {
                 self.interrupt_if_needed();
@@ -108,6 +125,7 @@ impl ActiveQueue {
         }
         self.interrupt_if_needed();
         self.kick();
+        None
     }
 
     /// Takes the next chain. When the driver has broken the ring: reports it, raises DEVICE_NEEDS_RESET, and from then on

@@ -4,6 +4,7 @@
 //! - [`active`] is a queue at work: it runs the device's loop and raises its interrupts.
 //! - [`queue`] and [`chain`] are the ring and what the driver puts on it, checked.
 //! - [`iovec`] moves bytes between guest memory and file descriptors without copying.
+//! - [`limit`] holds a device to so many operations and bytes in a second.
 //! - [`worker`] is the thread that a device runs on.
 //! - `transport` holds what the driver negotiates; [`mmio`] is the register window in front of it.
 //! - [`spec`] has the specification's numbers, [`guest_log`] keeps a guest from flooding the log.
@@ -15,6 +16,7 @@ pub mod chain;
 pub mod device;
 pub mod guest_log;
 pub mod iovec;
+pub mod limit;
 pub mod mmio;
 pub mod queue;
 pub mod spec;

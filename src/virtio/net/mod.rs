@@ -16,6 +16,8 @@ mod testing;
 
 use std::io;
 use std::net::IpAddr;
+use std::num::NonZeroU64;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -28,6 +30,7 @@ use self::pump::{Job, Pump};
 pub use self::tap::{OpenError, Tap};
 use super::core::device::{Activation, VirtioDevice, read_config_bytes};
 use super::core::guest_log::GuestLog;
+use super::core::limit::{self, Throttle};
 use super::core::queue::Queue;
 use super::core::spec::{feature, id, net};
 use super::core::worker::{Stop, Worker};
@@ -36,7 +39,7 @@ use crate::thread::Spawner;
 const QUEUE_SIZE: u16 = 256;
 
 /// What a network device is made from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The tap's name on the host. It must exist.
@@ -44,6 +47,9 @@ pub struct Config {
     /// The guest's Ethernet address; one that depends on the tap's name where it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddr>,
+    /// The most bits in a second, in each direction; without limit where it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<BitRate>,
     /// The guest's IP address, for its init.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip: Option<IpPrefix>,
@@ -53,6 +59,41 @@ pub struct Config {
     /// The guest's name server, for its init.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<IpAddr>,
+}
+
+/// Bits in a second, written with a unit like `500K`, `100M` or `10G` (of 1000, as networks count).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BitRate(NonZeroU64);
+
+impl BitRate {
+    fn bytes_per_second(self) -> u64 {
+        self.0.get() / 8
+    }
+}
+
+impl FromStr for BitRate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        limit::parse_amount(text, 1000).map(Self).ok_or_else(|| {
+            format!("`{text}` is no bit rate: write a number and a unit, like 500K, 100M or 10G")
+        })
+    }
+}
+
+impl TryFrom<String> for BitRate {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<BitRate> for String {
+    fn from(rate: BitRate) -> Self {
+        format!("{}K", rate.0.get() / 1000)
+    }
 }
 
 /// What can be wrong with a [`Config`] before anything is opened.
@@ -122,7 +163,8 @@ impl Net {
         let features =
             feature::RING | net::F_MAC | net::F_MTU | net::F_STATUS | offload::offered(tap.has_uso());
         let mtu = tap.mtu();
-        let mut pump = Pump::new(tap, GuestLog::new(format!("{name} ({})", config.tap)));
+        let limit = || Arc::new(Throttle::new(None, config.rate.map(BitRate::bytes_per_second)));
+        let mut pump = Pump::new(tap, GuestLog::new(format!("{name} ({})", config.tap)), [limit(), limit()]);
         let worker = Worker::spawn(name, spawner, move |mut job: Job, stop: &Stop| {
             pump.run(&mut job, stop);
             job

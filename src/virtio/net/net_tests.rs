@@ -9,7 +9,7 @@ const HEADER: usize = net::HEADER_LEN as usize;
 
 fn config(mac: Option<&str>) -> Config {
     let mac = mac.map(|mac| mac.parse().unwrap());
-    Config { tap: "t0".to_owned(), mac, ip: None, gw: None, dns: None }
+    Config { tap: "t0".to_owned(), mac, ..Config::default() }
 }
 
 /// A device on a new tap that is up, and the host's side of it.
@@ -391,4 +391,42 @@ fn a_default_address_depends_on_the_tap_alone() {
     assert_eq!(mac.to_string(), "02:16:d0:ac:07:ef");
     assert!(mac.is_unicast());
     assert_ne!(mac, default_mac("tap1"));
+}
+
+#[test]
+fn a_rate_holds_in_each_direction() {
+    in_network_namespace("a_rate_holds_in_each_direction", || {
+        make("t0", libc::IFF_TAP);
+        let limited = Config { rate: Some("800K".parse().unwrap()), ..config(None) };
+        let tap = open_when_free(&limited);
+        set_up("t0", true);
+        let net = Net::new(&limited, tap, "net0", &Spawner::default()).unwrap();
+        let wire = Wire::new("t0");
+        let mut driver = FakeDriver::new(net);
+        driver.start(!net::F_MRG_RXBUF);
+        // 100 KB in a second and 10 KB at once: 30 frames of 1 KB need a fifth of a second, and the other direction its own.
+        let start = std::time::Instant::now();
+        for mark in 0..30 {
+            transmit(&mut driver, &[0; HEADER], &frame(mark, 1000));
+        }
+        let sent = start.elapsed();
+        for mark in 0..30 {
+            assert_eq!(wait_frame(&wire)[14], mark, "none is lost");
+        }
+        let start = std::time::Instant::now();
+        let mut buffers = add_buffers(&mut driver, 7);
+        for mark in 0..30 {
+            wire.send(&frame(mark, 1000));
+            assert_eq!(receive(&mut driver, &mut buffers)[14], mark);
+            buffers.extend(add_buffers(&mut driver, 1));
+        }
+        let received = start.elapsed();
+        for took in [sent, received] {
+            assert!(took >= Duration::from_millis(150), "{took:?}");
+        }
+    });
+    for text in ["", "100", "0M", "5m", "M"] {
+        assert!(text.parse::<BitRate>().is_err(), "{text}");
+    }
+    assert_eq!(String::from("100M".parse::<BitRate>().unwrap()), "100000K");
 }

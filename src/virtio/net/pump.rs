@@ -12,6 +12,8 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
+use std::time::Instant;
 
 use super::offload::{HEADER_LEN, Offloads};
 use super::tap::Tap;
@@ -21,6 +23,7 @@ use crate::virtio::core::active::{ActiveQueue, Notify};
 use crate::virtio::core::chain::Chain;
 use crate::virtio::core::guest_log::GuestLog;
 use crate::virtio::core::iovec::IoVecs;
+use crate::virtio::core::limit::Throttle;
 use crate::virtio::core::spec::net;
 use crate::virtio::core::worker::Stop;
 
@@ -49,6 +52,8 @@ pub(super) struct Pump {
     tap: Tap,
     log: GuestLog,
     said: Said,
+    /// In either direction: to the guest, and from it.
+    limits: [Arc<Throttle>; 2],
 }
 
 /// What was said already: once each.
@@ -64,6 +69,8 @@ enum Rx {
     Ready,
     /// The driver has to add buffers first.
     Starved,
+    /// The limit is used up until then.
+    Spent(Instant),
     /// The interface is gone, or the driver enabled no receive queue.
     Off,
 }
@@ -122,8 +129,8 @@ impl Held {
 }
 
 impl Pump {
-    pub(super) fn new(tap: Tap, log: GuestLog) -> Self {
-        Self { tap, log, said: Said::default() }
+    pub(super) fn new(tap: Tap, log: GuestLog, limits: [Arc<Throttle>; 2]) -> Self {
+        Self { tap, log, said: Said::default(), limits }
     }
 
     /// Serves both queues until `stop` is set.
@@ -138,31 +145,38 @@ impl Pump {
         let mut held = Held { chains: VecDeque::new(), room: 0, descriptors: 0, wanted };
         // What was available before the start may have no kick to come.
         let mut state = self.receive(job, &mut held, &mut iovs);
-        self.send(job, stop, &mut iovs);
+        let mut tx_wait = self.send(job, stop, &mut iovs);
         while !stop.is_set() {
             let rx_kick = job.rx.as_ref().filter(|_| matches!(state, Rx::Starved));
             let tap = match state {
                 Rx::Ready => Source::readable(&self.tap),
-                Rx::Starved => Source::gone(&self.tap),
+                Rx::Starved | Rx::Spent(_) => Source::gone(&self.tap),
                 Rx::Off => Source::none(),
             };
             let sources = [
                 Source::readable(stop),
                 rx_kick.map_or(Source::none(), |queue| Source::readable(queue)),
-                job.tx.as_ref().map_or(Source::none(), |queue| Source::readable(queue)),
+                // While it may send nothing, a kick tells it nothing.
+                job.tx
+                    .as_ref()
+                    .filter(|_| tx_wait.is_none())
+                    .map_or(Source::none(), |queue| Source::readable(queue)),
                 tap,
             ];
-            let [_, rx_kicked, tx_kicked, tap] = poll::wait(sources, None)
-                .expect("poll fails for nothing but an interruption, which is repeated")
-                .map(|ready| ready.readable);
-            if tap && matches!(state, Rx::Starved) {
+            let rx_wait = if let Rx::Spent(until) = state { Some(until) } else { None };
+            let [_, rx_kicked, tx_kicked, tap] =
+                poll::wait(sources, rx_wait.into_iter().chain(tx_wait).min())
+                    .expect("poll fails for nothing but an interruption, which is repeated")
+                    .map(|ready| ready.readable);
+            let is_over = |wait: Option<Instant>| wait.is_some_and(|until| Instant::now() >= until);
+            if tap && !matches!(state, Rx::Ready) {
                 self.gone(job, &io::Error::from_raw_os_error(libc::EBADFD));
                 state = Rx::Off;
-            } else if rx_kicked || tap {
+            } else if rx_kicked || tap || is_over(rx_wait) {
                 state = self.receive(job, &mut held, &mut iovs);
             }
-            if tx_kicked {
-                self.send(job, stop, &mut iovs);
+            if tx_kicked || is_over(tx_wait) {
+                tx_wait = self.send(job, stop, &mut iovs);
             }
         }
         if let Some(rx) = &mut job.rx {
@@ -178,6 +192,10 @@ impl Pump {
         queue.disable_notification();
         let mut state = Rx::Ready;
         for _ in 0..RX_BURST {
+            if let Some(until) = self.limits[0].ready_at() {
+                state = Rx::Spent(until);
+                break;
+            }
             if !self.collect(queue, held) {
                 if queue.enable_notification() {
                     queue.disable_notification();
@@ -188,6 +206,7 @@ impl Pump {
             }
             match receive_packet(&self.tap, held, queue.mem(), iovs, job.offloads) {
                 Ok(Some(len)) => {
+                    self.limits[0].charge(len.into());
                     let count = held.count(len);
                     number_buffers(&held.chains, count, queue.mem());
                     queue.complete_together(held.take(count, len));
@@ -230,9 +249,11 @@ impl Pump {
         }
         true
     }
-    fn send(&mut self, job: &mut Job, stop: &Stop, iovs: &mut IoVecs) {
+    /// Sends what there is; if the limit is used up, it says until when.
+    fn send(&mut self, job: &mut Job, stop: &Stop, iovs: &mut IoVecs) -> Option<Instant> {
         let offloads = job.offloads;
-        let Some(queue) = &mut job.tx else { return };
+        let queue = job.tx.as_mut()?;
+        queue.limit(self.limits[1].clone());
         queue.drain_kick();
         queue.serve(stop, Notify::Burst, |chain, mem| {
             match send_packet(&self.tap, chain, mem, iovs, offloads) {
@@ -251,7 +272,7 @@ impl Pump {
                 }
             }
             0
-        });
+        })
     }
 }
 

@@ -4,7 +4,7 @@ use crate::virtio::core::testing::as_plain_user;
 use std::io::{Read, Write};
 
 fn config(name: &str) -> Config {
-    Config { tap: name.to_owned(), mac: None, ip: None, gw: None, dns: None }
+    Config { tap: name.to_owned(), ..Config::default() }
 }
 
 fn refused(name: &str) -> OpenError {
