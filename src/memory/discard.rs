@@ -13,12 +13,18 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{GuestMemory, HUGE_PAGE, PAGE_SIZE, advise};
 
-/// From here on a part is worth no split: its neighbours are likely to go as well, and with the last of them goes the huge page.
-const LARGE: usize = HUGE_PAGE / 2;
+/// What will be done with memory that is given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Afterwards {
+    /// Nothing that is known of: huge pages of which it is a part are not to be made whole again.
+    Unused,
+    /// The guest gets it back soon.
+    UsedSoon,
+}
 
 /// Gives the whole pages of `len` bytes at `gpa` back to the host. Until somebody writes to them again they read as zeros, and
 /// cost nothing. The range must be in guest memory. Callable from any thread.
-pub fn discard(mem: &GuestMemory, gpa: GuestAddress, len: usize) -> io::Result<()> {
+pub fn discard(mem: &GuestMemory, gpa: GuestAddress, len: usize, afterwards: Afterwards) -> io::Result<()> {
     let page = usize::try_from(PAGE_SIZE).map_err(io::Error::other)?;
     let mut gpa = gpa;
     // More than one slice where the range crosses from one memory region into the next.
@@ -28,9 +34,7 @@ pub fn discard(mem: &GuestMemory, gpa: GuestAddress, len: usize) -> io::Result<(
         let head = start.align_offset(page).min(slice.len());
         let whole = (slice.len() - head) / page * page;
         if whole > 0 {
-            if whole < LARGE {
-                split(mem, GuestAddress(gpa.0 + head as u64), start.wrapping_add(head), whole);
-            }
+            prepare(mem, GuestAddress(gpa.0 + head as u64), start.wrapping_add(head), whole, afterwards);
             let first = start.wrapping_add(head);
             #[expect(unsafe_code, reason = "madvise has no safe wrapper")]
             // SAFETY: the range lies in a mapping of guest memory, which lives as long as `mem`, and is of whole pages. That its
@@ -45,15 +49,28 @@ pub fn discard(mem: &GuestMemory, gpa: GuestAddress, len: usize) -> io::Result<(
     Ok(())
 }
 
-/// Splits the huge page in which `len` bytes at `start`, whole pages, lie.
-fn split(mem: &GuestMemory, gpa: GuestAddress, start: *mut u8, len: usize) {
+/// Splits the huge page in which `len` bytes at `start`, whole pages, lie, if they are a part of one. Of larger ranges only what are whole huge pages
+/// matters, and they may be huge again.
+fn prepare(mem: &GuestMemory, gpa: GuestAddress, start: *mut u8, len: usize, afterwards: Afterwards) {
     let Some(region) = mem.find_region(gpa) else { return };
     // A region begins at a huge page of the host's, and may end within one.
     let Ok(at) = usize::try_from(gpa.0 - region.start_addr().0) else { return };
     let size = usize::try_from(region.len()).unwrap_or(usize::MAX);
     let first = at / HUGE_PAGE * HUGE_PAGE;
     let last = (at + len).next_multiple_of(HUGE_PAGE).min(size);
-    advise(start.wrapping_sub(at - first), last - first, libc::MADV_NOHUGEPAGE);
+    if len >= HUGE_PAGE {
+        let (first, last) = (at.next_multiple_of(HUGE_PAGE), (at + len) / HUGE_PAGE * HUGE_PAGE);
+        if first < last {
+            advise(start.wrapping_add(first - at), last - first, libc::MADV_HUGEPAGE);
+        }
+        return;
+    }
+    match afterwards {
+        Afterwards::Unused => advise(start.wrapping_sub(at - first), last - first, libc::MADV_NOHUGEPAGE),
+        // So much comes with its neighbours, and with the last of them goes the huge page: a split would be for nothing.
+        Afterwards::UsedSoon if len >= HUGE_PAGE / 2 => return,
+        Afterwards::UsedSoon => {}
+    }
     advise(start, len, libc::MADV_COLD);
 }
 
@@ -71,10 +88,10 @@ mod tests {
             mem.write_obj(7u8, at(page)).unwrap();
         }
         let read = |page| mem.read_obj::<u8>(at(page)).unwrap();
-        discard(&mem, GuestAddress(at(0).0 + 1), 4096).unwrap();
-        discard(&mem, at(0), 4095).unwrap();
+        discard(&mem, GuestAddress(at(0).0 + 1), 4096, Afterwards::Unused).unwrap();
+        discard(&mem, at(0), 4095, Afterwards::UsedSoon).unwrap();
         assert_eq!([0, 1, 2, 3].map(read), [7; 4]);
-        discard(&mem, GuestAddress(at(0).0 + 1), 3 * 4096).unwrap();
+        discard(&mem, GuestAddress(at(0).0 + 1), 3 * 4096, Afterwards::Unused).unwrap();
         assert_eq!([0, 1, 2, 3].map(read), [7, 0, 0, 7]);
         mem.write_obj(9u8, at(1)).unwrap();
         assert_eq!(read(1), 9, "it can be written again");
@@ -83,7 +100,7 @@ mod tests {
     #[test]
     fn what_is_outside_memory_is_refused() {
         let mem = create(32).unwrap();
-        assert!(discard(&mem, GuestAddress(31 << 20), 2 << 20).is_err());
-        assert!(discard(&mem, GuestAddress(u64::MAX - 4095), 4096).is_err());
+        assert!(discard(&mem, GuestAddress(31 << 20), 2 << 20, Afterwards::Unused).is_err());
+        assert!(discard(&mem, GuestAddress(u64::MAX - 4095), 4096, Afterwards::Unused).is_err());
     }
 }

@@ -13,7 +13,7 @@ use std::io;
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
 
-pub use discard::discard;
+pub use discard::{Afterwards, discard};
 
 /// The guest's memory, as devices and loaders see it. It is never handed out as a `&[u8]` or `&mut [u8]`: the guest
 /// may change any byte at any time.

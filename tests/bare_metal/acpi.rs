@@ -141,15 +141,16 @@ fn the_dsdt_describes_each_device_to_a_disassembler() {
         return;
     };
     for (text, count) in [
-        ("\"LNRO0005\"", 3),
+        ("\"LNRO0005\"", 4),
         ("0xD0000000,", 1),
         ("0xD0001000,", 1),
         ("0xD0002000,", 1),
+        ("0xD0003000,", 1),
         ("EisaId (\"PNP0501\")", 1),
         ("EisaId (\"PNP0C0C\")", 1),
         ("\"ACPI0013\"", 1),
         ("\"QEMU0001\"", 1),
-        ("Edge, ActiveHigh, Exclusive", 5),
+        ("Edge, ActiveHigh, Exclusive", 6),
         ("Level,", 0),
         ("Name (_S5, Package", 1),
         ("Method (_EVT, 1", 1),

@@ -34,10 +34,11 @@ fn a_file_describes_the_same_vm_as_flags_do_and_flags_win() {
     let ro = format!("{disk},ro");
     let by_flags = ["--memory", "32M", "--cpus", "3", "--append", "by-file", "--disk", &ro];
     let by_flags = Bothy::new(["boot", "--kernel", kernel]).args(by_flags).run().output();
-    assert_eq!(by_flags, b"\x02\x04\xff\x03by-file\0");
+    assert_eq!(by_flags, b"\x02\x04\x05\x03by-file\0");
     assert_eq!(by_file(&[]), by_flags);
-    assert_eq!(by_file(&["--cpus", "2"]), b"\x02\x04\xff\x02by-file\0");
-    assert_eq!(by_file(&["--append", "by-flag"]), b"\x02\x04\xff\x03by-flag\0");
+    assert_eq!(by_file(&["--cpus", "2"]), b"\x02\x04\x05\x02by-file\0");
+    assert_eq!(by_file(&["--append", "by-flag"]), b"\x02\x04\x05\x03by-flag\0");
+    assert_eq!(by_file(&["--balloon", "off"]), b"\x02\x04\xff\x03by-file\0");
     // A list that is given replaces the whole list.
     assert_eq!(by_file(&["--disk", &ro, "--disk", &ro]), b"\x02\x02\x04\x03by-file\0");
 }

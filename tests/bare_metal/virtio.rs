@@ -202,16 +202,17 @@ fn disk(dir: &Path, content: &[u8]) -> String {
 fn each_device_has_magic_version_vendor_and_kind() {
     let dir = scratch();
     let disk = disk(dir.path(), &[0; 512]);
-    let script = (0..3).fold(Script::new(), |script, device| {
+    let script = (0..4).fold(Script::new(), |script, device| {
         script.each(0..4, |script, n| {
             script.read32(register(device, MAGIC + 4 * n), RESULTS + device * 16 + 4 * n)
         })
     });
-    let read = words(&Guest::new(&script.put(RESULTS, 48)).run(&["--disk", &disk]));
+    let read = words(&Guest::new(&script.put(RESULTS, 64)).run(&["--disk", &disk]));
     assert_eq!(read[..4], [0x7472_6976, 2, 2, read[3]], "the disk");
     assert_ne!(read[3], 0, "a vendor");
     assert_eq!(read[4..8], [0x7472_6976, 2, 4, read[3]], "the entropy device");
-    assert_eq!(read[8..], [u32::MAX; 4], "no third device");
+    assert_eq!(read[8..12], [0x7472_6976, 2, 5, read[3]], "the balloon");
+    assert_eq!(read[12..], [u32::MAX; 4], "no fourth device");
 }
 
 #[test]
@@ -536,17 +537,17 @@ fn a_vm_with_the_most_devices_has_them_all() {
     let disk = disk(dir.path(), &[0; 512]);
     let disks: Vec<String> = (0..16).flat_map(|_| ["--disk".to_owned(), format!("{disk},ro")]).collect();
     let script = Script::new()
-        .each(0..18, |script, device| script.read32(register(device, 8), RESULTS + 4 * device))
+        .each(0..19, |script, device| script.read32(register(device, 8), RESULTS + 4 * device))
         .enable_lapic()
         .route(21, 0x45, false)
         .entropy_works(16)
         .wait_for_vector(0x45)
-        .put(RESULTS, 72);
+        .put(RESULTS, 76);
     let (bothy, _kernel) = Guest::new(&script).data(OTHER_RING, entropy_ring()).boot();
     let vsock = dir.path().join("vsock");
     let output = bothy.args(&disks).args([std::ffi::OsStr::new("--vsock"), vsock.as_os_str()]).run().output();
     let mut expected = vec![2; 16];
-    expected.extend([4, 19]);
+    expected.extend([4, 19, 5]);
     assert_eq!((output[0], words(&output[1..])), (b'r', expected));
     let (bothy, _kernel) = Guest::new(&Script::new()).boot();
     bothy.args(&disks).args(["--disk", &disk]).run().code(2).says("--disk");

@@ -17,11 +17,13 @@ pub(crate) const SCRIPT: &str = "mount -t tmpfs -o size=600m tmpfs /mnt; echo up
 /// Pss of all processes of a run, in MiB.
 pub(crate) fn pss_mib(running: &Running) -> u64 {
     let pss = |pid: u32| {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or_default();
-        line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
+        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
     };
-    running.processes().into_iter().map(pss).sum::<u64>() * 1024 / MIB
+    let processes = running.processes();
+    assert!(!processes.is_empty(), "nothing runs");
+    processes.into_iter().map(pss).sum::<u64>() * 1024 / MIB
 }
 
 /// Has the guest take memory and free it, and insists that nine tenths are back in time; says how long it took.

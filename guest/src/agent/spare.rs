@@ -119,10 +119,12 @@ impl Sweep {
             Self::Until(_) | Self::Over => (HUGE, Self::Over),
         };
         *self = then;
-        if let Err(error) = fs::write(ORDER, order).and_then(|()| stir()) {
+        if let Err(error) = fs::write(ORDER, order) {
             say!("which blocks of memory are reported can't be changed: {error}");
             *self = Self::Over;
         }
+        // If not even that much can be had, there is nothing to report.
+        let _nothing_free = stir();
     }
 }
 

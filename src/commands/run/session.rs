@@ -24,6 +24,8 @@ const ID: u32 = 1;
 const KILL_GRACE: Duration = Duration::from_secs(1);
 /// How long the agent may take to open the streams of a command that has ended already.
 const STREAM_GRACE: Duration = Duration::from_secs(10);
+/// How often the VM may be told to take memory from its guest.
+const RECLAIM_PAUSE: Duration = Duration::from_secs(2);
 /// How many SIGINTs and SIGTERMs mean that the user has lost patience, as with docker.
 const PATIENCE: u32 = 3;
 
@@ -108,6 +110,8 @@ pub(super) struct Session {
     pushes: u32,
     message: Option<String>,
     moments: RunMoments,
+    /// When the VM was told last to take memory from its guest.
+    reclaimed: Option<Instant>,
 }
 
 impl Session {
@@ -137,6 +141,7 @@ impl Session {
             pushes: 0,
             message: None,
             moments: RunMoments::default(),
+            reclaimed: None,
         })
     }
 
@@ -278,7 +283,14 @@ impl Session {
                     self.deadline = Some(Instant::now() + STREAM_GRACE);
                 }
             }
-            Said::Spare { mib } => self.vm.order(Order::Reclaim { mib }),
+            Said::Spare { mib } => {
+                // Our agent says so every few seconds at most; whatever else says it is not to keep us busy.
+                let now = Instant::now();
+                if self.reclaimed.is_none_or(|last| now >= last + RECLAIM_PAUSE) {
+                    self.reclaimed = Some(now);
+                    self.vm.order(Order::Reclaim { mib });
+                }
+            }
             said => bail!("the guest's agent said something that wasn't its turn: {said:?}"),
         }
         Ok(())

@@ -32,7 +32,7 @@ use super::core::device::{Activation, ConfigChange, VirtioDevice, read_config_by
 use super::core::queue::Queue;
 use super::core::spec::{balloon, feature, id};
 use super::core::worker::{Stop, Worker};
-use crate::memory::{self, GuestMemory};
+use crate::memory::{self, Afterwards, GuestMemory};
 use crate::poll::{self, Source};
 use crate::thread::Spawner;
 pub use pages::Statistics;
@@ -221,6 +221,7 @@ impl Job {
             for index in (0..QUEUES).filter(|index| kicked[*index]) {
                 self.serve(index, shared, stop, &mut held);
             }
+            self.ask_statistics(shared, &mut held);
             if stop.is_set() {
                 break;
             }
@@ -240,7 +241,6 @@ impl Job {
             if wake.readable {
                 // Nobody else reads it.
                 let _ = shared.wake_evt.read();
-                self.ask_statistics(shared, &mut held);
             }
         }
         if let (Some(chain), Some(queue)) = (held, self.statistics_queue()) {
@@ -286,7 +286,7 @@ impl Job {
         // Nothing is limited here, so that nothing says when to come again.
         let _never: Option<Instant> = match purpose {
             Use::Inflate => queue.serve(stop, Notify::Burst, |chain, mem| {
-                shared.inflated.fetch_add(discard_listed(chain, mem), Ordering::Relaxed);
+                shared.inflated.fetch_add(discard_listed(chain, mem, stop), Ordering::Relaxed);
                 0
             }),
             // That they are used again shows when they are used.
@@ -337,13 +337,14 @@ fn hold_statistics(queue: &mut ActiveQueue, shared: &Shared, held: &mut Option<C
 }
 
 /// Discards pages by their numbers, and returns how many bytes.
-fn discard_listed(chain: &Chain, mem: &GuestMemory) -> u64 {
+fn discard_listed(chain: &Chain, mem: &GuestMemory, stop: &Stop) -> u64 {
     let mut numbers = Numbers::new(chain.reader(mem));
     let mut bytes = 0;
-    while let Some(piece) = numbers.next_piece() {
+    // A device that stops has no use for more memory.
+    while let Some(piece) = numbers.next_piece().filter(|_| !stop.is_set()) {
         for (first, count) in runs(piece) {
             let (gpa, len) = (u64::from(first) * balloon::PAGE_SIZE, count * balloon::PAGE_SIZE);
-            bytes += discard(mem, GuestAddress(gpa), len);
+            bytes += discard(mem, GuestAddress(gpa), len, Afterwards::UsedSoon);
         }
     }
     bytes
@@ -353,12 +354,14 @@ fn discard_listed(chain: &Chain, mem: &GuestMemory) -> u64 {
 fn discard_buffers(chain: &Chain, mem: &GuestMemory, stop: &Stop) -> u64 {
     // A long list of large buffers takes its time, and it is only an offer.
     let buffers = chain.writable().iter().take_while(|_| !stop.is_set());
-    buffers.map(|buffer| discard(mem, buffer.gpa, buffer.len.into())).sum()
+    buffers.map(|buffer| discard(mem, buffer.gpa, buffer.len.into(), Afterwards::Unused)).sum()
 }
 
 /// Discards a range, and returns its length; 0 if that can't be, e.g. because there is no such memory.
-fn discard(mem: &GuestMemory, gpa: GuestAddress, len: u64) -> u64 {
-    let done = usize::try_from(len).map_err(io::Error::other).and_then(|len| memory::discard(mem, gpa, len));
+fn discard(mem: &GuestMemory, gpa: GuestAddress, len: u64, afterwards: Afterwards) -> u64 {
+    let done = usize::try_from(len)
+        .map_err(io::Error::other)
+        .and_then(|len| memory::discard(mem, gpa, len, afterwards));
     match done {
         Ok(()) => len,
         Err(error) => {

@@ -4,8 +4,9 @@
 //! the VM's process as a descriptor. The lock is an OFD lock: it belongs to the open file description, so it moves along with the
 //! descriptor and ends when the last copy is closed, however the processes end. One writer, or any number of readers.
 //!
-//! Past the page cache (`cache=none`) a transfer must be aligned in the file and in memory. The guest is told of blocks that are, so that its
-//! transfers are; one that isn't goes through the page cache, by a second descriptor, and the kernel keeps the two in step.
+//! Past the page cache (`cache=none`) a transfer must be aligned in the file and in memory. Nearly all of a guest's are; one that isn't goes
+//! through the page cache, by a second descriptor, and the kernel keeps the two in step (on a block device only as long as nobody
+//! writes to other sectors of the same page at the same moment).
 //!
 //! Data moves between the file and guest memory directly. The file's length is taken once; a file that shrinks afterwards
 //! gives errors where it is missing, never made-up data.
@@ -48,12 +49,6 @@ pub enum OpenError {
         path.display(), path.display()
     )]
     PartialSector { path: PathBuf, len: u64 },
-    /// Not whole blocks, which `cache=none` needs.
-    #[error(
-        "disk {} has {len} bytes, which is not a multiple of {block}: cache=none needs that (mend it with: truncate -s %{block} {})",
-        path.display(), path.display()
-    )]
-    PartialBlock { path: PathBuf, len: u64, block: u32 },
     /// Its file system has no O_DIRECT.
     #[error("disk {} can't be used past the page cache: its file system doesn't offer it; leave cache=none out", path.display())]
     NoDirect { path: PathBuf },
@@ -78,6 +73,9 @@ pub struct Disk {
     read_only: bool,
     cache: Cache,
     block_size: u32,
+    /// What transfers past the page cache must be a multiple of, in bytes.
+    alignment: u32,
+    is_device: bool,
 }
 
 /// Zeros to be written where the kernel has no better way.
@@ -118,8 +116,9 @@ impl Disk {
         let mut file = File::from(fd);
         // The end of a file, and of a block device as well; its metadata would say 0.
         let len = file.seek(SeekFrom::End(0))?;
-        let block_size = logical_block_size(&file).unwrap_or(SECTOR);
-        Ok(Self { file, cached: None, len, read_only, cache, block_size })
+        let is_device = file.metadata()?.file_type().is_block_device();
+        let block_size = if is_device { logical_block_size(&file).unwrap_or(SECTOR) } else { SECTOR };
+        Ok(Self { file, cached: None, len, read_only, cache, block_size, alignment: 1, is_device })
     }
 
     /// Goes on past the page cache. The lock stays with the descriptor that was there first.
@@ -132,10 +131,7 @@ impl Disk {
         if !is_same {
             return Err(OpenError::Missing { path: path.into() });
         }
-        self.block_size = direct_alignment(&file).unwrap_or(PAGE);
-        if !self.len.is_multiple_of(self.block_size.into()) {
-            return Err(OpenError::PartialBlock { path: path.into(), len: self.len, block: self.block_size });
-        }
+        self.alignment = direct_alignment(&file).ok_or_else(|| OpenError::NoDirect { path: path.into() })?;
         self.cached = Some(std::mem::replace(&mut self.file, file));
         Ok(())
     }
@@ -143,7 +139,16 @@ impl Disk {
     /// Any file as a disk of any length.
     #[cfg(test)]
     pub(super) fn with_len(file: File, len: u64) -> Self {
-        Self { file, cached: None, len, read_only: false, cache: Cache::default(), block_size: 512 }
+        Self {
+            file,
+            cached: None,
+            len,
+            read_only: false,
+            cache: Cache::default(),
+            block_size: 512,
+            alignment: 1,
+            is_device: false,
+        }
     }
 
     /// Length in bytes, a multiple of 512.
@@ -197,7 +202,28 @@ impl Disk {
     /// Gives `len` bytes at `offset` back to whoever the file's space is from. What they read as afterwards is nobody's business;
     /// where that can't be done, nothing is.
     pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        if self.is_device {
+            return self.discard_device(offset, len);
+        }
         self.allocate(libc::FALLOC_FL_PUNCH_HOLE, offset, len).map(|_| ())
+    }
+
+    /// A block device has a command of its own for it; a hole in one would be zeros that are written.
+    #[expect(unsafe_code, reason = "a block device's ioctl")]
+    fn discard_device(&self, offset: u64, len: u64) -> io::Result<()> {
+        /// `_IO(0x12, 119)` of linux/fs.h.
+        const BLKDISCARD: libc::Ioctl = 0x1277;
+        let range = [offset, len];
+        // SAFETY: BLKDISCARD reads two 64-bit numbers, which live on this stack.
+        if unsafe { libc::ioctl(self.file.as_raw_fd(), BLKDISCARD, range.as_ptr()) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            // It can't, or not so small a piece.
+            Some(libc::EOPNOTSUPP | libc::EINVAL) => Ok(()),
+            _ => Err(error),
+        }
     }
 
     /// Makes `len` bytes at `offset` zeros, and gives their space back if it may.
@@ -292,19 +318,19 @@ fn same_file(a: &File, b: &File) -> io::Result<bool> {
     Ok((a.dev(), a.ino()) == (b.dev(), b.ino()))
 }
 
-/// What a block device wants its transfers to be a multiple of, in bytes; `None` for a file.
+/// What a block device wants its transfers to be a multiple of, in bytes.
 #[expect(unsafe_code, reason = "a block device's ioctl")]
 fn logical_block_size(file: &File) -> Option<u32> {
-    if !file.metadata().ok()?.file_type().is_block_device() {
-        return None;
-    }
     let mut size: libc::c_int = 0;
     // SAFETY: BLKSSZGET writes one int, which lives on this stack.
     let ret = unsafe { libc::ioctl(file.as_raw_fd(), libc::BLKSSZGET, &raw mut size) };
-    u32::try_from(size).ok().filter(|size| ret == 0 && size.is_power_of_two() && *size >= 512)
+    u32::try_from(size)
+        .ok()
+        .filter(|size| ret == 0 && size.is_power_of_two() && (SECTOR..=PAGE).contains(size))
 }
 
-/// What transfers past the page cache must be a multiple of, in the file and in memory, in bytes (Linux 6.1 tells).
+/// What transfers past the page cache must be a multiple of, in the file and in memory, in bytes; `None` if there is no such way. Linux
+/// tells since 6.1, and not of every file system: for others a page is right.
 #[expect(unsafe_code, reason = "std's metadata doesn't have it")]
 fn direct_alignment(file: &File) -> Option<u32> {
     // SAFETY: plain numbers, for which zeros will do.
@@ -313,10 +339,10 @@ fn direct_alignment(file: &File) -> Option<u32> {
     // SAFETY: an empty path, which is a live string, and a live statx.
     let ret = unsafe { libc::statx(fd, c"".as_ptr(), libc::AT_EMPTY_PATH, mask, &raw mut status) };
     if ret != 0 || status.stx_mask & mask == 0 {
-        return None;
+        return Some(PAGE);
     }
-    let align = status.stx_dio_offset_align.max(status.stx_dio_mem_align).max(512);
-    align.is_power_of_two().then_some(align)
+    let (offset, memory) = (status.stx_dio_offset_align, status.stx_dio_mem_align);
+    (offset > 0 && memory > 0).then_some(offset.max(memory).max(SECTOR))
 }
 
 #[cfg(test)]

@@ -156,10 +156,17 @@ fn past_the_page_cache_everything_is_read_and_written_whatever_its_alignment() {
     let direct = Config { cache: Some(Cache::None), ..config(&path) };
     let disk = match Disk::open(&direct) {
         Ok(disk) => disk,
-        // Some file systems have no such way; that is then said.
-        Err(error) => return assert!(matches!(error, OpenError::NoDirect { .. }), "{error}"),
+        Err(error) => {
+            assert!(matches!(error, OpenError::NoDirect { .. }), "{error}");
+            let _ = writeln!(
+                io::stderr(),
+                "COULD NOT RUN: cache=none: the file system of target/ has no O_DIRECT"
+            );
+            return;
+        }
     };
-    assert!(disk.block_size() >= 512);
+    assert_eq!(disk.block_size(), 512);
+    assert!(disk.alignment >= 512);
     assert_eq!(disk.descriptors().count(), 2);
     assert!(matches!(refused(&direct), OpenError::Locked { .. }));
     let mem = memory();
@@ -180,18 +187,4 @@ fn past_the_page_cache_everything_is_read_and_written_whatever_its_alignment() {
     let bytes = std::fs::read(&path).unwrap();
     assert_eq!((bytes[4096], bytes[512], bytes[512 * 5], bytes[512 * 100]), (0xaa, 0xaa, 0xaa, 0));
     assert_eq!((bytes[4095], bytes[512 * 101]), (7, 101));
-}
-
-#[test]
-fn a_disk_that_is_not_whole_blocks_is_refused_past_the_page_cache() {
-    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR").to_owned() + "/target").unwrap();
-    let path = dir.path().join("disk");
-    std::fs::write(&path, [0; 4096 + 512]).unwrap();
-    let direct = Config { cache: Some(Cache::None), ..config(&path) };
-    match Disk::open(&direct) {
-        Ok(disk) => assert_eq!(disk.block_size(), 512),
-        Err(error) => {
-            assert!(matches!(error, OpenError::PartialBlock { .. } | OpenError::NoDirect { .. }), "{error}");
-        }
-    }
 }

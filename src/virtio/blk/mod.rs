@@ -59,8 +59,14 @@ impl Block {
         for (to, from) in id.iter_mut().zip(config.id.as_deref().unwrap_or(name).bytes()) {
             *to = from;
         }
-        let server = Arc::new(Server { disk, id, log: GuestLog::new(name), dirty: AtomicBool::new(false) });
         let throttle = Arc::new(config.throttle());
+        let server = Arc::new(Server {
+            disk,
+            id,
+            log: GuestLog::new(name),
+            dirty: AtomicBool::new(false),
+            throttle: throttle.clone(),
+        });
         let worker = |index| {
             let name = if queues > 1 { format!("{name}.q{index}") } else { name.to_owned() };
             let (server, throttle) = (server.clone(), throttle.clone());

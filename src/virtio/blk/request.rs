@@ -5,6 +5,7 @@
 //! driver does to it afterwards is of no consequence.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::disk::Disk;
@@ -12,6 +13,7 @@ use crate::memory::GuestMemory;
 use crate::virtio::core::chain::{Chain, Reader, Writer};
 use crate::virtio::core::guest_log::GuestLog;
 use crate::virtio::core::iovec::IoVecs;
+use crate::virtio::core::limit::Throttle;
 use crate::virtio::core::spec::blk;
 
 /// Why a request fails: the status byte that says so.
@@ -30,6 +32,8 @@ pub(super) struct Server {
     pub(super) log: GuestLog,
     /// Something was written that no flush has followed.
     pub(super) dirty: AtomicBool,
+    /// For what a request does beyond its own bytes.
+    pub(super) throttle: Arc<Throttle>,
 }
 
 /// The most ranges of one DISCARD or WRITE_ZEROES.
@@ -94,6 +98,8 @@ impl Server {
                 let offset = self.check_range(sector, reader.len())?;
                 self.dirty.store(true, Ordering::SeqCst);
                 let done = self.disk.write_at(&mut reader.gather(iovs), offset);
+                // Again: another queue's flush may have come between the two.
+                self.dirty.store(true, Ordering::SeqCst);
                 self.or_io_error(done, "write")?;
                 if write_through {
                     self.flush()?;
@@ -144,7 +150,12 @@ impl Server {
                 blk::T_DISCARD => self.disk.discard(offset, len),
                 _ => self.disk.write_zeroes(offset, len, may_discard),
             };
+            self.dirty.store(true, Ordering::SeqCst);
             self.or_io_error(done, "discard or zeroing")?;
+            if kind == blk::T_WRITE_ZEROES {
+                // They may have been written.
+                self.throttle.charge_bytes(len);
+            }
         }
         Ok(())
     }

@@ -33,7 +33,13 @@ impl Bench {
         let mut id = [0; blk::ID_LEN];
         id[..4].copy_from_slice(b"name");
         let disk = Disk::from_fd(file.into(), read_only, Cache::default()).unwrap();
-        let server = Server { disk, id, log: GuestLog::new("test"), dirty: AtomicBool::new(false) };
+        let server = Server {
+            disk,
+            id,
+            log: GuestLog::new("test"),
+            dirty: AtomicBool::new(false),
+            throttle: Arc::default(),
+        };
         Self { mem, driver, queue, server, iovs: IoVecs::default(), write_through: false }
     }
 

@@ -151,9 +151,10 @@ impl ActiveQueue {
         }
     }
 
-    /// Number of descriptors.
-    pub fn size(&self) -> u16 {
-        self.queue.size()
+    /// The driver has broken the rules of the device: says so, raises DEVICE_NEEDS_RESET, and from then on there is no chain.
+    pub fn fail(&mut self, why: &str) {
+        self.queue.fail();
+        self.needs_reset.raise(format_args!("queue {}: {why}", self.index));
     }
 
     /// Undoes the last `pop`.

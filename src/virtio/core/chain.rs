@@ -59,8 +59,6 @@ pub struct Chain {
     head: u16,
     // The queue's `next_avail` right behind this chain: tells whether it was the last one popped.
     position: u16,
-    // Descriptors of the queue that it takes.
-    descriptors: u16,
     segments: Vec<Segment>,
     readable: usize,
     readable_len: u32,
@@ -81,7 +79,6 @@ impl Chain {
         let mut chain = Self {
             head,
             position: 0,
-            descriptors: 0,
             segments,
             readable: 0,
             readable_len: 0,
@@ -94,8 +91,6 @@ impl Chain {
         let mut left = size;
         loop {
             let desc = table.read(mem, index)?;
-            // A loop ends by `left`, and so does this.
-            chain.descriptors += u16::from(!table.indirect);
             if desc.refers_to_indirect_table() {
                 if !indirect {
                     return Err(ChainError::IndirectNotNegotiated);
@@ -150,11 +145,6 @@ impl Chain {
     pub(super) fn finish(mut self) -> Vec<Segment> {
         self.finished = true;
         std::mem::take(&mut self.segments)
-    }
-
-    /// How many of the queue's descriptors it takes; an indirect table counts once.
-    pub fn descriptors(&self) -> u16 {
-        self.descriptors
     }
 
     /// Bytes that the driver lets the device read.

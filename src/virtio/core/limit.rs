@@ -74,6 +74,15 @@ impl Throttle {
         }
     }
 
+    /// Counts bytes of an operation that is counted already.
+    pub fn charge_bytes(&self, bytes: u64) {
+        let Some(buckets) = &self.0 else { return };
+        let mut buckets = buckets.lock().expect("a panic under this lock ends the process");
+        if let Some(bucket) = &mut buckets.bytes {
+            bucket.charge(bytes, Instant::now());
+        }
+    }
+
     fn charge_at(&self, bytes: u64, now: Instant) {
         let Some(buckets) = &self.0 else { return };
         let mut buckets = buckets.lock().expect("a panic under this lock ends the process");

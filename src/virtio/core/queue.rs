@@ -149,6 +149,11 @@ impl Queue {
         self.failed
     }
 
+    /// From now on the queue is failed.
+    pub fn fail(&mut self) {
+        self.failed = true;
+    }
+
     /// Takes the next chain, if there is one. An error comes once; afterwards the queue is failed and empty.
     pub fn pop(&mut self, mem: &GuestMemory) -> Result<Option<Chain>, QueueError> {
         if self.failed {
@@ -204,7 +209,8 @@ impl Queue {
             let slot = ring + 4 + u64::from(next % self.ring.size()) * 8;
             done = done.and(mem.write_slice(&entry.to_le_bytes(), GuestAddress(slot)));
             next = next.wrapping_add(1);
-            self.unsignalled = self.unsignalled.wrapping_add(1);
+            // At the most everything that there can be: then the answer is yes in any case.
+            self.unsignalled = self.unsignalled.saturating_add(1);
         }
         self.ring.set_next_used(next);
         // §2.7.8.2: the entries come before the index that says that they are there.

@@ -248,7 +248,7 @@ fn a_packet_that_does_not_fit_is_dropped_and_the_next_one_comes() {
 fn a_receive_buffer_with_no_room_is_used_up() {
     in_network_namespace("a_receive_buffer_with_no_room_is_used_up", || {
         let (device, wire) = device();
-        let mut driver = FakeDriver::started(device);
+        let mut driver = started_with_whole_buffers(device);
         let buffer = driver.alloc(64);
         for part in [Part::Write(buffer, 25), Part::Read(buffer, 64), Part::Write(buffer, 0)] {
             driver.queues[net::RX].add(&[part]);
@@ -257,6 +257,43 @@ fn a_receive_buffer_with_no_room_is_used_up() {
         wire.send(&frame(1, 60));
         for _ in 0..3 {
             assert_eq!(driver.wait_used(net::RX).1, 0);
+        }
+    });
+}
+
+#[test]
+fn a_buffer_without_room_among_others_that_are_held_needs_a_reset_and_no_more() {
+    in_network_namespace(
+        "a_buffer_without_room_among_others_that_are_held_needs_a_reset_and_no_more",
+        || {
+            let (device, wire) = device();
+            let mut driver = FakeDriver::started(device);
+            for round in 0..3 {
+                let buffer = driver.alloc(2048);
+                driver.queues[net::RX].add(&[Part::Write(buffer, 2048)]);
+                driver.queues[net::RX].add(&[Part::Write(buffer, 11)]);
+                driver.notify(0);
+                driver.wait_needs_reset();
+                transmit(&mut driver, &[0; HEADER], &frame(round, 60));
+                assert_eq!(wait_frame(&wire), frame(round, 60));
+                driver.start(u64::MAX);
+            }
+            driver.transport.stop();
+        },
+    );
+}
+
+#[test]
+fn a_driver_with_few_buffers_receives_packets_that_fit() {
+    in_network_namespace("a_driver_with_few_buffers_receives_packets_that_fit", || {
+        let (device, wire) = device();
+        let mut driver = FakeDriver::started(device);
+        let mut buffers = add_buffers(&mut driver, 1);
+        for round in 0..20 {
+            wire.send(&frame(round, 1400));
+            assert_eq!(receive(&mut driver, &mut buffers)[14], round);
+            // Only when there is none left are there new ones.
+            buffers.extend(add_buffers(&mut driver, 1));
         }
     });
 }

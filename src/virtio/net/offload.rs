@@ -15,10 +15,13 @@ const FROM_GUEST: u64 =
 /// Each feature for packets to the guest, and what it is for a tap (TUN_F_* of linux/if_tun.h).
 const TO_GUEST: [(u64, u32); 4] = [
     (net::F_GUEST_CSUM, 0x01),
-    (net::F_GUEST_TSO4, 0x02),
-    (net::F_GUEST_TSO6, 0x04),
-    (net::F_GUEST_ECN, 0x08),
+    (net::F_GUEST_TSO4, TAP_TSO4),
+    (net::F_GUEST_TSO6, TAP_TSO6),
+    (net::F_GUEST_ECN, TAP_ECN),
 ];
+const TAP_TSO4: u32 = 0x02;
+const TAP_TSO6: u32 = 0x04;
+const TAP_ECN: u32 = 0x08;
 /// The same for datagrams, which Linux has since 6.2: both or none.
 const TO_GUEST_USO: [(u64, u32); 2] = [(net::F_GUEST_USO4, 0x20), (net::F_GUEST_USO6, 0x40)];
 /// Features for datagrams in both directions.
@@ -58,7 +61,10 @@ impl Offloads {
         };
         let uso =
             if TO_GUEST_USO.iter().all(|(feature, _)| self.has(*feature)) { flags(&TO_GUEST_USO) } else { 0 };
-        flags(&TO_GUEST) | uso
+        let flags = flags(&TO_GUEST);
+        // The kernel takes the ECN bit only beside one of TCP's.
+        let flags = if flags & (TAP_TSO4 | TAP_TSO6) == 0 { flags & !TAP_ECN } else { flags };
+        flags | uso
     }
 
     /// Whether a packet may take several buffers.
@@ -135,6 +141,7 @@ mod tests {
     fn a_tap_is_told_what_the_driver_takes() {
         assert_eq!(Offloads::new(0).of_tap(), 0);
         assert_eq!(Offloads::new(net::F_GUEST_TSO4).of_tap(), 0, "nothing goes without checksums");
+        assert_eq!(Offloads::new(net::F_GUEST_CSUM | net::F_GUEST_ECN).of_tap(), 0x01, "beside TCP's alone");
         assert_eq!(Offloads::new(net::F_GUEST_CSUM | net::F_GUEST_TSO6).of_tap(), 0x05);
         assert_eq!(Offloads::new(net::F_GUEST_CSUM | net::F_GUEST_USO4).of_tap(), 0x01, "both or none");
         assert_eq!(Offloads::new(u64::MAX).of_tap(), 0x6f);

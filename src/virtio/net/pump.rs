@@ -5,7 +5,7 @@
 //! that a driver that changes it while we look at it changes nothing.
 //!
 //! A packet for the guest may take several buffers if the driver can put them together again; then as many are kept ready as the
-//! largest packet needs, and the driver sees those of a packet all at once.
+//! largest packet needs, or as there are, and the driver sees those of a packet all at once.
 //!
 //! The tap is only waited for while there is a buffer to put a packet into: without one, packets wait in the interface's queue
 //! and are dropped there. An interface that vanishes ends reception, one that is down ends nothing: both are said once.
@@ -35,6 +35,10 @@ const MIN_FRAME: u32 = 14;
 const MAX_FRAME: u32 = 65536 + 64;
 /// An Ethernet header with a VLAN's tag in it.
 const VLAN_HEADER: u32 = 18;
+/// The most pieces of memory that a receive buffer may have, and that make many buffers enough: two times this is the most that one call takes.
+const MAX_SEGMENTS: usize = 511;
+/// After so many packets in a row that can't be read no more will come.
+const MAX_ERRORS: u32 = 1000;
 /// Where `num_buffers` stands in the header (§5.1.6).
 const NUM_BUFFERS: u32 = 10;
 
@@ -54,6 +58,10 @@ pub(super) struct Pump {
     said: Said,
     /// In either direction: to the guest, and from it.
     limits: [Arc<Throttle>; 2],
+    /// What the tap leaves undone now (TUN_F_*).
+    offloads: u32,
+    /// Packets in a row that could not be read.
+    errors: u32,
 }
 
 /// What was said already: once each.
@@ -75,32 +83,41 @@ enum Rx {
     Off,
 }
 
-/// Buffers that were taken from the driver, in order, and wait for packets.
+/// Buffers that were taken from the driver, in order, and wait for packets. None is ever completed before one that is in front of it:
+/// that is why all of them can be put back.
 struct Held {
     chains: VecDeque<Chain>,
     /// Bytes that they have room for.
     room: u64,
-    /// Descriptors of the queue that they take.
-    descriptors: u32,
-    /// Bytes of the largest packet with its header; or 0, if one buffer must do for it.
-    wanted: u64,
+    /// Pieces of memory that they are made of.
+    segments: usize,
+    /// Whether a packet may take several.
+    merges: bool,
+    /// Bytes of the largest packet with its header.
+    largest: u64,
+    /// Bytes of a packet that isn't larger than the interface's MTU, with its header.
+    usual: u64,
 }
 
 impl Held {
-    fn is_enough(&self, queue_size: u16) -> bool {
-        match self.wanted {
-            0 => !self.chains.is_empty(),
-            // A queue that can't hold the largest packet is full when one more like the last has no place: then smaller ones do.
-            wanted => {
-                let another = self.chains.back().map_or(1, |chain| u32::from(chain.descriptors()));
-                self.room >= wanted || self.descriptors + another > u32::from(queue_size)
-            }
+    /// Whether the largest packet has room, or one buffer must do for it.
+    fn is_enough(&self) -> bool {
+        if self.merges {
+            self.room >= self.largest || self.segments >= MAX_SEGMENTS
+        } else {
+            !self.chains.is_empty()
         }
+    }
+
+    /// Whether a packet may be read if the driver has no more buffers. It may be a large one, and then it is lost; but to wait for
+    /// more could be to wait for a driver that waits for a packet.
+    fn is_something(&self) -> bool {
+        self.is_enough() || self.room >= self.usual
     }
 
     fn push(&mut self, chain: Chain) {
         self.room += u64::from(chain.writable_len());
-        self.descriptors += u32::from(chain.descriptors());
+        self.segments += chain.writable().len();
         self.chains.push_back(chain);
     }
 
@@ -117,11 +134,11 @@ impl Held {
     /// Takes the first `count` buffers, of which `len` bytes are written, each with what is written of it.
     fn take(&mut self, count: usize, len: u32) -> impl Iterator<Item = (Chain, u32)> {
         let mut left = len;
-        let (room, descriptors) = (&mut self.room, &mut self.descriptors);
+        let (room, segments) = (&mut self.room, &mut self.segments);
         self.chains.drain(..count).map(move |chain| {
             let part = left.min(chain.writable_len());
             *room -= u64::from(chain.writable_len());
-            *descriptors -= u32::from(chain.descriptors());
+            *segments -= chain.writable().len();
             left -= part;
             (chain, part)
         })
@@ -130,19 +147,23 @@ impl Held {
 
 impl Pump {
     pub(super) fn new(tap: Tap, log: GuestLog, limits: [Arc<Throttle>; 2]) -> Self {
-        Self { tap, log, said: Said::default(), limits }
+        Self { tap, log, said: Said::default(), limits, offloads: 0, errors: 0 }
     }
 
     /// Serves both queues until `stop` is set.
     pub(super) fn run(&mut self, job: &mut Job, stop: &Stop) {
-        if let Err(error) = self.tap.set_offloads(job.offloads.of_tap()) {
-            log::debug!("{}: TUNSETOFFLOAD: {error}", self.log.who());
-        }
+        self.set_offloads(job.offloads.of_tap());
         let mut iovs = IoVecs::default();
-        let largest =
-            if job.offloads.makes_large() { MAX_FRAME } else { u32::from(self.tap.mtu()) + VLAN_HEADER };
-        let wanted = if job.offloads.merges_buffers() { u64::from(net::HEADER_LEN + largest) } else { 0 };
-        let mut held = Held { chains: VecDeque::new(), room: 0, descriptors: 0, wanted };
+        let usual = u32::from(self.tap.mtu()) + VLAN_HEADER;
+        let largest = if job.offloads.makes_large() { MAX_FRAME } else { usual };
+        let mut held = Held {
+            chains: VecDeque::new(),
+            room: 0,
+            segments: 0,
+            merges: job.offloads.merges_buffers(),
+            largest: u64::from(net::HEADER_LEN + largest),
+            usual: u64::from(net::HEADER_LEN + usual),
+        };
         // What was available before the start may have no kick to come.
         let mut state = self.receive(job, &mut held, &mut iovs);
         let mut tx_wait = self.send(job, stop, &mut iovs);
@@ -183,6 +204,23 @@ impl Pump {
             // Those that were taken last are the first that can go back.
             held.chains.into_iter().rev().for_each(|chain| rx.put_back(chain));
         }
+        // Until there is another driver, everything is done by the kernel.
+        self.set_offloads(0);
+    }
+
+    /// Tells the tap what it may leave undone. What waits in it was made for who was there before, and is dropped if it may be too much for
+    /// who is there now.
+    fn set_offloads(&mut self, flags: u32) {
+        let flags = self.tap.set_offloads(flags).map(|()| flags).unwrap_or_else(|error| {
+            log::warn!("{}: TUNSETOFFLOAD {flags:#x}: {error}", self.log.who());
+            // Nothing can't be refused, but for a tap that is gone.
+            let _ = self.tap.set_offloads(0);
+            0
+        });
+        if self.offloads & !flags != 0 {
+            self.tap.drop_packets();
+        }
+        self.offloads = flags;
     }
 
     /// Receives until the tap or the queue has no more. Buffers that no packet came for stay in `held`.
@@ -206,6 +244,7 @@ impl Pump {
             }
             match receive_packet(&self.tap, held, queue.mem(), iovs, job.offloads) {
                 Ok(Some(len)) => {
+                    self.errors = 0;
                     self.limits[0].charge(len.into());
                     let count = held.count(len);
                     number_buffers(&held.chains, count, queue.mem());
@@ -215,12 +254,16 @@ impl Pump {
                     self.log.warn("a packet was dropped: the driver's buffer is too small for it");
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // EBADFD: the interface was deleted. Nothing else is known to happen, and a tap that always fails must not keep
-                // us busy.
+                // EBADFD: the interface was deleted. Anything else is about one packet, such as a kind of segmentation that no
+                // header can express; but a tap that always fails must not keep us busy.
                 Err(error) => {
-                    queue.interrupt_if_needed();
-                    self.gone(job, &error);
-                    return Rx::Off;
+                    self.errors += 1;
+                    if error.raw_os_error() == Some(libc::EBADFD) || self.errors > MAX_ERRORS {
+                        queue.interrupt_if_needed();
+                        self.gone(job, &error);
+                        return Rx::Off;
+                    }
+                    log::debug!("{}: a packet was dropped: {error}", self.log.who());
                 }
             }
         }
@@ -237,18 +280,26 @@ impl Pump {
 
     /// Takes buffers until the next packet has room; false if there are too few.
     fn collect(&self, queue: &mut ActiveQueue, held: &mut Held) -> bool {
-        while !held.is_enough(queue.size()) {
-            let Some(chain) = queue.pop() else { return false };
-            if chain.writable_len() < net::HEADER_LEN + MIN_FRAME {
+        while !held.is_enough() {
+            let Some(chain) = queue.pop() else { return held.is_something() };
+            let least = if held.merges { net::HEADER_LEN } else { net::HEADER_LEN + MIN_FRAME };
+            if chain.writable_len() >= least && chain.writable().len() <= MAX_SEGMENTS {
+                held.push(chain);
+            } else if held.merges {
+                // It can't be used up before those that are held, and with those it can't be used at all.
+                queue.put_back(chain);
+                queue.fail("a receive buffer has no room for a header, or is in too many pieces");
+                return false;
+            } else {
                 self.log.warn("the driver gave a buffer with no room for a packet");
                 queue.complete(chain, 0);
                 // Not for as long as the driver likes: the burst's end must come.
                 return false;
             }
-            held.push(chain);
         }
         true
     }
+
     /// Sends what there is; if the limit is used up, it says until when.
     fn send(&mut self, job: &mut Job, stop: &Stop, iovs: &mut IoVecs) -> Option<Instant> {
         let offloads = job.offloads;

@@ -6,7 +6,7 @@
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -101,6 +101,19 @@ impl Tap {
     /// Whether the kernel can put many UDP datagrams into one packet (Linux 6.2).
     pub fn has_uso(&self) -> bool {
         self.uso
+    }
+
+    /// Drops what waits to be read, but for what comes meanwhile.
+    pub(super) fn drop_packets(&self) {
+        // An interface's queue has 500 places, unless somebody gave it more.
+        const MOST: usize = 4096;
+        let mut reader = &self.file;
+        for _ in 0..MOST {
+            // Of a packet only its beginning is copied; the rest of it goes as well.
+            if reader.read(&mut [0; 64]).is_err() {
+                return;
+            }
+        }
     }
 
     /// What may be left to be done by whoever reads packets (TUN_F_* of linux/if_tun.h).
