@@ -19,7 +19,7 @@ use super::{carry, say};
 use crate::outcome::Outcome;
 use crate::poll::{self, Source};
 use crate::timeline::Times;
-use crate::vmm::control::{Exits, News, Order, Report};
+use crate::vmm::control::{Counts, News, Order, Report};
 use crate::vmm::process::VmProcess;
 
 /// How long a guest may take to power off after SIGTERM.
@@ -39,7 +39,7 @@ const CHUNK: usize = 4096;
 pub(super) struct Ended {
     pub(super) outcome: Outcome,
     pub(super) times: Times,
-    pub(super) exits: Option<Exits>,
+    pub(super) counts: Option<Box<Counts>>,
 }
 
 /// How far the VM has been pushed towards its end.
@@ -98,9 +98,9 @@ pub(super) fn attend(
     attendant.finish_output();
     let killed = attendant.push == Push::Killed;
     match news.report().context("the VM's report is unreadable")? {
-        Some(Report::Ended { outcome, times, exits }) => Ok(Ended { outcome, times, exits }),
+        Some(Report::Ended { outcome, times, counts }) => Ok(Ended { outcome, times, counts }),
         Some(Report::Failed(chain)) => bail!(chain.join(": ")),
-        None if killed => Ok(Ended { outcome: Outcome::Killed, times: Times::default(), exits: None }),
+        None if killed => Ok(Ended { outcome: Outcome::Killed, times: Times::default(), counts: None }),
         None => bail!("the VM's process {}", vm.autopsy()),
     }
 }

@@ -84,8 +84,8 @@ fn open(config: &VmConfig, args: &BootArgs, log: Option<RawFd>) -> Result<Resour
         vsock.listen().with_context(|| format!("--vsock: can't listen at {}", vsock.path.display()))
     };
     let vsock = config.vsock.as_ref().map(listen).transpose()?;
-    let count_exits = args.timing.is_some();
-    Ok(Resources { kvm, kernel, initrd, cmdline, disks, nets, vsock, place: None, count_exits, log })
+    let count = args.timing.is_some();
+    Ok(Resources { kvm, kernel, initrd, cmdline, disks, nets, vsock, place: None, count, log })
 }
 
 fn kernel_and_initrd(config: &VmConfig) -> anyhow::Result<(KernelImage, Option<Blob>)> {
@@ -124,7 +124,7 @@ fn conclude(ended: &Ended, timing: Option<TimingFormat>) -> u8 {
         say(&format!("bothy: {message}"));
     }
     if let Some(format) = timing {
-        machine::say_timing(&Timing::new(&ended.times, timeline::now_ns(), ended.exits.as_ref()), format);
+        machine::say_timing(&Timing::new(&ended.times, timeline::now_ns(), ended.counts.as_deref()), format);
     }
     ended.outcome.exit_code()
 }

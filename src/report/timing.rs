@@ -1,11 +1,11 @@
-//! `--timing`: where the time of one VM went, and how often its guest was left.
+//! `--timing`: where the time of one VM went, how often its guest was left, and what that gave back of its memory.
 
 use std::fmt;
 
 use serde::Serialize;
 
 use crate::timeline::{Mark, Times};
-use crate::vmm::control::Exits;
+use crate::vmm::control::{BalloonFigures, Counts, Exits};
 
 /// The phases of a VM's life, in order; times in microseconds.
 #[derive(Debug, Serialize)]
@@ -13,6 +13,7 @@ pub struct Timing {
     phases: Vec<Phase>,
     total_us: Option<u64>,
     exits: Option<Exits>,
+    memory: Option<BalloonFigures>,
 }
 
 #[derive(Debug, Serialize)]
@@ -54,7 +55,7 @@ fn to_init(times: &Times) -> [Step; 6] {
 
 impl Timing {
     /// From the VM's recorded times, and the moment at which the command is about to return.
-    pub fn new(times: &Times, returned_ns: u64, exits: Option<&Exits>) -> Self {
+    pub fn new(times: &Times, returned_ns: u64, counts: Option<&Counts>) -> Self {
         let [init, power_off, ended] =
             [Mark::InitStarted, Mark::PowerOffBegins, Mark::Ended].map(|mark| times.at(mark));
         let steps = [
@@ -62,11 +63,11 @@ impl Timing {
             ("power-off to end", "the guest's kernel shuts down", power_off, ended),
             ("tear-down", "disks and taps released, output drained", ended, Some(returned_ns)),
         ];
-        Self::of(times, &steps, returned_ns, exits)
+        Self::of(times, &steps, returned_ns, counts)
     }
 
     /// From the VM's recorded times, those of the run, and the moment at which the command is about to return.
-    pub fn of_run(times: &Times, run: &RunMoments, returned_ns: u64, exits: Option<&Exits>) -> Self {
+    pub fn of_run(times: &Times, run: &RunMoments, returned_ns: u64, counts: Option<&Counts>) -> Self {
         let init = times.at(Mark::InitStarted);
         let steps = [
             ("init to hello", "the agent starts and reaches the command", init, run.hello),
@@ -75,11 +76,11 @@ impl Timing {
             ("started to ended", "the command runs", run.started, run.ended),
             ("ended to return", "output drained, the VM ended", run.ended, Some(returned_ns)),
         ];
-        Self::of(times, &steps, returned_ns, exits)
+        Self::of(times, &steps, returned_ns, counts)
     }
 
     /// `steps` are those from PID 1 on.
-    fn of(times: &Times, steps: &[Step], returned_ns: u64, exits: Option<&Exits>) -> Self {
+    fn of(times: &Times, steps: &[Step], returned_ns: u64, counts: Option<&Counts>) -> Self {
         let us = |from: Option<u64>, to: Option<u64>| Some(to?.saturating_sub(from?) / 1000);
         let phases = to_init(times)
             .iter()
@@ -87,7 +88,8 @@ impl Timing {
             .map(|&(name, what, from, to)| Phase { name, what, us: us(from, to) })
             .collect();
         let total_us = us(times.at(Mark::Exec), Some(returned_ns));
-        Self { phases, total_us, exits: exits.cloned() }
+        let (exits, memory) = counts.map(|counts| (counts.exits.clone(), counts.memory.clone())).unzip();
+        Self { phases, total_us, exits, memory: memory.flatten() }
     }
 
     /// As one line of JSON.
@@ -123,6 +125,9 @@ impl fmt::Display for Timing {
         }
         if let Some(total) = self.total_us {
             writeln!(f, "  {:<24}{total:>12}   exec to return", "total")?;
+        }
+        if let Some(memory) = &self.memory {
+            writeln!(f, "{memory}")?;
         }
         let Some(exits) = &self.exits else { return Ok(()) };
         if exits.kvm.is_empty() {
@@ -189,11 +194,13 @@ mod tests {
             ],
             user: UserExits { port_io: 50, mmio: 2, interrupted: 1, other: 0 },
         };
-        let text = Timing::new(&times(true), 14_000_000, Some(&exits)).to_string();
+        let memory = Some(BalloonFigures { reported: 3 << 20, inflated: 5 << 20, ..Default::default() });
+        let text = Timing::new(&times(true), 14_000_000, Some(&Counts { exits, memory })).to_string();
         let columns = |name: &str| -> Vec<String> {
             let line = text.lines().find(|line| line.trim().starts_with(name)).unwrap();
             line.split_whitespace().map(str::to_owned).collect()
         };
+        assert!(text.contains("memory given back: 3 MiB by reporting, 5 MiB on request"), "{text}");
         assert_eq!(columns("exits "), ["exits", "by", "reason", "KVM", "user", "space"]);
         assert_eq!(columns("io_exits"), ["io_exits", "60", "50"]);
         assert_eq!(columns("halt_exits"), ["halt_exits", "40"]);

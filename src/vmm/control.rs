@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::outcome::Outcome;
 use crate::timeline::Times;
+pub use crate::virtio::balloon::Figures as BalloonFigures;
 
 /// What the command wants of the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,9 +123,18 @@ pub enum Report {
         outcome: Outcome,
         /// When each step happened.
         times: Times,
-        /// Exits by reason, if they were asked for.
-        exits: Option<Exits>,
+        /// What was counted, if it was asked for.
+        counts: Option<Box<Counts>>,
     },
+}
+
+/// What a VM counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Exits by reason.
+    pub exits: Exits,
+    /// What the guest has given back of its memory, if there is a balloon.
+    pub memory: Option<BalloonFigures>,
 }
 
 /// How often the guest was left, over all vCPUs.

@@ -31,7 +31,7 @@ use crate::timeline::Mark;
 use crate::vcpu::{self, Machine, StatsFd, Vcpu, VcpuError};
 use crate::virtio::core::mmio::MmioTransport;
 use crate::virtio::{balloon, blk, net, vsock};
-use control::{Exits, UserExits};
+use control::{Counts, Exits, UserExits};
 use event_loop::Wakeups;
 use wiring::DoorbellQueue;
 
@@ -53,8 +53,8 @@ pub struct Resources {
     pub vsock: Option<vsock::Listener>,
     /// A directory that goes with the VM, its sockets are in it, and the descriptor whose lock says that it is in use.
     pub place: Option<(PathBuf, OwnedFd)>,
-    /// Whether exits are counted for a report.
-    pub count_exits: bool,
+    /// Whether the report is to say what was counted.
+    pub count: bool,
     /// Where the log goes, if not to standard error.
     pub log: Option<RawFd>,
 }
@@ -91,8 +91,11 @@ struct Vmm {
     spawner: Spawner,
 }
 
-/// The counters of running vCPUs.
-struct Counters(Vec<(Arc<vcpu::UserExits>, Option<StatsFd>)>);
+/// The counters of running vCPUs, and of the balloon.
+struct Counters {
+    vcpus: Vec<(Arc<vcpu::UserExits>, Option<StatsFd>)>,
+    balloon: Option<balloon::Handle>,
+}
 
 /// What must outlive the VM's report: letting go of it waits for the kernel, and nobody needs to wait for that.
 struct Remains {
@@ -106,7 +109,8 @@ impl Vmm {
         let stats = |vcpu: &Vcpu| {
             vcpu.stats().inspect_err(|error| log::debug!("this host's KVM has no statistics: {error}")).ok()
         };
-        Counters(self.vcpus.iter().map(|vcpu| (vcpu.exits(), stats(vcpu))).collect())
+        let vcpus = self.vcpus.iter().map(|vcpu| (vcpu.exits(), stats(vcpu))).collect();
+        Counters { vcpus, balloon: self.balloon.clone() }
     }
 
     /// Starts the vCPUs, serves them until the VM has ended, finishes requests in flight and lets go of disks and taps.
@@ -131,9 +135,9 @@ impl Vmm {
 }
 
 impl Counters {
-    fn sum(self) -> Exits {
+    fn sum(self) -> Counts {
         let mut exits = Exits::default();
-        for (user, stats) in self.0 {
+        for (user, stats) in self.vcpus {
             let of = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
             exits.user = UserExits {
                 port_io: exits.user.port_io + of(&user.port_io),
@@ -149,6 +153,6 @@ impl Counters {
                 }
             }
         }
-        exits
+        Counts { exits, memory: self.balloon.map(|balloon| balloon.figures()) }
     }
 }

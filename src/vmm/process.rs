@@ -175,7 +175,7 @@ fn run(
     let timeline = Arc::new(timeline);
     detach(null);
     share_one_heap();
-    let (count_exits, log, place) = (resources.count_exits, resources.log, resources.place.take());
+    let (count, log, place) = (resources.count, resources.log, resources.place.take());
     let report = |control: &mut UnixStream, report: &Report| {
         if let Some(log) = log {
             replace(null, log);
@@ -186,7 +186,7 @@ fn run(
         Ok(vmm) => vmm,
         Err(error) => return report(control, &failed(&error)),
     };
-    let counters = count_exits.then(|| vmm.counters());
+    let counters = count.then(|| vmm.counters());
     match vmm.run(control) {
         Ok((outcome, remains)) => {
             // The command does it as well, unless it was killed.
@@ -196,8 +196,8 @@ fn run(
                 log::debug!("{}: {error}", dir.display());
             }
             timeline.record(Mark::Released);
-            let exits = counters.map(super::Counters::sum);
-            report(control, &Report::Ended { outcome, times: timeline.times(), exits });
+            let counts = counters.map(super::Counters::sum).map(Box::new);
+            report(control, &Report::Ended { outcome, times: timeline.times(), counts });
             // The kernel tears memory and VM down after the last word.
             std::mem::forget(remains);
         }

@@ -376,6 +376,53 @@ fn entropy_arrives_and_is_different_each_time() {
     assert!(first != second && first.iter().any(|byte| *byte != 0) && second.iter().any(|byte| *byte != 0));
 }
 
+/// Where the balloon is in a machine without disks: behind the entropy device.
+const BALLOON: u32 = 1;
+
+#[test]
+fn what_a_guest_hands_to_the_balloon_is_gone_and_what_it_has_not_it_can_not_hand_over() {
+    const PAGE: u32 = 0x50_0000;
+    // Its own page twice, the one behind the end of its 32 MiB, and the last that there can be.
+    let numbers: Vec<u8> =
+        [PAGE >> 12, 32 << 8, u32::MAX, PAGE >> 12].iter().flat_map(|n| n.to_le_bytes()).collect();
+    let script = Script::new()
+        .start_device(BALLOON, RING, 0)
+        .notify(BALLOON)
+        .wait_used(RING, 1)
+        .entropy_works(0)
+        // Afterwards it is memory as before.
+        .write32(PAGE + 4, 0x1234_5678)
+        .put(PAGE, 8)
+        .put(PAGE + 0x1000, 4);
+    let (bothy, _kernel) = Guest::new(&script)
+        .data(RING, ring(&[(DATA.into(), 16, 0, 0)], &[0]))
+        .data(DATA, numbers)
+        .data(PAGE, [0x77; 0x1004])
+        .data(OTHER_RING, entropy_ring())
+        .boot();
+    let output = bothy.run().output();
+    assert_eq!(output[0], b'r');
+    assert_eq!(words(&output[1..]), [0, 0x1234_5678, 0x7777_7777]);
+}
+
+#[test]
+fn a_balloon_that_gets_its_own_ring_leaves_the_others_working() {
+    // The page that the ring is in is named: the ring is zeros then, which is one step back and not forward.
+    let script = Script::new()
+        .start_device(BALLOON, RING, 0)
+        .notify(BALLOON)
+        .wait_used(RING, 1)
+        .entropy_works(0)
+        .negotiate(BALLOON, 0)
+        .say(b'n');
+    let (bothy, _kernel) = Guest::new(&script)
+        .data(RING, ring(&[(DATA.into(), 4, 0, 0)], &[0]))
+        .data(DATA, (RING >> 12).to_le_bytes())
+        .data(OTHER_RING, entropy_ring())
+        .boot();
+    assert_eq!(bothy.run().code(0).says("the driver must reset the device").stdout, b"rn");
+}
+
 /// Breaks the disk (device 0) by a queue of its own making, sees DEVICE_NEEDS_RESET, uses the entropy device (device 1), and
 /// then resets the disk and uses it.
 fn broken_queue_is_survived(what: &str, place: Place, bytes: Vec<u8>) {

@@ -198,7 +198,7 @@ fn resources(config: &VmConfig, args: &RunArgs, place: &Place, parts: Parts) -> 
         nets,
         vsock: listener.context("can't listen for the guest")?,
         place: Some(place.share().context("can't share a lock")?),
-        count_exits: args.timing.is_some(),
+        count: args.timing.is_some(),
         log: None,
     })
 }
@@ -245,8 +245,8 @@ fn report(finished: &Finished, timing: Option<TimingFormat>) {
     }
     if let Some(format) = timing {
         let now = timeline::now_ns();
-        let exits = finished.exits.as_ref();
-        machine::say_timing(&Timing::of_run(&finished.times, &finished.moments, now, exits), format);
+        let counts = finished.counts.as_deref();
+        machine::say_timing(&Timing::of_run(&finished.times, &finished.moments, now, counts), format);
     }
 }
 

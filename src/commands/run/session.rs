@@ -15,7 +15,7 @@ use crate::commands::{RUN_FAILED, terminal};
 use crate::poll::{self, Source};
 use crate::report::timing::RunMoments;
 use crate::timeline::{Times, now_ns};
-use crate::vmm::control::{Exits, News, Order, Report};
+use crate::vmm::control::{Counts, News, Order, Report};
 use crate::vmm::process::VmProcess;
 
 /// The command's number; there is only one.
@@ -71,7 +71,7 @@ pub(super) struct Finished {
     /// For the user, if there is something to say.
     pub(super) message: Option<String>,
     pub(super) times: Times,
-    pub(super) exits: Option<Exits>,
+    pub(super) counts: Option<Box<Counts>>,
     pub(super) moments: RunMoments,
 }
 
@@ -164,11 +164,11 @@ impl Session {
             }
             (Ok(()), _, None) => bail!("the VM's process {}", vm.autopsy()),
         };
-        let (times, exits) = match report {
-            Some(Report::Ended { times, exits, .. }) => (times, exits),
+        let (times, counts) = match report {
+            Some(Report::Ended { times, counts, .. }) => (times, counts),
             _ => (Times::default(), None),
         };
-        Ok(Finished { code, message, times, exits, moments })
+        Ok(Finished { code, message, times, counts, moments })
     }
 
     /// Until the command has ended and all of its output is written, or the VM is gone.

@@ -134,7 +134,7 @@ fn what_is_asked_for_before_the_driver_is_there_waits_for_it() {
 }
 
 #[test]
-fn statistics_come_when_they_are_asked_for_and_the_buffer_survives_a_stop() {
+fn statistics_are_asked_for_when_memory_was_handed_over_and_the_buffer_survives_a_stop() {
     let (mut driver, handle) = started();
     let stat = |tag: u16, value: u64| [&tag.to_le_bytes()[..], &value.to_le_bytes()].concat();
     let first = driver.alloc_with(&[stat(4, 1000), stat(99, 5), stat(5, 2000)].concat());
@@ -143,8 +143,8 @@ fn statistics_come_when_they_are_asked_for_and_the_buffer_survives_a_stop() {
     wait_until("the first statistics", || handle.figures().statistics.is_some());
     let statistics = handle.figures().statistics.unwrap();
     assert_eq!((statistics.free, statistics.total, statistics.available), (Some(1000), Some(2000), None));
-    assert_eq!(driver.queues[2].used(), None, "it is kept until somebody asks");
-    handle.ask_statistics();
+    assert_eq!(driver.queues[2].used(), None, "it is kept until something changes");
+    send_numbers(&mut driver, 0, &[first_page()]);
     assert_eq!(driver.wait_used(2), (head, 0));
     let second = driver.alloc_with(&stat(4, 3000));
     driver.queues[2].add(&[Part::Read(second, 10)]);

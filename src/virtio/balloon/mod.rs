@@ -18,11 +18,13 @@
 
 mod pages;
 
+use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -71,13 +73,13 @@ struct State {
     actual: u32,
     /// What somebody wants it to be for a while, and until when.
     wish: Option<(u32, Instant)>,
-    /// Somebody wants to know how the guest's memory is used.
+    /// The guest has handed something over, and has not been asked yet how it uses its memory now.
     asks_statistics: bool,
     statistics: Option<Statistics>,
 }
 
 /// What the balloon has done since the VM's start.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Figures {
     /// Bytes that the guest has reported as free, each time that it did.
     pub reported: u64,
@@ -85,8 +87,23 @@ pub struct Figures {
     pub inflated: u64,
     /// Bytes that the guest says are in the balloon now.
     pub actual: u64,
-    /// What the guest said last of its memory, if it was asked.
+    /// What the guest said of its memory when it had last handed something over, or at its start.
     pub statistics: Option<Statistics>,
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes >> 20;
+        let (reported, inflated) = (mib(self.reported), mib(self.inflated));
+        write!(f, "memory given back: {reported} MiB by reporting, {inflated} MiB on request")?;
+        match self.statistics {
+            Some(Statistics { total: Some(total), free: Some(free), available: Some(available), .. }) => {
+                let (total, free, available) = (mib(total), mib(free), mib(available));
+                write!(f, "; of its {total} MiB the guest had {free} free and {available} available")
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Handle {
@@ -94,12 +111,6 @@ impl Handle {
     pub fn reclaim(&self, bytes: u64) {
         let pages = u32::try_from(bytes / balloon::PAGE_SIZE).unwrap_or(u32::MAX);
         self.0.state().wish = Some((pages, Instant::now() + PATIENCE));
-        self.0.wake();
-    }
-
-    /// Asks the guest how its memory is used; the answer is in the [`Figures`] some time later.
-    pub fn ask_statistics(&self) {
-        self.0.state().asks_statistics = true;
         self.0.wake();
     }
 
@@ -118,6 +129,12 @@ impl Handle {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("a panic under this lock ends the process")
+    }
+
+    /// The guest has handed over so many bytes.
+    fn took(&self, counter: &AtomicU64, bytes: u64) {
+        counter.fetch_add(bytes, Ordering::Relaxed);
+        self.state().asks_statistics = true;
     }
 
     fn wake(&self) {
@@ -286,13 +303,13 @@ impl Job {
         // Nothing is limited here, so that nothing says when to come again.
         let _never: Option<Instant> = match purpose {
             Use::Inflate => queue.serve(stop, Notify::Burst, |chain, mem| {
-                shared.inflated.fetch_add(discard_listed(chain, mem, stop), Ordering::Relaxed);
+                shared.took(&shared.inflated, discard_listed(chain, mem, stop));
                 0
             }),
             // That they are used again shows when they are used.
             Use::Deflate => queue.serve(stop, Notify::Burst, |_, _| 0),
             Use::Reporting => queue.serve(stop, Notify::Burst, |chain, mem| {
-                shared.reported.fetch_add(discard_buffers(chain, mem, stop), Ordering::Relaxed);
+                shared.took(&shared.reported, discard_buffers(chain, mem, stop));
                 0
             }),
             Use::Statistics => {
@@ -302,7 +319,7 @@ impl Job {
         };
     }
 
-    /// Gives the driver's buffer back, if somebody has asked: that is the question.
+    /// Gives the driver's buffer back, if something has changed: that is the question.
     fn ask_statistics(&mut self, shared: &Shared, held: &mut Option<Chain>) {
         if held.is_none() || !std::mem::take(&mut shared.state().asks_statistics) {
             return;
