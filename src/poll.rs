@@ -82,9 +82,15 @@ pub fn is_passing(error: &io::Error) -> bool {
 /// Blocks until at least one of the sources is readable, closed or broken, and says which are. `None` stands for a source
 /// that is not of interest now; with nothing but `None` this would block for ever.
 pub fn readable<const N: usize>(sources: [Option<&dyn AsRawFd>; N]) -> [bool; N] {
-    let ready = wait(sources.map(|fd| fd.map_or(Source::none(), Source::readable)), None);
+    wait_readable(sources.map(|fd| fd.map_or(Source::none(), Source::readable)), None)
+}
+
+/// The same for sources of any kind, and no longer than until `deadline`: then none is.
+pub fn wait_readable<const N: usize>(sources: [Source<'_>; N], deadline: Option<Instant>) -> [bool; N] {
     // EFAULT and EINVAL can't be, and a handful of descriptors needs no memory.
-    ready.expect("poll fails for nothing but an interruption, which is repeated").map(|ready| ready.readable)
+    let ready =
+        wait(sources, deadline).expect("poll fails for nothing but an interruption, which is repeated");
+    ready.map(|ready| ready.readable)
 }
 
 #[cfg(test)]

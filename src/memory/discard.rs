@@ -34,8 +34,8 @@ pub fn discard(mem: &GuestMemory, gpa: GuestAddress, len: usize, afterwards: Aft
         let head = start.align_offset(page).min(slice.len());
         let whole = (slice.len() - head) / page * page;
         if whole > 0 {
-            prepare(mem, GuestAddress(gpa.0 + head as u64), start.wrapping_add(head), whole, afterwards);
             let first = start.wrapping_add(head);
+            prepare(mem, GuestAddress(gpa.0 + head as u64), first, whole, afterwards);
             #[expect(unsafe_code, reason = "madvise has no safe wrapper")]
             // SAFETY: the range lies in a mapping of guest memory, which lives as long as `mem`, and is of whole pages. That its
             // content changes under whoever looks is what guest memory does all the time: nobody has a reference into it.
@@ -55,9 +55,6 @@ fn prepare(mem: &GuestMemory, gpa: GuestAddress, start: *mut u8, len: usize, aft
     let Some(region) = mem.find_region(gpa) else { return };
     // A region begins at a huge page of the host's, and may end within one.
     let Ok(at) = usize::try_from(gpa.0 - region.start_addr().0) else { return };
-    let size = usize::try_from(region.len()).unwrap_or(usize::MAX);
-    let first = at / HUGE_PAGE * HUGE_PAGE;
-    let last = (at + len).next_multiple_of(HUGE_PAGE).min(size);
     if len >= HUGE_PAGE {
         let (first, last) = (at.next_multiple_of(HUGE_PAGE), (at + len) / HUGE_PAGE * HUGE_PAGE);
         if first < last {
@@ -66,7 +63,12 @@ fn prepare(mem: &GuestMemory, gpa: GuestAddress, start: *mut u8, len: usize, aft
         return;
     }
     match afterwards {
-        Afterwards::Unused => advise(start.wrapping_sub(at - first), last - first, libc::MADV_NOHUGEPAGE),
+        Afterwards::Unused => {
+            let size = usize::try_from(region.len()).unwrap_or(usize::MAX);
+            let first = at / HUGE_PAGE * HUGE_PAGE;
+            let last = (at + len).next_multiple_of(HUGE_PAGE).min(size);
+            advise(start.wrapping_sub(at - first), last - first, libc::MADV_NOHUGEPAGE);
+        }
         // So much comes with its neighbours, and with the last of them goes the huge page: a split would be for nothing.
         Afterwards::UsedSoon if len >= HUGE_PAGE / 2 => return,
         Afterwards::UsedSoon => {}

@@ -229,7 +229,7 @@ enum Use {
 
 impl Job {
     fn run(&mut self, shared: &Shared, stop: &Stop) {
-        // The driver's buffer for statistics: it is given back when somebody asks (§5.5.6.3).
+        // The driver's buffer for statistics: it is given back when something has changed (§5.5.6.3).
         let mut held = None;
         // What was available before the start may have no kick to come.
         let mut kicked = [true; QUEUES];
@@ -251,11 +251,10 @@ impl Job {
                 1 => Source::readable(&shared.wake_evt),
                 _ => queue(at - 2),
             });
-            let ready: [poll::Ready; 2 + QUEUES] = poll::wait(sources, deadline)
-                .expect("poll fails for nothing but an interruption, which is repeated");
-            let [_, wake, ready @ ..] = ready;
-            kicked = ready.map(|ready| ready.readable);
-            if wake.readable {
+            let ready: [bool; 2 + QUEUES] = poll::wait_readable(sources, deadline);
+            let [_, woken, ready @ ..] = ready;
+            kicked = ready;
+            if woken {
                 // Nobody else reads it.
                 let _ = shared.wake_evt.read();
             }

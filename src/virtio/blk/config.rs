@@ -1,6 +1,5 @@
 //! What a disk is made from, as plain data, and what can be wrong with it before anything is opened.
 
-use std::fmt;
 use std::num::{NonZeroU16, NonZeroU64};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -99,16 +98,6 @@ impl FromStr for Cache {
             "unsafe" => Ok(Self::Unsafe),
             _ => Err(format!("`{text}` is none of writeback, none and unsafe")),
         }
-    }
-}
-
-impl fmt::Display for Cache {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Writeback => "writeback",
-            Self::None => "none",
-            Self::Unsafe => "unsafe",
-        })
     }
 }
 

@@ -26,7 +26,7 @@ use crate::virtio::core::iovec::{GatherList, ScatterList};
 /// The unit that a disk's length is a multiple of, in bytes.
 const SECTOR: u32 = 512;
 /// Bytes of a block that any file system can transfer past the page cache.
-const PAGE: u32 = 4096;
+pub(super) const PAGE: u32 = 4096;
 
 /// Why a disk can't be used. One line each, with the way out.
 #[derive(Debug, Error)]
@@ -176,8 +176,8 @@ impl Disk {
     fn file_for(&self, offset: u64, is_aligned: impl FnOnce(usize) -> bool) -> &File {
         match &self.cached {
             Some(cached) => {
-                let block = self.block_size;
-                if offset.is_multiple_of(block.into()) && is_aligned(block as usize) {
+                let align = self.alignment;
+                if offset.is_multiple_of(align.into()) && is_aligned(align as usize) {
                     &self.file
                 } else {
                     cached
@@ -189,13 +189,13 @@ impl Disk {
 
     /// Fills the whole list from `offset` bytes into the disk. A file that has become too short is an error.
     pub fn read_at(&self, list: &mut ScatterList<'_>, offset: u64) -> io::Result<()> {
-        let file = self.file_for(offset, |block| list.is_aligned(block));
+        let file = self.file_for(offset, |align| list.is_aligned(align));
         transfer(list.remaining(), offset, io::ErrorKind::UnexpectedEof, |at| list.read_at(file, at))
     }
 
     /// Writes the whole list at `offset` bytes into the disk. It is durable only after `flush`.
     pub fn write_at(&self, list: &mut GatherList<'_>, offset: u64) -> io::Result<()> {
-        let file = self.file_for(offset, |block| list.is_aligned(block));
+        let file = self.file_for(offset, |align| list.is_aligned(align));
         transfer(list.remaining(), offset, io::ErrorKind::WriteZero, |at| list.write_at(file, at))
     }
 

@@ -188,3 +188,17 @@ fn past_the_page_cache_everything_is_read_and_written_whatever_its_alignment() {
     assert_eq!((bytes[4096], bytes[512], bytes[512 * 5], bytes[512 * 100]), (0xaa, 0xaa, 0xaa, 0));
     assert_eq!((bytes[4095], bytes[512 * 101]), (7, 101));
 }
+
+#[test]
+fn what_is_aligned_for_the_file_system_alone_goes_past_the_page_cache() {
+    let mut disk = Disk::with_len(tempfile::tempfile().unwrap(), 1 << 20);
+    assert!(std::ptr::eq(disk.file_for(1, |_| false), &raw const disk.file), "there is only one");
+    disk.cached = Some(tempfile::tempfile().unwrap());
+    disk.alignment = 4096;
+    let goes_past = |offset, multiple: usize| {
+        std::ptr::eq(disk.file_for(offset, |align| multiple.is_multiple_of(align)), &raw const disk.file)
+    };
+    assert!(goes_past(8192, 4096));
+    // Sectors of the guest's, and not blocks of the file system's.
+    assert!(!goes_past(512, 4096) && !goes_past(8192, 512));
+}

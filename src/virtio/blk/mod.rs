@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 pub use self::config::{Bandwidth, Cache, Config, ConfigError};
+use self::disk::PAGE;
 pub use self::disk::{Disk, OpenError};
 use self::request::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_ZEROES_SECTORS, Server};
 use super::core::active::{ActiveQueue, Notify};
@@ -88,13 +89,12 @@ impl Block {
 
 /// Bytes of `struct virtio_blk_config` (§5.2.4) as far as the features that are offered reach.
 const CONFIG_LEN: usize = 60;
-/// Bytes of a page: a transfer of fewer may cost the host a read before it writes.
-const PAGE: u32 = 4096;
 
 fn config_space(disk: &Disk, queues: u16) -> [u8; CONFIG_LEN] {
     let mut space = [0; CONFIG_LEN];
     let mut put = |offset: usize, bytes: &[u8]| space[offset..offset + bytes.len()].copy_from_slice(bytes);
     let block = disk.block_size();
+    // A transfer of less than a page may cost the host a read before it writes.
     let blocks_in_page = (PAGE / block).max(1);
     let page_sectors = u64::from(block * blocks_in_page) / blk::SECTOR_SIZE;
     put(0, &(disk.len() / blk::SECTOR_SIZE).to_le_bytes()); // capacity

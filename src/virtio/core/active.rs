@@ -82,8 +82,7 @@ impl ActiveQueue {
         while !stop.is_set() {
             // While it may not serve, a kick tells it nothing.
             let kick = if wait.is_none() { Source::readable(self) } else { Source::none() };
-            poll::wait([Source::readable(stop), kick], wait)
-                .expect("poll fails for nothing but an interruption, which is repeated");
+            poll::wait_readable([Source::readable(stop), kick], wait);
             self.drain_kick();
             wait = self.serve(stop, notify, &mut answer);
         }

@@ -186,9 +186,7 @@ impl Pump {
             ];
             let rx_wait = if let Rx::Spent(until) = state { Some(until) } else { None };
             let [_, rx_kicked, tx_kicked, tap] =
-                poll::wait(sources, rx_wait.into_iter().chain(tx_wait).min())
-                    .expect("poll fails for nothing but an interruption, which is repeated")
-                    .map(|ready| ready.readable);
+                poll::wait_readable(sources, rx_wait.into_iter().chain(tx_wait).min());
             let is_over = |wait: Option<Instant>| wait.is_some_and(|until| Instant::now() >= until);
             if tap && !matches!(state, Rx::Ready) {
                 self.gone(job, &io::Error::from_raw_os_error(libc::EBADFD));
