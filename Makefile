@@ -3,7 +3,7 @@
 CARGO ?= cargo
 BOTHY := target/x86_64-unknown-linux-gnu/release/bothy
 
-.PHONY: help build guest dist demo test test-long bench-startup bench-run lint clean
+.PHONY: help build guest dist demo test test-long bench-startup bench-run bench-io lint clean
 
 help:
 	@echo 'make demo           boot the default guest, which shows what it finds, and see where the time goes'
@@ -11,6 +11,7 @@ help:
 	@echo 'make test-long      every kind of test, at full counts'
 	@echo 'make bench-startup  start-up and memory, beside the least possible and QEMU'
 	@echo 'make bench-run      a command of an image, beside runc and crun'
+	@echo 'make bench-io       disks and networks, beside QEMU'
 	@echo 'make build          the bothy command: $(BOTHY)'
 	@echo 'make guest          its guest (kernel and init), if its inputs have changed: target/guest/'
 	@echo 'make dist           one self-contained file with the guest inside: target/dist/bothy'
@@ -48,6 +49,10 @@ bench-startup: build guest
 bench-run: build guest
 	@tests/packages benches/packages.txt tests/host/packages.txt
 	@benches/run container
+
+bench-io: build guest
+	@tests/packages benches/packages.txt tests/host/packages.txt
+	@benches/run io
 
 clean:
 	$(CARGO) clean

@@ -29,10 +29,19 @@ pub trait BusDevice: Send + Sync {
 /// Only a speed-up: until `add` takes effect, and where it fails, the same write arrives as an MMIO exit, and the
 /// transport signals the eventfd itself. So an implementation may do the work later, on another thread.
 pub trait Doorbells: Send + Sync {
-    /// From some time on, a 4-byte write of `value` to `gpa` signals `evt`.
-    fn add(&self, gpa: u64, value: u32, evt: &Arc<EventFd>);
+    /// From some time on, `bell` signals `evt`.
+    fn add(&self, bell: Doorbell, evt: &Arc<EventFd>);
     /// Undoes an `add` with the same arguments. A doorbell that still rings once afterwards is harmless.
-    fn remove(&self, gpa: u64, value: u32, evt: &Arc<EventFd>);
+    fn remove(&self, bell: Doorbell, evt: &Arc<EventFd>);
+}
+
+/// A guest's write that means "look at this queue".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doorbell {
+    /// Where it is written.
+    pub gpa: u64,
+    /// What is written there, as 4 bytes; whatever is written, in whatever width, where it is missing.
+    pub value: Option<u32>,
 }
 
 /// Message-signalled interrupts: what an IOAPIC pin or an MSI-X vector becomes.

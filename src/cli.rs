@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{Balloon, Console, MemorySize, VmConfig};
+use crate::config::{Balloon, Console, Memory, Transport, VmConfig};
 use crate::image::{self, Platform, Reference};
 use crate::virtio::{blk, net, vsock};
 
@@ -160,29 +160,37 @@ pub struct BootArgs {
     /// Virtual CPUs, 1 to 64 [default: 1]
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
-    /// Memory, from 32M up, like 512M or 2G [default: 512M]
-    #[arg(long, value_name = "SIZE")]
-    pub memory: Option<MemorySize>,
-    /// A disk: an image file or a block device; `ro` for read-only, `id` is what the guest sees as its serial number, `queues` (1 to
+    /// Memory, from 32M up, like 512M or 2G, and what it is made of: huge pages of a pool of the host's or (the default) those that the
+    /// kernel makes by itself (thp), `shared` for a file in memory, `prefault` for all of it at once [default: 512M]
+    #[arg(long, value_name = "SIZE[,hugepages=2M|1G|thp][,shared][,prefault]")]
+    pub memory: Option<Memory>,
+    /// A disk: an image file or a block device; `ro` for read-only, `format=raw` for one that looks like an image of another format and is none, `id` is what the guest sees as its serial number, `queues` (1 to
     /// 64) is how many of its processors can use it at once, `cache` is writeback (the default), none (past this machine's page
-    /// cache) or unsafe (what the guest flushes may be lost when this machine crashes), `iops` and `bw` are the most requests and bytes
+    /// cache) or unsafe (what the guest flushes may be lost when this machine crashes), `aio` is io_uring (the default, where this machine has it) or sync, `iops` and `bw` are the most requests and bytes
     /// in a second, like 500 and 100M
-    #[arg(long, value_name = "PATH[,ro][,id=NAME][,queues=N][,cache=KIND][,iops=N][,bw=SIZE]", value_parser = parse_disk)]
+    #[arg(long, value_name = "PATH[,ro][,format=raw][,id=NAME][,queues=N][,cache=KIND][,aio=KIND][,iops=N][,bw=SIZE]", value_parser = parse_disk)]
     pub disk: Vec<blk::Config>,
-    /// A network device on a tap that exists; the guest's init sets the address, gateway and name server; `rate` is the most bits in a
-    /// second in each direction, like 100M
-    #[arg(long, value_name = "tap=NAME[,mac=M][,rate=R][,ip=A/P][,gw=G][,dns=D]", value_parser = parse_net)]
+    /// A network device on a tap that exists, or (`tap=auto`) on one of the VM's own, which has the address `gw`, if there is one, and is gone with it; the guest's init
+    /// sets the address, gateway and name server; `queues` (1 to 64) is how many of the guest's processors can use it at once, on a tap made with
+    /// multi_queue; `rate` is the most bits in a second in each direction, like 100M
+    #[arg(long, value_name = "tap=NAME|auto[,mac=M][,queues=N][,rate=R][,ip=A/P][,gw=G][,dns=D]", value_parser = parse_net)]
     pub net: Vec<net::Config>,
     /// Byte streams to and from the guest: whoever connects to the Unix socket PATH and says `CONNECT P` reaches the guest's
     /// vsock port P; a guest that connects to port P of context 2 reaches whoever listens at PATH_P
     #[arg(long, value_name = "PATH[,cid=N]", value_parser = parse_vsock)]
     pub vsock: Option<vsock::Config>,
-    /// Where the guest's console is [default: serial]
+    /// Where the guest's console is; virtio takes far fewer exits for what it says and follows the terminal's size (a serial port is there as well,
+    /// for what the kernel says before it finds the console), but a guest of one processor stands still while nobody reads, and Linux
+    /// takes Ctrl-O there for a SysRq [default: serial]
     #[arg(long, value_name = "KIND")]
     pub console: Option<Console>,
-    /// Whether memory that the guest doesn't need goes back to the host [default: on]
+    /// Whether memory that the guest doesn't need goes back to the host [default: on; off for memory of a pool of huge pages, and with prefault]
     #[arg(long, value_name = "SWITCH")]
     pub balloon: Option<Balloon>,
+    /// How the guest reaches its devices: pci is faster, mmio starts a little sooner and is there in every kernel [default: pci for bothy's
+    /// own kernel, mmio for another one]
+    #[arg(long, value_name = "KIND")]
+    pub transport: Option<Transport>,
     /// Write the log to a file instead of standard error; RUST_LOG sets its level
     #[arg(long, value_name = "PATH")]
     pub log_file: Option<PathBuf>,
@@ -233,12 +241,13 @@ impl Shell {
 
 impl ValueEnum for Console {
     fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Serial, Self::None]
+        &[Self::Serial, Self::Virtio, Self::None]
     }
 
     fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
         Some(match self {
             Self::Serial => clap::builder::PossibleValue::new("serial"),
+            Self::Virtio => clap::builder::PossibleValue::new("virtio"),
             Self::None => clap::builder::PossibleValue::new("none"),
         })
     }
@@ -257,12 +266,25 @@ impl ValueEnum for Balloon {
     }
 }
 
+impl ValueEnum for Transport {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Mmio, Self::Pci]
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(match self {
+            Self::Mmio => clap::builder::PossibleValue::new("mmio"),
+            Self::Pci => clap::builder::PossibleValue::new("pci"),
+        })
+    }
+}
+
 /// `512M`, `64G`.
 fn parse_bytes(text: &str) -> Result<u64, String> {
     image::parse_size(text).ok_or_else(|| "expected a number with K, M, G or T after it, like 64G".into())
 }
 
-/// `PATH[,ro][,id=NAME][,queues=N][,cache=KIND][,iops=N][,bw=SIZE]`. A path with a comma goes into a `--config` file.
+/// `PATH[,ro][,format=raw][,id=NAME][,queues=N][,cache=KIND][,aio=KIND][,iops=N][,bw=SIZE]`. A path with a comma goes into a `--config` file.
 fn parse_disk(text: &str) -> Result<blk::Config, String> {
     let mut parts = text.split(',');
     let path = parts.next().filter(|path| !path.is_empty()).ok_or("the path is missing")?;
@@ -270,12 +292,14 @@ fn parse_disk(text: &str) -> Result<blk::Config, String> {
     for part in parts {
         match part.split_once('=') {
             None if part == "ro" => disk.read_only = true,
+            Some(("format", format)) => disk.format = Some(format.parse()?),
             Some(("id", id)) => disk.id = Some(id.to_owned()),
             Some(("queues", number)) => {
                 let number = number.parse().map_err(|_| format!("`{number}` is not a number of queues"))?;
                 disk.queues = Some(number);
             }
             Some(("cache", kind)) => disk.cache = Some(kind.parse()?),
+            Some(("aio", kind)) => disk.aio = Some(kind.parse()?),
             Some(("iops", number)) => {
                 let number = number.parse().map_err(|_| format!("`{number}` is not a number of requests"))?;
                 disk.iops = Some(number);
@@ -283,7 +307,7 @@ fn parse_disk(text: &str) -> Result<blk::Config, String> {
             Some(("bw", bandwidth)) => disk.bw = Some(bandwidth.parse()?),
             _ => {
                 return Err(format!(
-                    "`{part}` is none of `ro`, `id=NAME`, `queues=N`, `cache=KIND`, `iops=N` and `bw=SIZE`"
+                    "`{part}` is none of `ro`, `format=raw`, `id=NAME`, `queues=N`, `cache=KIND`, `aio=KIND`, `iops=N` and `bw=SIZE`"
                 ));
             }
         }
@@ -291,7 +315,7 @@ fn parse_disk(text: &str) -> Result<blk::Config, String> {
     Ok(disk)
 }
 
-/// `tap=NAME[,mac=M][,rate=R][,ip=A/P][,gw=G][,dns=D]`, in any order.
+/// `tap=NAME[,mac=M][,queues=N][,rate=R][,ip=A/P][,gw=G][,dns=D]`, in any order.
 fn parse_net(text: &str) -> Result<net::Config, String> {
     let mut net = net::Config::default();
     for part in text.split(',') {
@@ -299,16 +323,20 @@ fn parse_net(text: &str) -> Result<net::Config, String> {
         let address = || value.parse().map_err(|_| format!("`{value}` is not an IP address, in `{part}`"));
         match key {
             "tap" => net.tap = value.to_owned(),
+            "queues" => {
+                let number = value.parse().map_err(|_| format!("`{value}` is not a number of queues"))?;
+                net.queues = Some(number);
+            }
             "rate" => net.rate = Some(value.parse()?),
             "mac" => net.mac = Some(value.parse().map_err(|error| format!("{error}"))?),
             "ip" => net.ip = Some(value.parse().map_err(|error| format!("{error}"))?),
             "gw" => net.gw = Some(address()?),
             "dns" => net.dns = Some(address()?),
-            _ => return Err(format!("`{key}` is none of tap, mac, rate, ip, gw and dns")),
+            _ => return Err(format!("`{key}` is none of tap, mac, queues, rate, ip, gw and dns")),
         }
     }
     if net.tap.is_empty() {
-        return Err("tap=NAME is missing".into());
+        return Err("tap=NAME or tap=auto is missing".into());
     }
     Ok(net)
 }
@@ -340,6 +368,7 @@ impl BootArgs {
             net: self.net.clone(),
             vsock: self.vsock.clone(),
             balloon: self.balloon,
+            transport: self.transport,
         }
     }
 }
@@ -367,7 +396,7 @@ mod tests {
             ("bothy boot --memory lots", ["--memory", "512M or 2G"]),
             ("bothy boot --cpus two", ["--cpus", "see --help"]),
             ("bothy boot --kernal x", ["--kernal", "--kernel"]),
-            ("bothy boot --console vga", ["--console", "serial, none"]),
+            ("bothy boot --console vga", ["--console", "serial, virtio, none"]),
             ("bothy boot --disk a,rw", ["--disk", "none of `ro`"]),
             ("bothy bot", ["bot", "boot"]),
             ("bothy load", ["SRC", "see --help"]),

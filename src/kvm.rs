@@ -18,12 +18,12 @@ use kvm_bindings::{
     KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, KvmIrqRouting, kvm_enable_cap,
     kvm_irq_routing_entry, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::bus::MsiMessage;
+use crate::bus::{Doorbell, MsiMessage};
 use crate::memory::{GuestMemory, layout};
 
 /// The KVM API version that has been the only one since 2007.
@@ -264,15 +264,23 @@ impl Vm {
         Ok(self.fd.unregister_irqfd(evt, gsi)?)
     }
 
-    /// From now on a guest's 4-byte write of `value` to `gpa` signals `evt` and causes no exit. This may wait for
-    /// several milliseconds.
-    pub fn add_ioeventfd(&self, evt: &EventFd, gpa: u64, value: u32) -> io::Result<()> {
-        Ok(self.fd.register_ioevent(evt, &IoEventAddress::Mmio(gpa), value)?)
+    /// From now on a guest's ringing of `bell` signals `evt` and causes no exit. This may wait for several milliseconds.
+    pub fn add_ioeventfd(&self, evt: &EventFd, bell: Doorbell) -> io::Result<()> {
+        let at = IoEventAddress::Mmio(bell.gpa);
+        // Without a value there is no length either: on Intel such a write isn't even decoded.
+        Ok(match bell.value {
+            Some(value) => self.fd.register_ioevent(evt, &at, value),
+            None => self.fd.register_ioevent(evt, &at, NoDatamatch),
+        }?)
     }
 
     /// Undoes [`Vm::add_ioeventfd`].
-    pub fn remove_ioeventfd(&self, evt: &EventFd, gpa: u64, value: u32) -> io::Result<()> {
-        Ok(self.fd.unregister_ioevent(evt, &IoEventAddress::Mmio(gpa), value)?)
+    pub fn remove_ioeventfd(&self, evt: &EventFd, bell: Doorbell) -> io::Result<()> {
+        let at = IoEventAddress::Mmio(bell.gpa);
+        Ok(match bell.value {
+            Some(value) => self.fd.unregister_ioevent(evt, &at, value),
+            None => self.fd.unregister_ioevent(evt, &at, NoDatamatch),
+        }?)
     }
 }
 

@@ -5,7 +5,7 @@
 //! vmm -> { config, vcpu, boot } -> { virtio devices, devices } -> virtio::core -> bus -> memory
 //! { vmm, vcpu } -> kvm -> memory         (nobody else names kvm, but for `bothy doctor`)
 //! bench, image, agent                    (name only themselves)
-//! outcome, timeline, poll, thread        (small, and used by all of the above)
+//! outcome, timeline, poll, random, thread (small, and used by all of the above)
 //! ```
 //!
 //! A module uses only what stands to its right or below, and siblings don't see each other; `tests/layering.rs` holds
@@ -25,6 +25,7 @@ pub mod kvm;
 pub mod memory;
 pub mod outcome;
 pub mod poll;
+pub mod random;
 pub mod report;
 pub mod thread;
 pub mod timeline;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Used by all.
-const EVERYWHERE: &[&str] = &["outcome", "poll", "thread", "timeline"];
+const EVERYWHERE: &[&str] = &["outcome", "poll", "random", "thread", "timeline"];
 
 /// A module, or a part of one, and the modules that it may name. The first line that fits a file counts.
 const ALLOWED: &[(&str, &[&str])] = &[
@@ -50,6 +50,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("memory", &[]),
     ("outcome", &[]),
     ("poll", &[]),
+    ("random", &[]),
     ("thread", &[]),
     ("timeline", &[]),
 ];

@@ -5,6 +5,8 @@
 #[path = "../support/measure.rs"]
 mod measure;
 mod memory;
+#[path = "../support/target.rs"]
+mod target;
 #[path = "../support/usage.rs"]
 mod usage;
 

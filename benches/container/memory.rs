@@ -7,7 +7,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::IMAGE;
-use crate::measure::{print_target, wait_for_orphans};
+use crate::measure::wait_for_orphans;
+use crate::target::print_target;
 use crate::usage::{Usage, children, mappings, own};
 
 /// Memory of each machine, in bytes.

@@ -4,15 +4,20 @@
 //! `benches/run startup` builds what is needed and calls this with `tiny` or `linux` and the name of the host.
 
 mod guests;
+#[path = "../support/ip.rs"]
+mod ip;
 #[path = "../support/measure.rs"]
 mod measure;
 mod memory;
+#[path = "../support/target.rs"]
+mod target;
 #[path = "../support/usage.rs"]
 mod usage;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use ip::ip;
 use measure::{Contender, Table};
 
 /// Runs of each contender.
@@ -79,11 +84,6 @@ impl Drop for Net {
     fn drop(&mut self) {
         ip(&["tuntap", "del", "dev", &self.tap, "mode", "tap"]);
     }
-}
-
-fn ip(words: &[&str]) {
-    let status = Command::new("ip").args(words).status().expect("the package iproute2 is installed");
-    assert!(status.success(), "ip {words:?}: the benchmark needs the right to make a tap");
 }
 
 /// `bothy boot`, to be given its words.

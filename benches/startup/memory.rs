@@ -5,7 +5,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use crate::measure::{print_target, wait_for_orphans};
+use crate::measure::wait_for_orphans;
+use crate::target::print_target;
 use crate::usage::{self, Usage, children};
 use crate::{Places, boot, guests};
 

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use bothy::bench::stats::{FEW, Interval, Ratio, Summary};
 
+use crate::target::print_target;
+
 /// Longest that a run may take.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -95,11 +97,6 @@ impl Table {
         let figure = format!("{:.2} [{from:.2}, {to:.2}] times {theirs}", ratio.value);
         print_target(what, &figure, &format!("at most {goal}"), ratio.value <= goal);
     }
-}
-
-/// One line that `benches/run` repeats at the end.
-pub(crate) fn print_target(what: &str, figure: &str, goal: &str, met: bool) {
-    println!("target: {what:<52} {figure:<40} {goal:<16} {}", if met { "met" } else { "missed" });
 }
 
 impl fmt::Display for Table {

@@ -43,6 +43,10 @@ pub(crate) fn terminal() -> Option<File> {
     if let Err(error) = sys::control_terminal(terminal.as_fd()) {
         say!("no job control: {error}");
     }
+    // One that has a size has it from the host, and maybe a newer one.
+    if rustix::termios::tcgetwinsize(&terminal).is_ok_and(|size| size.ws_row > 0) {
+        return Some(terminal);
+    }
     // A terminal that doesn't take a size works without.
     let _ = sys::set_window_size(terminal.as_fd(), size_of("COLUMNS", 80), size_of("LINES", 24));
     Some(terminal)

@@ -1,5 +1,5 @@
 //! What the host and the guest agree on: the timing port, the words of the kernel command line, the signal of
-//! the power button, and the agent's protocol. No input or output happens here; PID 1 itself is the binary of this package.
+//! the power button, and the agent's protocol; and what both use ([`netlink`]). PID 1 itself is the binary of this package.
 //!
 //! The words that PID 1 understands on the kernel command line:
 //!
@@ -16,6 +16,7 @@
 pub mod addr;
 pub mod cmdline;
 pub mod net;
+pub mod netlink;
 pub mod protocol;
 
 /// The I/O port that PID 1 writes a [`TimingMark`] to, one byte each time. Reading it has no meaning.

@@ -10,7 +10,6 @@ mod console;
 mod demo;
 mod drivers;
 mod mounts;
-mod netlink;
 mod network;
 mod power;
 mod signals;

@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
 
-use bothy_guest::addr::IpPrefix;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use crate::sys;
+use crate::addr::IpPrefix;
 
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
@@ -32,17 +32,20 @@ const RTN_UNICAST: u8 = 1;
 const HEADER_BYTES: usize = 16;
 
 /// A conversation with the kernel; each method is one request and waits for its answer.
-pub(crate) struct Netlink {
+pub struct Netlink {
     socket: File,
 }
 
 impl Netlink {
-    pub(crate) fn open() -> io::Result<Self> {
-        Ok(Self { socket: sys::netlink_socket()? })
+    /// With the kernel of the thread's network namespace.
+    pub fn open() -> io::Result<Self> {
+        // The family's first protocol, 0, is NETLINK_ROUTE.
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        Ok(Self { socket: socket.into() })
     }
 
     /// Brings the interface up.
-    pub(crate) fn set_up(&mut self, interface: u32) -> io::Result<()> {
+    pub fn set_up(&mut self, interface: u32) -> io::Result<()> {
         let up = libc::IFF_UP.cast_unsigned();
         // struct ifinfomsg: family, padding, type, index, flags, which flags to change.
         let mut body = vec![0; 4];
@@ -53,7 +56,7 @@ impl Netlink {
     }
 
     /// Gives the interface an address; the kernel adds the route to its network.
-    pub(crate) fn add_address(&mut self, interface: u32, ip: IpPrefix) -> io::Result<()> {
+    pub fn add_address(&mut self, interface: u32, ip: IpPrefix) -> io::Result<()> {
         let flags = if ip.addr.is_ipv6() { IFA_F_NODAD } else { 0 };
         // struct ifaddrmsg: family, prefix length, flags, scope, index.
         let mut body = vec![family(ip.addr), ip.prefix_len, flags, RT_SCOPE_UNIVERSE];
@@ -64,7 +67,7 @@ impl Netlink {
     }
 
     /// Sends everything that no other route covers to the gateway.
-    pub(crate) fn add_default_route(&mut self, interface: u32, gateway: IpAddr) -> io::Result<()> {
+    pub fn add_default_route(&mut self, interface: u32, gateway: IpAddr) -> io::Result<()> {
         let mut body = route_body(family(gateway), 0, RT_SCOPE_UNIVERSE);
         put_attribute(&mut body, RTA_GATEWAY, &octets(gateway));
         put_attribute(&mut body, RTA_OIF, &interface.to_ne_bytes());
@@ -72,7 +75,7 @@ impl Netlink {
     }
 
     /// Says that a single address is a direct neighbour, for a gateway outside the interface's own networks.
-    pub(crate) fn add_neighbour_route(&mut self, interface: u32, neighbour: IpAddr) -> io::Result<()> {
+    pub fn add_neighbour_route(&mut self, interface: u32, neighbour: IpAddr) -> io::Result<()> {
         let bits = if neighbour.is_ipv4() { 32 } else { 128 };
         let mut body = route_body(family(neighbour), bits, RT_SCOPE_LINK);
         put_attribute(&mut body, RTA_DST, &octets(neighbour));

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use bothy_guest::addr::{IpPrefix, MacAddr};
 use bothy_guest::cmdline::Word;
 use bothy_guest::net::NetConfig;
+use bothy_guest::netlink::Netlink;
 use bothy_guest::{KEY_NET, net};
 
-use crate::netlink::Netlink;
 use crate::say;
 
 /// How long to wait for an interface: drivers may still be at work when init starts.

@@ -30,6 +30,8 @@ use vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
 use connection::{Control, Unknown};
 
+use crate::random;
+
 /// How long a connection may take to say what it is for.
 const OPENING_TIME: Duration = Duration::from_secs(10);
 /// The most connections that haven't said what they are for.
@@ -134,7 +136,7 @@ impl Agent {
 
     /// A token for a stream that the agent will be asked for.
     pub fn token(&mut self) -> io::Result<Token> {
-        let token = Token(random()?);
+        let token = Token(random::bytes()?);
         self.tokens.push(token);
         Ok(token)
     }
@@ -274,17 +276,4 @@ impl Drop for Agent {
 
 fn watch(epoll: &Epoll, fd: &impl AsRawFd, number: u64, events: EventSet) -> io::Result<()> {
     epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(events, number))
-}
-
-/// Bytes that nobody can guess.
-pub fn random<const N: usize>() -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    let mut filled = 0;
-    while filled < N {
-        match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
-            Err(rustix::io::Errno::INTR) => {}
-            done => filled += done?,
-        }
-    }
-    Ok(bytes)
 }

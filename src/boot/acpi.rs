@@ -1,13 +1,14 @@
-//! The ACPI tables, through which a guest finds everything: RSDP, XSDT, FADT, MADT and DSDT.
+//! The ACPI tables, through which a guest finds everything: RSDP, XSDT, FADT, MADT, DSDT, and the MCFG of a PCI bus.
 //!
 //! Hardware-reduced ACPI (ACPI 6.5 §4.1): no SCI, no PM1 block, no legacy PIC. Sleep and reset are registers that the
-//! FADT names; the power button is an event of a Generic Event Device. Every interrupt is edge-triggered, active high.
+//! FADT names; the power button and a new generation ID are events of a Generic Event Device. Every interrupt is edge-triggered, active high.
 //! Tables are built by the `acpi_tables` crate; this module chooses what they say.
 
 use acpi_tables::aml::{self, Path, ResourceTemplate, Scope};
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -17,6 +18,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::BootError;
 use crate::devices::acpi as registers;
 use crate::memory::{GuestMemory, layout};
+use crate::random;
 
 const OEM_ID: [u8; 6] = *b"BOTHY ";
 const OEM_TABLE_ID: [u8; 8] = *b"BOTHYVM ";
@@ -27,6 +29,8 @@ const DSDT_REVISION: u8 = 2;
 const BOOT_ARCH_NO_VGA_NO_RTC: u16 = 1 << 2 | 1 << 5;
 /// Device-specific notification of a button: pressed.
 const NOTIFY_BUTTON_PRESSED: u8 = 0x80;
+/// Device-specific notification of the VM generation counter: another ID.
+const NOTIFY_GENERATION_CHANGED: u8 = 0x80;
 
 /// The hardware that the tables describe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +41,8 @@ pub struct Platform {
     pub serial: bool,
     /// The virtio-mmio devices.
     pub virtio: Vec<VirtioSlot>,
+    /// Whether there is a PCI bus.
+    pub pci: bool,
 }
 
 /// Where a virtio-mmio device stands.
@@ -48,7 +54,7 @@ pub struct VirtioSlot {
     pub gsi: u32,
 }
 
-/// Writes all tables into guest memory.
+/// Writes all tables into guest memory, and a VM generation ID that no other VM has had.
 pub fn write_tables(mem: &GuestMemory, platform: &Platform) -> Result<(), BootError> {
     let mut writer = Writer { mem, next: layout::ACPI_TABLES_GPA };
     let dsdt = writer.write(&dsdt(platform))?;
@@ -57,8 +63,13 @@ pub fn write_tables(mem: &GuestMemory, platform: &Platform) -> Result<(), BootEr
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    if platform.pci {
+        xsdt.add_entry(writer.write(&mcfg())?);
+    }
     let xsdt = writer.write(&xsdt)?;
     Writer { mem, next: layout::RSDP_GPA }.write(&Rsdp::new(OEM_ID, xsdt))?;
+    let id: [u8; 16] = random::bytes().map_err(BootError::Random)?;
+    mem.write_slice(&id, GuestAddress(layout::GENERATION_ID_GPA))?;
     Ok(())
 }
 
@@ -113,6 +124,13 @@ fn madt(cpus: u8) -> impl Aml {
     madt
 }
 
+/// Where the configuration spaces of the PCI bus are.
+fn mcfg() -> impl Aml {
+    let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    mcfg.add_ecam(layout::PCI_ECAM_GPA, 0, 0, 0);
+    mcfg
+}
+
 /// The DSDT: a table header, then AML.
 struct Dsdt(Sdt);
 
@@ -127,9 +145,12 @@ fn dsdt(platform: &Platform) -> impl Aml {
     let serial = platform.serial.then_some(Serial);
     let virtio: Vec<Virtio> =
         (0..).zip(&platform.virtio).map(|(index, slot)| Virtio { index, slot: *slot }).collect();
-    let mut devices: Vec<&dyn Aml> = vec![&EventDevice, &PowerButton, &Pvpanic];
+    let mut devices: Vec<&dyn Aml> = vec![&EventDevice, &PowerButton, &Generation, &Pvpanic];
     devices.extend(serial.iter().map(|device| -> &dyn Aml { device }));
     devices.extend(virtio.iter().map(|device| -> &dyn Aml { device }));
+    if platform.pci {
+        devices.push(&PciBus);
+    }
     Scope::new(Path::new("_SB_"), devices).to_aml_bytes(&mut body);
     let zero = aml::ZERO;
     let s5 = aml::Package::new(vec![&registers::SLEEP_TYPE_S5, &zero, &zero, &zero]);
@@ -167,11 +188,14 @@ impl Aml for EventDevice {
         );
         let (events, source) = (aml::Local(0), Path::new("ESEL"));
         let read = aml::Store::new(&events, &source);
-        let bit = registers::EVENT_POWER_BUTTON;
-        let button_bit = aml::And::new(&aml::Local(1), &events, &bit);
+        let button_bit = aml::And::new(&aml::Local(1), &events, &registers::EVENT_POWER_BUTTON);
         let button = Path::new("\\_SB_.PWRB");
-        let notify = aml::Notify::new(&button, &NOTIFY_BUTTON_PRESSED);
-        let test = aml::If::new(&button_bit, vec![&notify]);
+        let press = aml::Notify::new(&button, &NOTIFY_BUTTON_PRESSED);
+        let press = aml::If::new(&button_bit, vec![&press]);
+        let generation_bit = aml::And::new(&aml::Local(1), &events, &registers::EVENT_GENERATION);
+        let generation = Path::new("\\_SB_.VGEN");
+        let renew = aml::Notify::new(&generation, &NOTIFY_GENERATION_CHANGED);
+        let renew = aml::If::new(&generation_bit, vec![&renew]);
         device(
             sink,
             "GED_",
@@ -184,7 +208,7 @@ impl Aml for EventDevice {
                 ),
                 &region,
                 &field,
-                &aml::Method::new(Path::new("_EVT"), 1, true, vec![&read, &test]),
+                &aml::Method::new(Path::new("_EVT"), 1, true, vec![&read, &press, &renew]),
             ],
         );
     }
@@ -199,6 +223,25 @@ impl Aml for PowerButton {
             sink,
             "PWRB",
             vec![&aml::Name::new(Path::new("_HID"), &id), &aml::Name::new(Path::new("_UID"), &aml::ZERO)],
+        );
+    }
+}
+
+/// The VM generation counter (Microsoft, "Virtual Machine Generation ID", 2012): where the ID stands.
+struct Generation;
+
+impl Aml for Generation {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let low = u32::try_from(layout::GENERATION_ID_GPA).expect("below 4 GiB");
+        device(
+            sink,
+            "VGEN",
+            vec![
+                &aml::Name::new(Path::new("_HID"), &"BTHY0001"),
+                &aml::Name::new(Path::new("_CID"), &"VM_Gen_Counter"),
+                &aml::Name::new(Path::new("_DDN"), &"VM_Gen_Counter"),
+                &aml::Name::new(Path::new("ADDR"), &aml::Package::new(vec![&low, &aml::ZERO])),
+            ],
         );
     }
 }
@@ -240,6 +283,33 @@ impl Aml for Serial {
     }
 }
 
+/// The PCI bus. It has no legacy interrupts, so that there is nothing to say of their routes, and it isn't PCI Express, so that the guest
+/// has nothing to negotiate; its configuration spaces are where the MCFG says.
+struct PciBus;
+
+impl Aml for PciBus {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let id = aml::EISAName::new("PNP0A03");
+        let base = u32::try_from(layout::PCI_WINDOW_GPA).expect("below 4 GiB");
+        let end = base + u32::try_from(layout::PCI_WINDOW_LEN - 1).expect("below 4 GiB");
+        let numbers = aml::AddressSpace::new_bus_number(0u16, 0u16);
+        let window =
+            aml::AddressSpace::new_memory(aml::AddressSpaceCacheable::NotCacheable, true, base, end, None);
+        device(
+            sink,
+            "PCI0",
+            vec![
+                &aml::Name::new(Path::new("_HID"), &id),
+                &aml::Name::new(Path::new("_UID"), &aml::ZERO),
+                &aml::Name::new(Path::new("_SEG"), &aml::ZERO),
+                &aml::Name::new(Path::new("_BBN"), &aml::ZERO),
+                &aml::Name::new(Path::new("_CCA"), &aml::ONE),
+                &aml::Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&numbers, &window])),
+            ],
+        );
+    }
+}
+
 struct Virtio {
     index: u8,
     slot: VirtioSlot,
@@ -270,14 +340,14 @@ mod tests {
     use crate::memory;
 
     fn tables(platform: &Platform) -> GuestMemory {
-        let mem = memory::create(memory::MIN_MIB).unwrap();
+        let mem = memory::create(memory::MIN_MIB, memory::Backing::default()).unwrap();
         write_tables(&mem, platform).unwrap();
         mem
     }
 
     fn platform(cpus: u8, devices: u32) -> Platform {
         let slot = |n| VirtioSlot { gpa: layout::VIRTIO_MMIO_GPA + u64::from(n) * 0x1000, gsi: 5 + n };
-        Platform { cpus, serial: true, virtio: (0..devices).map(slot).collect() }
+        Platform { cpus, serial: true, virtio: (0..devices).map(slot).collect(), pci: true }
     }
 
     fn table(mem: &GuestMemory, gpa: u64) -> Vec<u8> {
@@ -327,7 +397,7 @@ mod tests {
     #[test]
     fn a_vm_without_a_console_describes_no_serial_port() {
         let mut bytes = Vec::new();
-        dsdt(&Platform { cpus: 1, serial: false, virtio: Vec::new() }).to_aml_bytes(&mut bytes);
+        dsdt(&Platform { cpus: 1, serial: false, virtio: Vec::new(), pci: false }).to_aml_bytes(&mut bytes);
         assert!(!bytes.windows(4).any(|window| window == b"COM1"));
     }
 }

@@ -71,6 +71,9 @@ pub enum BootError {
     /// The boot parameters can't be written. A bug of ours.
     #[error("can't write the boot parameters: {0}")]
     Params(String),
+    /// The host's kernel gives none, for the generation ID.
+    #[error("can't get random numbers")]
+    Random(#[source] io::Error),
     /// A part of the guest can't be written to memory: its file became shorter meanwhile, or our own sums are wrong.
     #[error("can't fill guest memory")]
     Memory(#[from] GuestMemoryError),

@@ -34,7 +34,8 @@ pub(super) struct Placement {
     pub(super) initrd: Option<(u64, u64)>,
 }
 
-/// The memory map: (start, length in bytes, type), the type as E820 has it.
+/// The memory map: (start, length in bytes, type), the type as E820 has it. Linux believes in a PCI bus's configuration spaces only
+/// where the map says that they are taken, and so they always are.
 fn memory_map(memory_mib: u64) -> Vec<(u64, u64, u32)> {
     let mut map = vec![
         (0, layout::LOW_MEMORY_END, E820_RAM),
@@ -44,6 +45,9 @@ fn memory_map(memory_mib: u64) -> Vec<(u64, u64, u32)> {
         let skip = layout::HIGH_MEMORY_START.saturating_sub(start);
         map.push((start + skip, len - skip, E820_RAM));
     }
+    map.push((layout::PCI_ECAM_GPA, layout::PCI_ECAM_LEN, E820_RESERVED));
+    // In order, for those who take it as it comes.
+    map.sort_unstable();
     map
 }
 
@@ -126,9 +130,10 @@ mod tests {
                 (0, 0x9_fc00, 1),
                 (0x9_fc00, 0x6_0400, 2),
                 (0x10_0000, 0xbff0_0000, 1),
+                (0xe000_0000, 0x10_0000, 2),
                 (0x1_0000_0000, 0x4000_0000, 1)
             ]
         );
-        assert_eq!(memory_map(32).last(), Some(&(0x10_0000, 31 << 20, 1)));
+        assert_eq!(memory_map(32).get(2), Some(&(0x10_0000, 31 << 20, 1)));
     }
 }

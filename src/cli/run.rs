@@ -8,7 +8,7 @@ use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 
 use super::{TimingFormat, parse_net};
-use crate::config::{Balloon, MemorySize};
+use crate::config::{Balloon, Memory, MemorySize, Transport};
 use crate::image::{Platform, Policy};
 use crate::virtio::net;
 
@@ -49,21 +49,31 @@ pub struct RunArgs {
     /// Virtual CPUs, 1 to 64
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
-    /// The virtual machine's memory, from 32M up
-    #[arg(short, long, value_name = "SIZE", default_value = "512M")]
-    pub memory: MemorySize,
+    /// The virtual machine's memory, from 32M up, and what it is made of
+    #[arg(
+        short,
+        long,
+        value_name = "SIZE[,hugepages=2M|1G|thp][,shared][,prefault]",
+        default_value = "512M"
+    )]
+    pub memory: Memory,
     /// Write to a disk of this size and not to the virtual machine's memory; it is gone with the virtual machine
     #[arg(long, value_name = "SIZE", conflicts_with = "read_only")]
     pub scratch: Option<MemorySize>,
     /// Make the container's file system read-only
     #[arg(long)]
     pub read_only: bool,
-    /// A network device on a tap that exists, or none
-    #[arg(long, value_name = "none|tap=NAME[,mac=M][,rate=R][,ip=A/P][,gw=G][,dns=D]", default_value = "none", value_parser = parse_network)]
+    /// A network device on a tap that exists, or (`tap=auto`) on one of the virtual machine's own, which has the address `gw`, if there is one, and is gone with it; or none
+    #[arg(long, value_name = "none|tap=NAME|auto[,mac=M][,queues=N][,rate=R][,ip=A/P][,gw=G][,dns=D]", default_value = "none", value_parser = parse_network)]
     pub net: Network,
-    /// Whether memory that the guest doesn't need goes back to the host
-    #[arg(long, value_name = "SWITCH", default_value = "on")]
-    pub balloon: Balloon,
+    /// Whether memory that the guest doesn't need goes back to the host [default: on; off for memory of a pool of huge pages, and with
+    /// prefault]
+    #[arg(long, value_name = "SWITCH")]
+    pub balloon: Option<Balloon>,
+    /// How the guest reaches its devices: pci is faster, mmio starts a little sooner and is there in every kernel [default: pci for bothy's
+    /// own kernel, mmio for another one]
+    #[arg(long, value_name = "KIND")]
+    pub transport: Option<Transport>,
     /// Another kernel than bothy's own
     #[arg(long, value_name = "PATH")]
     pub kernel: Option<PathBuf>,
@@ -169,7 +179,7 @@ mod tests {
     #[test]
     fn a_flag_that_is_given_twice_counts_as_given_last_and_lists_grow() {
         let args = parse("bothy run -i -i -m 1G -m 64M -e A=1 -e B=2 x y");
-        assert_eq!((args.memory.mib(), args.env.len(), args.words.len()), (64, 2, 2));
+        assert_eq!((String::from(args.memory).as_str(), args.env.len(), args.words.len()), ("64M", 2, 2));
     }
 
     #[test]

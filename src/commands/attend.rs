@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use super::signals::Signals;
-use super::terminal::{Escape, HELP, Key, RawTerminal};
+use super::terminal::{self, Escape, HELP, Key, RawTerminal};
 use super::{carry, say};
 use crate::outcome::Outcome;
 use crate::poll::{self, Source};
@@ -136,8 +136,10 @@ impl Attendant<'_> {
                 self.press_power_button();
             }
             if signal.readable {
-                self.signals.take().context("can't read a signal")?;
-                self.push_harder();
+                match self.signals.take().context("can't read a signal")? {
+                    libc::SIGWINCH => self.resize(),
+                    _ => self.push_harder(),
+                }
             }
             if stdin.readable || socket.writable {
                 self.carry_input(stdin.readable);
@@ -184,6 +186,12 @@ impl Attendant<'_> {
         self.deadline = Some(Instant::now() + KILL_GRACE);
     }
 
+    fn resize(&mut self) {
+        if let Some(size) = terminal::size().filter(|_| !self.guest_ended) {
+            self.vm.order(Order::Resize { size });
+        }
+    }
+
     fn press_power_button(&mut self) {
         self.vm.order(Order::PressPowerButton);
         self.press_at = Some(Instant::now() + PRESS_AGAIN);
@@ -217,9 +225,11 @@ impl Attendant<'_> {
             let sources = [output.source(), Source::readable(&self.signals)];
             match poll::wait(sources, deadline) {
                 Ok([done, _]) if done.readable => return,
-                Ok([_, signal]) if signal.readable && self.signals.take().is_ok() => {
-                    deadline = Some(Instant::now());
-                }
+                Ok([_, signal]) if signal.readable => match self.signals.take() {
+                    Ok(libc::SIGWINCH) => {}
+                    Ok(_) => deadline = Some(Instant::now()),
+                    Err(_) => return,
+                },
                 _ => return,
             }
         }

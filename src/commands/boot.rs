@@ -1,6 +1,7 @@
 //! `bothy boot`.
 
 use std::fs;
+use std::io::{self, IsTerminal};
 use std::os::fd::RawFd;
 use std::path::Path;
 
@@ -25,13 +26,13 @@ use crate::vmm::process::VmProcess;
 pub(super) fn boot(args: &BootArgs, exec_ns: u64, log: Option<RawFd>) -> Result<u8, Failure> {
     let timeline = Timeline::default();
     timeline.record_at(Mark::Exec, exec_ns);
-    let config = configuration(args)?;
-    let resources = open(&config, args, log)?;
+    let mut config = configuration(args)?;
+    let resources = open(&mut config, args, log)?;
     let vsock_socket = resources.vsock.as_ref().map(|listener| listener.place().clone());
-    let signals = Signals::ends().context("can't take signals")?;
+    let signals = Signals::ends_and_resizes().context("can't take signals")?;
     let vm = VmProcess::spawn(&config, resources, timeline).context("can't start the VM's process")?;
     let raw = match config.console() {
-        Console::Serial => RawTerminal::enter().context("can't make the terminal raw")?,
+        Console::Serial | Console::Virtio => RawTerminal::enter().context("can't make the terminal raw")?,
         Console::None => None,
     };
     let ended = attend::attend(vm, raw.as_ref(), signals);
@@ -67,17 +68,17 @@ fn config_file(path: &Path) -> Result<VmConfig, Failure> {
 }
 
 /// Opens everything that the VM needs; afterwards only the VM itself can fail.
-fn open(config: &VmConfig, args: &BootArgs, log: Option<RawFd>) -> Result<Resources, Failure> {
+fn open(config: &mut VmConfig, args: &BootArgs, log: Option<RawFd>) -> Result<Resources, Failure> {
     let own_guest = config.kernel.is_none();
     let (kernel, initrd) = kernel_and_initrd(config)?;
     if kernel.is_linux && !args.force {
         machine::must_run_linux("; or try anyhow with --force")?;
     }
+    let nets = machine::taps(&mut config.net)?;
     let cmdline = command_line(config, own_guest);
     boot::check_cmdline(&cmdline).map_err(|error| Failure::Usage(error.into()))?;
     let disks =
         config.disk.iter().map(|disk| blk::Disk::open(disk).context("--disk")).collect::<Result<_, _>>()?;
-    let nets = machine::taps(&config.net)?;
     let kvm = machine::kvm()?;
     // Last, so that no failure leaves its socket behind.
     let listen = |vsock: &vsock::Config| {
@@ -85,7 +86,8 @@ fn open(config: &VmConfig, args: &BootArgs, log: Option<RawFd>) -> Result<Resour
     };
     let vsock = config.vsock.as_ref().map(listen).transpose()?;
     let count = args.timing.is_some();
-    Ok(Resources { kvm, kernel, initrd, cmdline, disks, nets, vsock, place: None, count, log })
+    let console_size = terminal::size().filter(|_| io::stdin().is_terminal());
+    Ok(Resources { kvm, kernel, initrd, cmdline, disks, nets, vsock, console_size, place: None, count, log })
 }
 
 fn kernel_and_initrd(config: &VmConfig) -> anyhow::Result<(KernelImage, Option<Blob>)> {
@@ -106,16 +108,27 @@ fn kernel_and_initrd(config: &VmConfig) -> anyhow::Result<(KernelImage, Option<B
 /// another kernel's user decides that with --append.
 fn command_line(config: &VmConfig, own_guest: bool) -> String {
     let mut words = Vec::new();
-    if config.console() == Console::Serial {
+    match config.console() {
         // With flow control, so that nothing that is typed or piped in gets lost.
-        words.push("console=ttyS0,115200n8r".to_owned());
+        Console::Serial => words.push("console=ttyS0,115200n8r".to_owned()),
+        Console::Virtio => words.push("console=hvc0".to_owned()),
+        Console::None => {}
     }
     if own_guest {
-        words.push(machine::OWN_KERNEL.to_owned());
+        words.push(machine::own_kernel_words(config.transport()).to_owned());
         words.extend(terminal::environment());
     }
     words.extend(config.net.iter().map(|net| format!("{}={}", bothy_guest::KEY_NET, machine::network(net))));
-    words.extend(config.append.clone());
+    // Until the console's driver is there.
+    let early = (config.console() == Console::Virtio).then(|| "earlyprintk=ttyS0,115200".to_owned());
+    let append = config.append.clone();
+    // Behind whoever sets the level of what is printed, which counts from there on; but not where words may be init's, behind a `--`.
+    let [first, last] = if append.as_deref().is_some_and(|words| words.contains("--")) {
+        [early, append]
+    } else {
+        [append, early]
+    };
+    words.extend(first.into_iter().chain(last));
     words.join(" ")
 }
 
@@ -132,17 +145,25 @@ fn conclude(ended: &Ended, timing: Option<TimingFormat>) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Transport;
 
     #[test]
     fn only_the_own_guest_is_quiet_and_resets_on_a_panic() {
         let config = VmConfig { append: Some("root=/dev/vda".into()), ..Default::default() };
         let own = command_line(&config, true);
         assert!(
-            own.starts_with("console=ttyS0,115200n8r panic=-1 loglevel=3 pci=off noreplace-smp")
+            own.starts_with("console=ttyS0,115200n8r panic=-1 loglevel=3 noreplace-smp")
                 && own.ends_with(" root=/dev/vda"),
             "{own}"
         );
-        assert_eq!(command_line(&config, false), "console=ttyS0,115200n8r root=/dev/vda");
+        let mmio = VmConfig { transport: Some(Transport::Mmio), ..config.clone() };
+        assert!(command_line(&mmio, true).contains(" pci=off "));
+        let other = VmConfig { kernel: Some("bzImage".into()), ..config };
+        assert_eq!(command_line(&other, false), "console=ttyS0,115200n8r root=/dev/vda");
+        let virtio = VmConfig { console: Some(Console::Virtio), ..other };
+        assert_eq!(command_line(&virtio, false), "console=hvc0 root=/dev/vda earlyprintk=ttyS0,115200");
+        let virtio = VmConfig { append: Some("a -- b".into()), ..virtio };
+        assert_eq!(command_line(&virtio, false), "console=hvc0 earlyprintk=ttyS0,115200 a -- b");
         let config = VmConfig { console: Some(Console::None), ..Default::default() };
         assert_eq!(command_line(&config, false), "");
     }

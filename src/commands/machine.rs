@@ -9,6 +9,7 @@ use bothy_guest::net::NetConfig;
 use super::say;
 use crate::boot::image::{Blob, KernelImage};
 use crate::cli::TimingFormat;
+use crate::config::Transport;
 use crate::kvm;
 use crate::report::timing::Timing;
 use crate::virtio::net;
@@ -17,7 +18,12 @@ use crate::virtio::net;
 ///
 /// Level 3 keeps the complaint off the console that there is no PCI. With a single CPU the kernel would take the lock prefix off up to 8,000
 /// instructions, each through a page table of its own: an eighth of its boot, and of no use to a machine that lives shortly.
-pub(super) const OWN_KERNEL: &str = "panic=-1 loglevel=3 pci=off noreplace-smp";
+pub(super) fn own_kernel_words(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Mmio => "panic=-1 loglevel=3 pci=off noreplace-smp",
+        Transport::Pci => "panic=-1 loglevel=3 noreplace-smp",
+    }
+}
 
 /// Fails where the host's KVM is known not to run Linux. `more` is one more way out, for the user.
 pub(super) fn must_run_linux(more: &str) -> anyhow::Result<()> {
@@ -44,9 +50,14 @@ pub(super) fn own_kernel(kernel: Blob) -> anyhow::Result<KernelImage> {
     KernelImage::inspect(kernel).context("bothy's own guest")
 }
 
-/// The taps of the VM's network devices, in their order.
-pub(super) fn taps(nets: &[net::Config]) -> anyhow::Result<Vec<net::Tap>> {
-    nets.iter().map(|net| net::Tap::open(net).context("--net")).collect()
+/// The taps of the VM's network devices, in their order. Those that are made here get their names.
+pub(super) fn taps(nets: &mut [net::Config]) -> anyhow::Result<Vec<net::Tap>> {
+    let open = |net: &mut net::Config| {
+        let tap = net::Tap::open(net).context("--net")?;
+        tap.name().clone_into(&mut net.tap);
+        Ok(tap)
+    };
+    nets.iter_mut().map(open).collect()
 }
 
 /// /dev/kvm.

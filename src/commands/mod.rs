@@ -29,6 +29,7 @@ use anyhow::Context;
 
 use crate::cli::{Cli, Command};
 use crate::poll::{self, Source};
+use crate::random;
 
 pub use completions::answer_shell;
 
@@ -113,7 +114,7 @@ fn print(text: &str) -> Result<(), Failure> {
 
 /// A name of twice as many digits, that nobody can guess.
 fn random_name<const N: usize>() -> std::io::Result<String> {
-    Ok(crate::agent::random::<N>()?.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(random::bytes::<N>()?.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// A number of bytes for people: `4.2 MB`, with the units that docker uses.

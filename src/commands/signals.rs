@@ -65,9 +65,9 @@ pub(super) fn end_is_wished() -> bool {
 }
 
 impl Signals {
-    /// Those that ask for an end.
-    pub(super) fn ends() -> io::Result<Self> {
-        Self::take_over(ENDS.into_iter())
+    /// Those that ask for an end, and the one that says that the terminal has another size.
+    pub(super) fn ends_and_resizes() -> io::Result<Self> {
+        Self::take_over(ENDS.into_iter().chain([libc::SIGWINCH]))
     }
 
     /// All that a command can be sent through us, real-time signals included.

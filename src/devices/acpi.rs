@@ -26,6 +26,8 @@ pub const SLEEP_TYPE_S5: u8 = 5;
 pub const RESET_VALUE: u8 = 1;
 /// Event bit: the power button was pressed.
 pub const EVENT_POWER_BUTTON: u32 = 1;
+/// Event bit: the VM generation ID has changed. A guest is ready to hear it; what changes it are snapshots, once there are some.
+pub const EVENT_GENERATION: u32 = 2;
 
 /// SLP_EN of the sleep control register (ACPI 6.5 table 4.19).
 const SLEEP_ENABLE: u8 = 1 << 5;

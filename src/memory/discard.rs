@@ -1,7 +1,8 @@
 //! Giving pages of guest memory back to the host.
 //!
-//! Memory is anonymous and private, and for that MADV_DONTNEED is right: KVM forgets the pages by its MMU notifier, and the next access
-//! gets fresh ones. Other backings need something else.
+//! KVM forgets pages that are given back by its MMU notifier, and the next access gets fresh ones. How they are given back depends on what
+//! memory is made of: of a private mapping they are dropped (MADV_DONTNEED), which would leave those of a file in memory where
+//! they are, so that a hole is made in it (MADV_REMOVE). Of a pool's huge pages only whole ones can go.
 //!
 //! **Huge pages.** A part of a huge page that is given back is no longer mapped, and still isn't free: the kernel keeps the whole until memory
 //! is short. So where only a small part goes, the huge page is split first (that is what MADV_COLD does with a part of one), and
@@ -11,7 +12,7 @@ use std::io;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::{GuestMemory, HUGE_PAGE, PAGE_SIZE, advise};
+use super::{GuestMemory, HUGE_PAGE, SMALL_PAGE, advise};
 
 /// What will be done with memory that is given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,30 +24,49 @@ pub enum Afterwards {
 }
 
 /// Gives the whole pages of `len` bytes at `gpa` back to the host. Until somebody writes to them again they read as zeros, and
-/// cost nothing. The range must be in guest memory. Callable from any thread.
-pub fn discard(mem: &GuestMemory, gpa: GuestAddress, len: usize, afterwards: Afterwards) -> io::Result<()> {
-    let page = usize::try_from(PAGE_SIZE).map_err(io::Error::other)?;
+/// cost nothing. Returns how many bytes that are. The range must be in guest memory. Callable from any thread.
+pub fn discard(
+    mem: &GuestMemory,
+    gpa: GuestAddress,
+    len: usize,
+    afterwards: Afterwards,
+) -> io::Result<usize> {
     let mut gpa = gpa;
+    let mut given = 0;
     // More than one slice where the range crosses from one memory region into the next.
     for slice in mem.get_slices(gpa, len) {
         let slice = slice.map_err(io::Error::other)?;
         let start = slice.ptr_guard_mut().as_ptr();
+        let flags = mem.find_region(gpa).map_or(0, |region| region.flags());
+        let page = page_size(flags);
         let head = start.align_offset(page).min(slice.len());
         let whole = (slice.len() - head) / page * page;
         if whole > 0 {
             let first = start.wrapping_add(head);
-            prepare(mem, GuestAddress(gpa.0 + head as u64), first, whole, afterwards);
+            if flags & libc::MAP_HUGETLB == 0 {
+                prepare(mem, GuestAddress(gpa.0 + head as u64), first, whole, afterwards);
+            }
+            let advice = if flags & libc::MAP_SHARED == 0 { libc::MADV_DONTNEED } else { libc::MADV_REMOVE };
             #[expect(unsafe_code, reason = "madvise has no safe wrapper")]
             // SAFETY: the range lies in a mapping of guest memory, which lives as long as `mem`, and is of whole pages. That its
             // content changes under whoever looks is what guest memory does all the time: nobody has a reference into it.
-            let ret = unsafe { libc::madvise(first.cast(), whole, libc::MADV_DONTNEED) };
+            let ret = unsafe { libc::madvise(first.cast(), whole, advice) };
             if ret != 0 {
                 return Err(io::Error::last_os_error());
             }
+            given += whole;
         }
         gpa = GuestAddress(gpa.0 + slice.len() as u64);
     }
-    Ok(())
+    Ok(given)
+}
+
+/// Bytes of the pages of a mapping that was made with these flags.
+fn page_size(flags: libc::c_int) -> usize {
+    if flags & libc::MAP_HUGETLB == 0 {
+        return SMALL_PAGE;
+    }
+    1 << (flags >> libc::MAP_HUGE_SHIFT & libc::MAP_HUGE_MASK)
 }
 
 /// Splits the huge page in which `len` bytes at `start`, whole pages, lie, if they are a part of one. Of larger ranges only what are whole huge pages
@@ -79,12 +99,12 @@ fn prepare(mem: &GuestMemory, gpa: GuestAddress, start: *mut u8, len: usize, aft
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::create;
+    use crate::memory::{Backing, PAGE_SIZE, create};
     use vm_memory::Bytes;
 
     #[test]
     fn whole_pages_are_zero_afterwards_and_parts_of_pages_stay() {
-        let mem = create(32).unwrap();
+        let mem = create(32, Backing::default()).unwrap();
         let at = |page: u64| GuestAddress((8 << 20) + page * PAGE_SIZE);
         for page in 0..4 {
             mem.write_obj(7u8, at(page)).unwrap();
@@ -101,7 +121,7 @@ mod tests {
 
     #[test]
     fn what_is_outside_memory_is_refused() {
-        let mem = create(32).unwrap();
+        let mem = create(32, Backing::default()).unwrap();
         assert!(discard(&mem, GuestAddress(31 << 20), 2 << 20, Afterwards::Unused).is_err());
         assert!(discard(&mem, GuestAddress(u64::MAX - 4095), 4096, Afterwards::Unused).is_err());
     }

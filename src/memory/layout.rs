@@ -6,9 +6,9 @@
 //! 0x0000_0000  low memory: boot structures, the command line
 //! 0x0009_fc00  reserved; ACPI tables from 0x000e_0000
 //! 0x0010_0000  memory, up to 3 GiB
-//! 0xc000_0000  32-bit window for PCI BARs (reserved, nothing there yet)
+//! 0xc000_0000  32-bit window for PCI BARs
 //! 0xd000_0000  virtio-mmio devices, a page each
-//! 0xe000_0000  PCI ECAM (reserved, nothing there yet)
+//! 0xe000_0000  PCI configuration spaces (ECAM), one bus
 //! 0xfec0_0000  IOAPIC; local APIC at 0xfee0_0000; KVM's own pages at 0xfffb_c000
 //! 0x1_0000_0000  the rest of memory, then the 64-bit window for PCI BARs
 //! ```
@@ -43,6 +43,8 @@ pub const CMDLINE_MAX: usize = 2048;
 pub const LOW_MEMORY_END: u64 = 0x9_fc00;
 /// The RSDP: 16-byte aligned in the range that an ACPI scan searches (ACPI 6.5 §5.2.5.1).
 pub const RSDP_GPA: u64 = 0xe_0000;
+/// The VM generation ID, 16 bytes, between the RSDP and the other tables: a page that guests have for nothing else.
+pub const GENERATION_ID_GPA: u64 = 0xe_0030;
 /// The other ACPI tables, up to the reset vector.
 pub const ACPI_TABLES_GPA: u64 = 0xe_0040;
 /// Where real mode goes on after a reset: the last 16 bytes below 1 MiB.
@@ -54,6 +56,20 @@ pub const HIGH_MEMORY_START: u64 = 0x10_0000;
 pub const HOLE_START: u64 = 0xc000_0000;
 /// Where memory goes on.
 pub const HOLE_END: u64 = 0x1_0000_0000;
+/// The BARs of PCI functions: that of device `n` stands at `PCI_WINDOW_GPA + n * PCI_BAR_STRIDE`.
+pub const PCI_WINDOW_GPA: u64 = 0xc000_0000;
+/// Size of the window for BARs.
+pub const PCI_WINDOW_LEN: u64 = 0x1000_0000;
+/// From one function's BAR to the next one's.
+pub const PCI_BAR_STRIDE: u64 = 0x8000;
+/// The configuration spaces of bus 0 (PCI Express 5.0 §7.2.2): that of device `n` stands at `PCI_ECAM_GPA + n * PCI_ECAM_STRIDE`.
+pub const PCI_ECAM_GPA: u64 = 0xe000_0000;
+/// Size of the configuration spaces of a bus.
+pub const PCI_ECAM_LEN: u64 = 0x10_0000;
+/// From a device to the next one: a page for each of eight functions.
+pub const PCI_ECAM_STRIDE: u64 = 0x8000;
+/// Devices of a bus.
+pub const PCI_DEVICES: u64 = PCI_ECAM_LEN / PCI_ECAM_STRIDE;
 /// virtio-mmio device `n` stands at `VIRTIO_MMIO_GPA + n * VIRTIO_MMIO_LEN`.
 pub const VIRTIO_MMIO_GPA: u64 = 0xd000_0000;
 /// Size of a virtio-mmio device's registers.

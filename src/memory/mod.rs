@@ -1,6 +1,6 @@
 //! Guest memory: its regions and what backs them; [`layout`] names every guest address.
 //!
-//! Memory is anonymous and private, reserves no swap, and stays out of core dumps. It is made of huge pages where the host has
+//! Memory is anonymous and private unless a [`Backing`] says otherwise, reserves no swap, and stays out of core dumps. It is made of huge pages where the host has
 //! them, because a booting kernel touches most of what it gets: with 4 KiB pages our own guest takes 8,200 to 10,900 page faults
 //! of the hypervisor in one boot, with huge pages 350, nearly all of them in the first 2 MiB. The first 2 MiB are small pages, so that a guest which needs no more than
 //! them costs no more. Owns the mappings; no thread, no descriptor.
@@ -8,8 +8,11 @@
 mod discard;
 pub mod layout;
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
 
@@ -26,6 +29,68 @@ pub const MIN_MIB: u64 = 32;
 /// The most memory a VM may have, in MiB (1 TiB: it must fit below the smallest physical address space in use, 40 bits).
 pub const MAX_MIB: u64 = 1 << 20;
 
+/// What guest memory is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backing {
+    /// Its pages on the host.
+    pub pages: Pages,
+    /// Whether it is a file in memory (memfd), for processes that are to share it.
+    pub shared: bool,
+    /// Whether all of it is there before the guest runs.
+    pub prefault: bool,
+}
+
+/// Pages of the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pages {
+    /// Small ones, which the kernel makes huge ones of as it can.
+    #[default]
+    Transparent,
+    /// Huge ones of the pool of that size, in MiB: 2 or 1024.
+    Pool(u64),
+}
+
+impl Backing {
+    /// The flags of mmap(2) that it means.
+    fn flags(self) -> libc::c_int {
+        let sharing = if self.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
+        sharing
+            | match self.pages {
+                Pages::Transparent => libc::MAP_NORESERVE,
+                // Reserved, so that what isn't there is an error now and not the guest's end later.
+                Pages::Pool(mib) => libc::MAP_HUGETLB | page_shift(mib) << libc::MAP_HUGE_SHIFT,
+            }
+    }
+
+    /// Bytes of the pages that the mapping is made of.
+    fn page_size(self) -> usize {
+        match self.pages {
+            Pages::Transparent => SMALL_PAGE,
+            Pages::Pool(mib) => usize::try_from(mib << 20).expect("2 or 1024 MiB"),
+        }
+    }
+
+    /// A file for a region of `len` bytes, where memory is one.
+    fn file(self, len: usize) -> io::Result<Option<File>> {
+        if !self.shared {
+            return Ok(None);
+        }
+        let flags = MemfdFlags::CLOEXEC
+            | match self.pages {
+                Pages::Transparent => MemfdFlags::empty(),
+                Pages::Pool(2) => MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
+                Pages::Pool(_) => MemfdFlags::HUGETLB | MemfdFlags::HUGE_1GB,
+            };
+        let file = File::from(memfd_create("guest memory", flags)?);
+        file.set_len(len as u64)?;
+        Ok(Some(file))
+    }
+}
+
+fn page_shift(mib: u64) -> libc::c_int {
+    libc::c_int::try_from((mib << 20).trailing_zeros()).expect("below 64")
+}
+
 /// Why guest memory can't be had.
 #[derive(Debug, Error)]
 pub enum MemoryError {
@@ -36,6 +101,17 @@ pub enum MemoryError {
         mib: u64,
         /// Why not.
         source: io::Error,
+    },
+    /// The pool has too few huge pages.
+    #[error(
+        "can't have {mib} MiB of guest memory in huge pages of {page} MiB: there are too few free ones (as root, for all at once: echo {} >{})",
+        mib / page, pool_file(*page)
+    )]
+    Pool {
+        /// What was asked for, in MiB.
+        mib: u64,
+        /// Size of a page, in MiB.
+        page: u64,
     },
     /// The regions don't form a guest memory. A bug of ours.
     #[error("guest memory regions: {0}")]
@@ -54,42 +130,61 @@ pub fn ranges(mib: u64) -> Vec<(u64, u64)> {
     ranges
 }
 
-/// Makes guest memory of `mib` MiB (within [`MIN_MIB`] and [`MAX_MIB`]). Nothing is touched: a page costs the host
+fn pool_file(page_mib: u64) -> String {
+    format!("/sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages", page_mib << 10)
+}
+
+/// Makes guest memory of `mib` MiB (within [`MIN_MIB`] and [`MAX_MIB`]). Nothing is touched, unless it is to be: a page costs the host
 /// something once the guest uses it.
-pub fn create(mib: u64) -> Result<GuestMemory, MemoryError> {
-    let regions = ranges(mib)
-        .into_iter()
-        .map(|(start, len)| anonymous_region(start, len, mib))
-        .collect::<Result<_, _>>()?;
+pub fn create(mib: u64, backing: Backing) -> Result<GuestMemory, MemoryError> {
+    let make = |(start, len)| {
+        region(start, len, backing).map_err(|source| match (backing.pages, source.raw_os_error()) {
+            (Pages::Pool(page), Some(libc::ENOMEM | libc::EINVAL | libc::ENOSYS)) => {
+                MemoryError::Pool { mib, page }
+            }
+            _ => MemoryError::Map { mib, source },
+        })
+    };
+    let regions = ranges(mib).into_iter().map(make).collect::<Result<_, _>>()?;
     GuestMemory::from_regions(regions).map_err(|error| MemoryError::Regions(error.to_string()))
 }
 
 const PROTECTION: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
-const FLAGS: libc::c_int = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+/// Size of a page, for lengths in this process.
+const SMALL_PAGE: usize = 4096;
 /// Size of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
 
 /// Maps `len` bytes that begin at a huge page, as guest memory does: only then can KVM map huge pages of the host as huge pages of
 /// the guest.
-fn map_aligned(len: usize) -> io::Result<*mut u8> {
-    let padded = len.checked_add(HUGE_PAGE).ok_or(io::ErrorKind::OutOfMemory)?;
+fn map_aligned(len: usize, backing: Backing) -> io::Result<*mut u8> {
+    // First only the addresses, and then what is to be there.
+    let align = backing.page_size().max(HUGE_PAGE);
+    let padded = len.checked_add(align).ok_or(io::ErrorKind::OutOfMemory)?;
+    let reserve = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
     #[expect(unsafe_code, reason = "std has no mmap")]
     // SAFETY: a fresh mapping at an address of the kernel's choice touches nothing that exists.
-    let start = unsafe { libc::mmap(std::ptr::null_mut(), padded, PROTECTION, FLAGS, -1, 0) };
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), padded, libc::PROT_NONE, reserve, -1, 0) };
     if start == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
     let start = start.cast::<u8>();
-    let head = start.align_offset(HUGE_PAGE);
+    let head = start.align_offset(align);
+    let file = backing.file(len)?;
+    let fd = file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
     #[expect(unsafe_code, reason = "the parts beside the aligned range are given back")]
-    // SAFETY: `head` is at most HUGE_PAGE, so the aligned range and both rests lie within the mapping made above; nobody else
+    // SAFETY: `head` is at most `align`, so the aligned range and both rests lie within the mapping made above; nobody else
     // knows of them.
     unsafe {
         let aligned = start.add(head);
-        for (rest, rest_len) in [(start, head), (aligned.add(len), HUGE_PAGE - head)] {
+        for (rest, rest_len) in [(start, head), (aligned.add(len), align - head)] {
             if rest_len > 0 && libc::munmap(rest.cast(), rest_len) != 0 {
                 return Err(io::Error::last_os_error());
             }
+        }
+        let flags = backing.flags() | libc::MAP_FIXED;
+        if libc::mmap(aligned.cast(), len, PROTECTION, flags, fd, 0) == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
         }
         Ok(aligned)
     }
@@ -105,21 +200,44 @@ fn advise(start: *mut u8, len: usize, advice: libc::c_int) {
     }
 }
 
-fn anonymous_region(start: u64, len: u64, mib: u64) -> Result<GuestRegionMmap, MemoryError> {
-    let failed = |source: io::Error| MemoryError::Map { mib, source };
-    let len = usize::try_from(len).map_err(|error| failed(io::Error::other(error)))?;
-    let hva = map_aligned(len).map_err(failed)?;
+fn region(start: u64, len: u64, backing: Backing) -> io::Result<GuestRegionMmap> {
+    let len = usize::try_from(len).map_err(io::Error::other)?;
+    let hva = map_aligned(len, backing)?;
     #[expect(unsafe_code, reason = "vm-memory can't align a mapping by itself")]
-    // SAFETY: the range is a private anonymous mapping of `len` bytes made just now, and nothing ever unmaps it: guest memory
-    // lives as long as the VM's process.
-    let region = unsafe { MmapRegion::build_raw(hva, len, PROTECTION, FLAGS) }
-        .map_err(|error| failed(io::Error::other(error)))?;
+    // SAFETY: the range is a mapping of `len` bytes made just now, and nothing ever unmaps it: guest memory lives as long as the VM's
+    // process.
+    let region = unsafe { MmapRegion::build_raw(hva, len, PROTECTION, backing.flags()) };
+    let region = region.map_err(io::Error::other)?;
     advise(hva, len, libc::MADV_DONTDUMP);
-    let small = if start == 0 { HUGE_PAGE.min(len) } else { 0 };
-    advise(hva, small, libc::MADV_NOHUGEPAGE);
-    advise(hva.wrapping_add(small), len - small, libc::MADV_HUGEPAGE);
+    if backing.pages == Pages::Transparent {
+        let small = if start == 0 { HUGE_PAGE.min(len) } else { 0 };
+        advise(hva, small, libc::MADV_NOHUGEPAGE);
+        advise(hva.wrapping_add(small), len - small, libc::MADV_HUGEPAGE);
+    }
+    if backing.prefault {
+        prefault(hva, len)?;
+    }
     GuestRegionMmap::new(region, GuestAddress(start))
-        .ok_or_else(|| MemoryError::Regions(format!("{start:#x} + {len:#x} overflows")))
+        .ok_or_else(|| io::Error::other(format!("{start:#x} + {len:#x} overflows")))
+}
+
+/// Makes every page be there.
+#[expect(unsafe_code, reason = "madvise has no safe wrapper")]
+fn prefault(start: *mut u8, len: usize) -> io::Result<()> {
+    // SAFETY: the range belongs to a mapping of guest memory; its pages come into being, with the content that they had.
+    if unsafe { libc::madvise(start.cast(), len, libc::MADV_POPULATE_WRITE) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() != Some(libc::EINVAL) {
+        return Err(error);
+    }
+    // Before Linux 5.14.
+    for offset in (0..len).step_by(SMALL_PAGE) {
+        // SAFETY: within the mapping, which is all zeros, and nobody else knows of it yet.
+        unsafe { start.add(offset).write_volatile(0) };
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -137,12 +255,73 @@ mod tests {
 
     #[test]
     fn memory_is_zero_and_begins_at_a_huge_page() {
-        let mem = create(MIN_MIB).unwrap();
+        let mem = create(MIN_MIB, Backing::default()).unwrap();
         let hva = mem.get_host_address(GuestAddress(0)).unwrap();
         assert_eq!(hva.align_offset(HUGE_PAGE), 0);
         let last = GuestAddress((MIN_MIB << 20) - 8);
         assert_eq!(mem.read_obj::<u64>(last).unwrap(), 0);
         mem.write_obj(7u64, last).unwrap();
         assert_eq!(mem.read_obj::<u64>(last).unwrap(), 7);
+    }
+
+    /// KiB of this process's memory that is there, of mappings of so many KiB.
+    fn resident_kib(size_kib: u64) -> Vec<u64> {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut found = Vec::new();
+        let mut wanted = false;
+        for line in smaps.lines() {
+            let number = || line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap();
+            match line.split(':').next().unwrap() {
+                "Size" => wanted = number() == size_kib,
+                "Rss" if wanted => found.push(number()),
+                _ => {}
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn memory_that_is_to_be_there_from_the_start_is() {
+        // A size that no other test has: one mapping, but for its first 2 MiB.
+        let before = resident_kib(50 << 10);
+        let _lazy = create(52, Backing::default()).unwrap();
+        let _eager = create(52, Backing { prefault: true, ..Backing::default() }).unwrap();
+        let mut after = resident_kib(50 << 10);
+        after.retain(|kib| !before.contains(kib));
+        assert_eq!((before, after.contains(&(50 << 10))), (vec![], true), "{after:?}");
+    }
+
+    #[test]
+    fn shared_memory_is_zero_and_given_back_it_is_zero_again() {
+        let mem = create(MIN_MIB, Backing { shared: true, ..Backing::default() }).unwrap();
+        let at = GuestAddress(8 << 20);
+        assert_eq!(mem.read_obj::<u64>(at).unwrap(), 0);
+        mem.write_obj(7u64, at).unwrap();
+        mem.write_obj(8u64, GuestAddress(at.0 + PAGE_SIZE)).unwrap();
+        assert_eq!(discard(&mem, at, 4096, Afterwards::Unused).unwrap(), 4096);
+        assert_eq!(mem.read_obj::<u64>(at).unwrap(), 0);
+        assert_eq!(mem.read_obj::<u64>(GuestAddress(at.0 + PAGE_SIZE)).unwrap(), 8);
+    }
+
+    #[test]
+    fn memory_of_a_pool_is_there_or_the_error_says_what_to_do() {
+        for shared in [false, true] {
+            let backing = Backing { pages: Pages::Pool(2), shared, prefault: false };
+            match create(MIN_MIB, backing) {
+                Ok(mem) => {
+                    let at = GuestAddress(8 << 20);
+                    mem.write_obj(7u64, at).unwrap();
+                    // Only whole pages of its own go.
+                    assert_eq!(discard(&mem, at, 4096, Afterwards::Unused).unwrap(), 0);
+                    assert_eq!(mem.read_obj::<u64>(at).unwrap(), 7);
+                    assert_eq!(discard(&mem, at, 2 << 20, Afterwards::Unused).unwrap(), 2 << 20);
+                    assert_eq!(mem.read_obj::<u64>(at).unwrap(), 0);
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    assert!(text.contains("echo 16 >/sys/kernel/mm/hugepages/hugepages-2048kB"), "{text}");
+                }
+            }
+        }
     }
 }

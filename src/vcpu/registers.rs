@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn the_first_gib_is_identity_mapped() {
-        let mem = memory::create(memory::MIN_MIB).unwrap();
+        let mem = memory::create(memory::MIN_MIB, memory::Backing::default()).unwrap();
         write_page_tables(&mem).unwrap();
         let entry = |gpa, index: u64| mem.read_obj::<u64>(GuestAddress(gpa + index * 8)).unwrap();
         assert_eq!(entry(layout::PML4_GPA, 0), layout::PDPT_GPA | 3);

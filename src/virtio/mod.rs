@@ -5,6 +5,7 @@
 
 pub mod balloon;
 pub mod blk;
+pub mod console;
 pub mod core;
 pub mod net;
 pub mod rng;

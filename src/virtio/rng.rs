@@ -11,6 +11,7 @@ use super::core::queue::Queue;
 use super::core::spec::{feature, id};
 use super::core::worker::{Stop, Worker};
 use crate::memory::GuestMemory;
+use crate::random;
 use crate::thread::Spawner;
 
 /// The most that one request gets, in bytes: a driver asks again for more, and no request keeps the thread for long.
@@ -41,25 +42,11 @@ fn fill(chain: &Chain, mem: &GuestMemory) -> u32 {
     let mut writer = chain.writer(mem).split_off_front(MAX_PER_REQUEST);
     let wanted = writer.len();
     while !writer.is_empty() {
-        writer.write(&random_bytes());
+        // The kernel has never too little: only its first second, long past with /dev/kvm there, makes anybody wait.
+        let bytes: [u8; 256] = random::bytes().expect("getrandom(2) can't fail");
+        writer.write(&bytes);
     }
     wanted
-}
-
-/// 256 bytes: so many come at once or not at all (getrandom(2)).
-#[expect(unsafe_code, reason = "getrandom(2) has no wrapper among our crates")]
-fn random_bytes() -> [u8; 256] {
-    let mut bytes = [0; 256];
-    loop {
-        // SAFETY: the pointer and the length are those of a live array.
-        let n = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-        if usize::try_from(n) == Ok(bytes.len()) {
-            return bytes;
-        }
-        // A signal, in the first second after the host's boot, while its pool isn't filled yet. Nothing else can fail.
-        let error = io::Error::last_os_error();
-        assert!(error.kind() == io::ErrorKind::Interrupted, "getrandom: {error}");
-    }
 }
 
 impl VirtioDevice for Rng {

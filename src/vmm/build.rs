@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use bothy_guest::protocol::WindowSize;
 use kvm_bindings::CpuId;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
@@ -16,7 +17,7 @@ use super::{Resources, Vmm};
 use crate::boot::acpi::{Platform, VirtioSlot};
 use crate::boot::{self, BootError, Protocol};
 use crate::bus::{Bus, BusError};
-use crate::config::{Balloon, Console, VmConfig};
+use crate::config::{Balloon, Console, Transport, VmConfig};
 use crate::devices::acpi::{AcpiRegisters, Events};
 use crate::devices::ioapic::Ioapic;
 use crate::devices::ports::{I8042Reset, Pvpanic, TimingPort};
@@ -29,7 +30,9 @@ use crate::timeline::{Mark, Timeline};
 use crate::vcpu::{self, Entry, Machine, VcpuError};
 use crate::virtio::core::device::VirtioDevice;
 use crate::virtio::core::mmio::MmioTransport;
-use crate::virtio::{balloon, blk, net, rng, vsock};
+use crate::virtio::core::pci;
+use crate::virtio::core::transport::Attached;
+use crate::virtio::{balloon, blk, console, net, rng, vsock};
 
 /// Why a VM can't be assembled.
 #[derive(Debug, Error)]
@@ -87,26 +90,32 @@ pub(super) fn build(
     check_vcpus(&vm, config.cpus())?;
     timeline.record(Mark::KvmReady);
 
-    let mem = Arc::new(memory::create(config.memory_mib())?);
+    let mem = Arc::new(memory::create(config.memory_mib(), config.backing())?);
     vm.add_memory(&mem)?;
     timeline.record(Mark::MemoryReady);
 
     let mut buses = Buses::default();
     let routes = Arc::new(KvmRoutes::new(vm.clone()));
-    let ioapic = Arc::new(Ioapic::new(routes));
+    let ioapic = Arc::new(Ioapic::new(routes.clone()));
     buses.mmio.insert(layout::IOAPIC_GPA, layout::IOAPIC_LEN, ioapic.clone())?;
     let events = plug_platform(&mut buses, &ioapic, &end, &timeline)?;
     let serial = match config.console() {
-        Console::Serial => Some(plug_serial(&mut buses, &ioapic, &wakeups)?),
+        Console::Serial | Console::Virtio => Some(plug_serial(&mut buses, &ioapic, &wakeups)?),
         Console::None => None,
     };
 
     let doorbells = Arc::new(DoorbellQueue::new(wakeups.doorbell_evt.try_clone().map_err(io("an eventfd"))?));
     let backends = Backends { disks: resources.disks, nets: resources.nets, vsock: resources.vsock };
     let mut devices = virtio_devices(config, backends, &spawner)?;
+    let port = plug_console(config, resources.console_size, &mut devices, &wakeups, &spawner)?;
     let balloon = plug_balloon(config, &mut devices, &spawner)?;
-    let mut slots = VirtioSlots { buses: &mut buses, ioapic: &ioapic, mem: &mem, doorbells: &doorbells };
-    let (virtio, transports) = slots.plug_all(devices)?;
+    let mut sockets =
+        Sockets { buses: &mut buses, ioapic: &ioapic, routes: &routes, mem: &mem, doorbells: &doorbells };
+    let pci = config.transport() == Transport::Pci;
+    let (virtio, devices) = match config.transport() {
+        Transport::Mmio => sockets.plug_mmio(devices)?,
+        Transport::Pci => (Vec::new(), sockets.plug_pci(devices)?),
+    };
 
     let start = boot::load(&boot::Request {
         mem: &mem,
@@ -114,7 +123,7 @@ pub(super) fn build(
         kernel: &resources.kernel,
         initrd: resources.initrd.as_ref(),
         cmdline: &resources.cmdline,
-        platform: &Platform { cpus: config.cpus(), serial: serial.is_some(), virtio },
+        platform: &Platform { cpus: config.cpus(), serial: serial.is_some(), virtio, pci },
     })?;
     timeline.record(Mark::KernelLoaded);
 
@@ -130,10 +139,11 @@ pub(super) fn build(
         mem,
         machine,
         vcpus,
-        transports,
+        devices,
         has_disks,
         events,
         serial,
+        port,
         balloon,
         console,
         doorbells,
@@ -188,7 +198,7 @@ fn plug_platform(
 
 fn plug_serial(buses: &mut Buses, ioapic: &Ioapic, wakeups: &Wakeups) -> Result<Arc<Serial>, BuildError> {
     let interrupt = ioapic.wire(layout::SERIAL_GSI).map_err(io("an eventfd"))?;
-    let serial = Arc::new(Serial::new(interrupt, wakeups.serial_evt.try_clone().map_err(io("an eventfd"))?));
+    let serial = Arc::new(Serial::new(interrupt, wakeups.console_evt.try_clone().map_err(io("an eventfd"))?));
     buses.ports.insert(layout::SERIAL_PORT.into(), layout::SERIAL_LEN.into(), serial.clone())?;
     Ok(serial)
 }
@@ -226,6 +236,24 @@ fn virtio_devices(
     Ok(devices)
 }
 
+fn plug_console(
+    config: &VmConfig,
+    size: Option<WindowSize>,
+    devices: &mut Vec<Box<dyn VirtioDevice>>,
+    wakeups: &Wakeups,
+    spawner: &Spawner,
+) -> Result<Option<Arc<console::Port>>, BuildError> {
+    if config.console() != Console::Virtio {
+        return Ok(None);
+    }
+    let host_evt = wakeups.console_evt.try_clone().map_err(io("an eventfd"))?;
+    let console = console::Console::new("console0", size, host_evt, spawner);
+    let console = console.map_err(io("the console's thread"))?;
+    let port = console.port();
+    devices.push(Box::new(console));
+    Ok(Some(port))
+}
+
 /// The last of the virtio devices, so that what the guest needs first is found first.
 fn plug_balloon(
     config: &VmConfig,
@@ -241,38 +269,51 @@ fn plug_balloon(
     Ok(Some(handle))
 }
 
-struct VirtioSlots<'a> {
+/// Where devices are plugged in.
+struct Sockets<'a> {
     buses: &'a mut Buses,
     ioapic: &'a Ioapic,
+    routes: &'a Arc<KvmRoutes>,
     mem: &'a Arc<GuestMemory>,
     doorbells: &'a Arc<DoorbellQueue>,
 }
 
-impl VirtioSlots<'_> {
-    fn plug_all(
+impl Sockets<'_> {
+    /// Each a page of registers and a line of the IOAPIC. Returns as well what the guest has to be told of them.
+    fn plug_mmio(
         &mut self,
         devices: Vec<Box<dyn VirtioDevice>>,
-    ) -> Result<(Vec<VirtioSlot>, Vec<Arc<MmioTransport>>), BuildError> {
+    ) -> Result<(Vec<VirtioSlot>, Plugged), BuildError> {
         let places =
             (0u64..).map(|n| layout::VIRTIO_MMIO_GPA + n * layout::VIRTIO_MMIO_LEN).zip(layout::VIRTIO_GSIS);
-        devices
-            .into_iter()
-            .zip(places)
-            .map(|(device, (gpa, gsi))| self.plug(device, VirtioSlot { gpa, gsi }))
-            .collect()
+        let (mut slots, mut plugged): (_, Plugged) = (Vec::new(), Vec::new());
+        for (device, (gpa, gsi)) in devices.into_iter().zip(places) {
+            let evt: Arc<EventFd> = Arc::new(self.ioapic.wire(gsi).map_err(io("an eventfd"))?);
+            let transport = MmioTransport::new(device, gpa, self.mem.clone(), &evt, self.doorbells.clone());
+            let transport = Arc::new(transport.map_err(io("a virtio device"))?);
+            self.buses.mmio.insert(gpa, layout::VIRTIO_MMIO_LEN, transport.clone())?;
+            slots.push(VirtioSlot { gpa, gsi });
+            plugged.push(transport);
+        }
+        Ok((slots, plugged))
     }
 
-    fn plug(
-        &mut self,
-        device: Box<dyn VirtioDevice>,
-        slot: VirtioSlot,
-    ) -> Result<(VirtioSlot, Arc<MmioTransport>), BuildError> {
-        let interrupt_evt: Arc<EventFd> = Arc::new(self.ioapic.wire(slot.gsi).map_err(io("an eventfd"))?);
-        let transport =
-            MmioTransport::new(device, slot.gpa, self.mem.clone(), &interrupt_evt, self.doorbells.clone())
-                .map_err(io("a virtio device"))?;
-        let transport = Arc::new(transport);
-        self.buses.mmio.insert(slot.gpa, layout::VIRTIO_MMIO_LEN, transport.clone())?;
-        Ok((slot, transport))
+    /// Each the only function of its device on the PCI bus, in order; the guest finds them by itself.
+    fn plug_pci(&mut self, devices: Vec<Box<dyn VirtioDevice>>) -> Result<Plugged, BuildError> {
+        let mut plugged: Plugged = Vec::new();
+        for (device, n) in devices.into_iter().zip(0..layout::PCI_DEVICES) {
+            let bar_gpa = layout::PCI_WINDOW_GPA + n * layout::PCI_BAR_STRIDE;
+            let config_gpa = layout::PCI_ECAM_GPA + n * layout::PCI_ECAM_STRIDE;
+            let (routes, doorbells) = (self.routes.clone(), self.doorbells.clone());
+            let function = pci::Function::new(device, bar_gpa, self.mem.clone(), routes, doorbells);
+            let function = function.map_err(io("a virtio device"))?;
+            self.buses.mmio.insert(bar_gpa, pci::BAR_LEN, function.clone())?;
+            self.buses.mmio.insert(config_gpa, pci::CONFIG_LEN, Arc::new(function.config_space()))?;
+            plugged.push(function);
+        }
+        Ok(plugged)
     }
 }
+
+/// Devices that were plugged in.
+type Plugged = Vec<Arc<dyn Attached>>;

@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
+use bothy_guest::protocol::WindowSize;
 use serde::{Deserialize, Serialize};
 
 use crate::outcome::Outcome;
@@ -28,16 +29,24 @@ pub enum Order {
         /// So much.
         mib: u32,
     },
+    /// The terminal behind a virtio console has another size.
+    Resize {
+        /// The new one.
+        size: WindowSize,
+    },
 }
 
 impl Order {
-    /// A letter, and for some a number behind it (32 bits, little-endian). Written at once, so that the VM never waits for a rest.
+    /// A letter, and for some numbers behind it (little-endian). Written at once, so that the VM never waits for a rest.
     pub(super) fn encode(self) -> Vec<u8> {
         match self {
             Self::PressPowerButton => vec![b'p'],
             Self::Quit => vec![b'q'],
             Self::Kill => vec![b'k'],
             Self::Reclaim { mib } => [&b"r"[..], &mib.to_le_bytes()].concat(),
+            Self::Resize { size: WindowSize { rows, columns } } => {
+                [&b"w"[..], &rows.to_le_bytes(), &columns.to_le_bytes()].concat()
+            }
         }
     }
 
@@ -49,14 +58,22 @@ impl Order {
             b'p' => Self::PressPowerButton,
             b'q' => Self::Quit,
             b'k' => Self::Kill,
-            b'r' => {
-                let mut mib = [0; 4];
-                from.read_exact(&mut mib)?;
-                Self::Reclaim { mib: u32::from_le_bytes(mib) }
+            b'r' => Self::Reclaim { mib: u32::from_le_bytes(read_array(from)?) },
+            b'w' => {
+                let (rows, columns) = (read_array(from)?, read_array(from)?);
+                let size =
+                    WindowSize { rows: u16::from_le_bytes(rows), columns: u16::from_le_bytes(columns) };
+                Self::Resize { size }
             }
             _ => return Err(io::ErrorKind::InvalidData.into()),
         })
     }
+}
+
+fn read_array<const N: usize>(from: &mut impl Read) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    from.read_exact(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Says that the guest has ended, by itself and not by an order: what is left to wait for are its disks. No JSON starts so.
@@ -219,7 +236,8 @@ mod tests {
 
     #[test]
     fn every_order_is_understood_and_nothing_else() {
-        let orders = [Order::PressPowerButton, Order::Reclaim { mib: 300 }, Order::Quit, Order::Kill];
+        let resize = Order::Resize { size: WindowSize { rows: 24, columns: 300 } };
+        let orders = [Order::PressPowerButton, Order::Reclaim { mib: 300 }, resize, Order::Quit, Order::Kill];
         let bytes = orders.map(Order::encode).concat();
         let mut bytes = bytes.as_slice();
         assert_eq!(orders.map(|_| Order::read(&mut bytes).unwrap()), orders);

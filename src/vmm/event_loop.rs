@@ -13,13 +13,14 @@ use super::control::Order;
 use crate::devices::serial::Serial;
 use crate::outcome::Outcome;
 use crate::poll::{self, Source};
+use crate::virtio::console;
 
 /// What wakes the main thread, besides its two sockets.
 pub(super) struct Wakeups {
     /// The VM has ended, or its guest has panicked.
     pub(super) end_evt: EventFd,
-    /// The serial port has bytes, or room for some.
-    pub(super) serial_evt: EventFd,
+    /// The serial port or the console has bytes, or room for some.
+    pub(super) console_evt: EventFd,
     /// A doorbell is to be registered or removed.
     pub(super) doorbell_evt: EventFd,
 }
@@ -27,7 +28,7 @@ pub(super) struct Wakeups {
 impl Wakeups {
     pub(super) fn new() -> io::Result<Self> {
         let evt = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
-        Ok(Self { end_evt: evt()?, serial_evt: evt()?, doorbell_evt: evt()? })
+        Ok(Self { end_evt: evt()?, console_evt: evt()?, doorbell_evt: evt()? })
     }
 }
 
@@ -38,7 +39,7 @@ const PANIC_GRACE: Duration = Duration::from_secs(1);
 /// Serves the VM until it has ended, and says how.
 pub(super) fn run(vmm: &mut Vmm, control: &mut UnixStream) -> io::Result<Outcome> {
     let mut console = match (vmm.serial.clone(), vmm.console.take()) {
-        (Some(serial), Some(socket)) => Some(Console::new(serial, socket)?),
+        (Some(serial), Some(socket)) => Some(Console::new(serial, vmm.port.clone(), socket)?),
         _ => None,
     };
     // Whether somebody wants the VM to end: then nobody waits for long.
@@ -58,12 +59,12 @@ pub(super) fn run(vmm: &mut Vmm, control: &mut UnixStream) -> io::Result<Outcome
             silenced = if unread { None } else { silenced.or_else(|| Some(Instant::now() + PANIC_GRACE)) };
         }
         let stuck = console.as_ref().filter(|_| asked).and_then(Console::stuck_until);
-        let [end, ordered, doorbell, serial, socket] = poll::wait(
+        let [end, ordered, doorbell, console_evt, socket] = poll::wait(
             [
                 Source::readable(&vmm.wakeups.end_evt),
                 Source::readable(control),
                 Source::readable(&vmm.wakeups.doorbell_evt),
-                Source::readable(&vmm.wakeups.serial_evt),
+                Source::readable(&vmm.wakeups.console_evt),
                 console.as_ref().map_or(Source::none(), Console::source),
             ],
             stuck.into_iter().chain(silenced).min(),
@@ -87,11 +88,11 @@ pub(super) fn run(vmm: &mut Vmm, control: &mut UnixStream) -> io::Result<Outcome
             drain(&vmm.wakeups.doorbell_evt);
             vmm.doorbells.apply(&vmm.vm);
         }
-        if serial.readable {
-            drain(&vmm.wakeups.serial_evt);
+        if console_evt.readable {
+            drain(&vmm.wakeups.console_evt);
         }
         if let Some(console) = &mut console
-            && (serial.readable || socket.readable || socket.writable)
+            && (console_evt.readable || socket.readable || socket.writable)
         {
             console.carry();
         }
@@ -113,6 +114,12 @@ fn obey(vmm: &Vmm, control: &mut UnixStream) -> bool {
             }
             return false;
         }
+        Ok(Order::Resize { size }) => {
+            if let Some(port) = &vmm.port {
+                port.resize(size);
+            }
+            return false;
+        }
         Ok(Order::PressPowerButton) => vmm.events.press_power_button(),
         Ok(Order::Quit) => vmm.machine.end.report(Outcome::Quit),
         Ok(Order::Kill) => vmm.machine.end.report(Outcome::Killed),
@@ -122,9 +129,11 @@ fn obey(vmm: &Vmm, control: &mut UnixStream) -> bool {
     true
 }
 
-/// The VM's end of the console: a socket to the command on one side, the serial port on the other.
+/// The VM's end of the console: a socket to the command on one side, the serial port on the other, and a virtio console if there is one.
 struct Console {
     serial: Arc<Serial>,
+    /// Then what is typed goes here.
+    port: Option<Arc<console::Port>>,
     socket: UnixStream,
     /// Bytes that the guest sent and the socket hasn't taken.
     outgoing: Vec<u8>,
@@ -144,10 +153,11 @@ const LAST_WORDS_GRACE: Duration = Duration::from_millis(500);
 const INCOMING: usize = 4096;
 
 impl Console {
-    fn new(serial: Arc<Serial>, socket: UnixStream) -> io::Result<Self> {
+    fn new(serial: Arc<Serial>, port: Option<Arc<console::Port>>, socket: UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         Ok(Self {
             serial,
+            port,
             socket,
             outgoing: Vec::new(),
             incoming: Vec::new(),
@@ -184,13 +194,17 @@ impl Console {
         self.send();
         if self.outgoing.is_empty() {
             self.outgoing = self.serial.take();
+            self.outgoing.extend(self.port.iter().flat_map(|port| port.take()));
             self.moved = Instant::now();
             self.send();
         }
         if self.incoming.is_empty() && !self.ended {
             self.receive();
         }
-        let given = self.serial.give(&self.incoming);
+        let given = match &self.port {
+            Some(port) => port.give(&self.incoming),
+            None => self.serial.give(&self.incoming),
+        };
         self.incoming.drain(..given);
     }
 
@@ -228,10 +242,17 @@ impl Console {
         let mut deadline = asked.then(|| Instant::now() + LAST_WORDS_GRACE);
         self.carry();
         while !self.outgoing.is_empty() && deadline.is_none_or(|deadline| Instant::now() < deadline) {
-            // An order stays unread: any of them means the same now.
+            // Whoever wants the end is heard; anything else no longer matters.
             let order = if deadline.is_none() { Source::readable(control) } else { Source::none() };
             match poll::wait([Source::of(&self.socket, false, true), order], deadline) {
-                Ok([_, order]) if order.readable => deadline = Some(Instant::now() + LAST_WORDS_GRACE),
+                Ok([_, order]) if order.readable => {
+                    if !matches!(
+                        Order::read(&mut &*control),
+                        Ok(Order::Resize { .. } | Order::Reclaim { .. })
+                    ) {
+                        deadline = Some(Instant::now() + LAST_WORDS_GRACE);
+                    }
+                }
                 Ok(_) => self.carry(),
                 Err(_) => return,
             }

@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bothy_guest::protocol::WindowSize;
 pub use build::BuildError;
 
 use crate::boot::image::{Blob, KernelImage};
@@ -29,8 +30,8 @@ use crate::outcome::Outcome;
 use crate::thread::Spawner;
 use crate::timeline::Mark;
 use crate::vcpu::{self, Machine, StatsFd, Vcpu, VcpuError};
-use crate::virtio::core::mmio::MmioTransport;
-use crate::virtio::{balloon, blk, net, vsock};
+use crate::virtio::core::transport::Attached;
+use crate::virtio::{balloon, blk, console, net, vsock};
 use control::{Counts, Exits, UserExits};
 use event_loop::Wakeups;
 use wiring::DoorbellQueue;
@@ -51,6 +52,8 @@ pub struct Resources {
     pub nets: Vec<net::Tap>,
     /// The vsock device's socket.
     pub vsock: Option<vsock::Listener>,
+    /// The size of the terminal, if there is one: a virtio console has it.
+    pub console_size: Option<WindowSize>,
     /// A directory that goes with the VM, its sockets are in it, and the descriptor whose lock says that it is in use.
     pub place: Option<(PathBuf, OwnedFd)>,
     /// Whether the report is to say what was counted.
@@ -65,7 +68,7 @@ impl Resources {
         let mut fds = vec![self.kvm.as_raw_fd(), self.kernel.blob.file.as_raw_fd()];
         fds.extend(self.initrd.iter().map(|blob| blob.file.as_raw_fd()));
         fds.extend(self.disks.iter().flat_map(blk::Disk::descriptors));
-        fds.extend(self.nets.iter().map(AsRawFd::as_raw_fd));
+        fds.extend(self.nets.iter().flat_map(net::Tap::descriptors));
         fds.extend(self.vsock.iter().map(AsRawFd::as_raw_fd));
         fds.extend(self.place.iter().map(|(_, lock)| lock.as_raw_fd()));
         fds.extend(self.log);
@@ -79,11 +82,12 @@ struct Vmm {
     mem: Arc<GuestMemory>,
     machine: Machine,
     vcpus: Vec<Vcpu>,
-    transports: Vec<Arc<MmioTransport>>,
+    devices: Vec<Arc<dyn Attached>>,
     /// Whether stopping the devices may take long.
     has_disks: bool,
     events: Arc<Events>,
     serial: Option<Arc<Serial>>,
+    port: Option<Arc<console::Port>>,
     balloon: Option<balloon::Handle>,
     console: Option<UnixStream>,
     doorbells: Arc<DoorbellQueue>,
@@ -126,8 +130,8 @@ impl Vmm {
         self.machine.end.report(outcome.clone());
         self.machine.timeline.record(Mark::Ended);
         vcpus.join();
-        for transport in &self.transports {
-            transport.stop();
+        for device in &self.devices {
+            device.stop();
         }
         // Everything else goes with `self`: the buses and devices with their files and threads.
         Ok((outcome, Remains { _vm: self.vm, _mem: self.mem }))

@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::control::{News, Order, Report};
 use super::{Resources, build};
@@ -42,7 +43,7 @@ impl VmProcess {
         let (control, mut vm_control) = UnixStream::pair()?;
         let news = Some(News::new(control.try_clone()?));
         let (console, vm_console) = match config.console() {
-            Console::Serial => {
+            Console::Serial | Console::Virtio => {
                 let (ours, theirs) = UnixStream::pair()?;
                 (Some(ours), Some(theirs))
             }
@@ -107,7 +108,7 @@ impl VmProcess {
         if self.words.is_some() {
             return match order {
                 Order::PressPowerButton | Order::Quit | Order::Kill => self.kill(),
-                Order::Reclaim { .. } => {}
+                Order::Reclaim { .. } | Order::Resize { .. } => {}
             };
         }
         if let Err(error) = self.control.write_all(&order.encode()) {
@@ -175,6 +176,7 @@ fn run(
     let timeline = Arc::new(timeline);
     detach(null);
     share_one_heap();
+    raise_descriptor_limit();
     let (count, log, place) = (resources.count, resources.log, resources.place.take());
     let report = |control: &mut UnixStream, report: &Report| {
         if let Some(log) = log {
@@ -254,6 +256,14 @@ fn close_all_but(mut keep: Vec<RawFd>) {
             }
         }
         first = fd.saturating_add(1);
+    }
+}
+
+/// Each queue of a device takes a few descriptors, and the usual limit of 1024 is there for programs that use select(2).
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        log::debug!("setrlimit: {error}");
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::bus::{Doorbells, MsiMessage, MsiRoute, MsiRoutes, RouteId};
+use crate::bus::{Doorbell, Doorbells, MsiMessage, MsiRoute, MsiRoutes, RouteId};
 use crate::kvm::Vm;
 
 /// MSI routes: each has a GSI, which is its number, and an eventfd.
@@ -59,8 +59,16 @@ impl MsiRoutes for KvmRoutes {
     fn update(&self, id: RouteId, message: MsiMessage) -> io::Result<()> {
         let mut routes = self.lock();
         let route = find(&mut routes, id)?;
-        route.message = message;
-        if route.masked { Ok(()) } else { self.publish(&routes) }
+        let before = std::mem::replace(&mut route.message, message);
+        if route.masked {
+            return Ok(());
+        }
+        let published = self.publish(&routes);
+        if published.is_err() {
+            // The table is refused as a whole: one bad message must not keep the others from changing.
+            find(&mut routes, id)?.message = before;
+        }
+        published
     }
 
     fn mask(&self, id: RouteId, masked: bool) -> io::Result<()> {
@@ -95,8 +103,7 @@ pub(super) struct DoorbellQueue {
 }
 
 struct Bell {
-    gpa: u64,
-    value: u32,
+    bell: Doorbell,
     evt: Arc<EventFd>,
     wanted: bool,
     registered: bool,
@@ -116,25 +123,24 @@ impl DoorbellQueue {
         let Some(bell) = changed.next() else { return };
         bell.registered = bell.wanted;
         let more = changed.next().is_some();
-        let (add, evt, gpa, value) = (bell.wanted, bell.evt.clone(), bell.gpa, bell.value);
+        let (add, evt, bell) = (bell.wanted, bell.evt.clone(), bell.bell);
         // vCPUs that want something of a doorbell don't wait for the kernel.
         drop(bells);
-        let result =
-            if add { vm.add_ioeventfd(&evt, gpa, value) } else { vm.remove_ioeventfd(&evt, gpa, value) };
+        let result = if add { vm.add_ioeventfd(&evt, bell) } else { vm.remove_ioeventfd(&evt, bell) };
         if let Err(error) = result {
             // Without a doorbell every notification is an exit: slower, and right.
-            log::debug!("doorbell at {gpa:#x}: {error}");
+            log::debug!("doorbell at {:#x}: {error}", bell.gpa);
         }
         if more {
             self.signal();
         }
     }
 
-    fn want(&self, wanted: bool, gpa: u64, value: u32, evt: &Arc<EventFd>) {
+    fn want(&self, wanted: bool, bell: Doorbell, evt: &Arc<EventFd>) {
         let mut bells = self.lock();
-        match bells.iter_mut().find(|bell| (bell.gpa, bell.value) == (gpa, value)) {
-            Some(bell) => bell.wanted = wanted,
-            None => bells.push(Bell { gpa, value, evt: evt.clone(), wanted, registered: false }),
+        match bells.iter_mut().find(|known| known.bell == bell) {
+            Some(known) => known.wanted = wanted,
+            None => bells.push(Bell { bell, evt: evt.clone(), wanted, registered: false }),
         }
         drop(bells);
         self.signal();
@@ -152,11 +158,11 @@ impl DoorbellQueue {
 }
 
 impl Doorbells for DoorbellQueue {
-    fn add(&self, gpa: u64, value: u32, evt: &Arc<EventFd>) {
-        self.want(true, gpa, value, evt);
+    fn add(&self, bell: Doorbell, evt: &Arc<EventFd>) {
+        self.want(true, bell, evt);
     }
 
-    fn remove(&self, gpa: u64, value: u32, evt: &Arc<EventFd>) {
-        self.want(false, gpa, value, evt);
+    fn remove(&self, bell: Doorbell, evt: &Arc<EventFd>) {
+        self.want(false, bell, evt);
     }
 }

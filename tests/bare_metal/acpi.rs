@@ -66,6 +66,21 @@ fn a_scan_finds_the_rsdp_and_every_checksum_is_right() {
 }
 
 #[test]
+fn each_machine_has_a_generation_id_of_its_own_where_the_dsdt_says() {
+    const GPA: u32 = 0xe_0030;
+    let id = || {
+        let tables = Tables::of(&[]);
+        let [.., dsdt] = tables.all();
+        // "ADDR", a package of two: a double word, and zero.
+        let address = [&b"ADDR\x12\x08\x02\x0c"[..], &GPA.to_le_bytes(), &[0]].concat();
+        assert!(dsdt.windows(address.len()).any(|bytes| bytes == address));
+        tables.at(GPA.into())[..16].to_vec()
+    };
+    let (first, second) = (id(), id());
+    assert!(first != second && first != [0; 16] && second != [0; 16], "{first:?} {second:?}");
+}
+
+#[test]
 fn the_fadt_is_a_hardware_reduced_one_with_sleep_and_reset_registers() {
     let tables = Tables::of(&[]);
     let [_, fadt, ..] = tables.all();
@@ -154,7 +169,9 @@ fn the_dsdt_describes_each_device_to_a_disassembler() {
         ("Level,", 0),
         ("Name (_S5, Package", 1),
         ("Method (_EVT, 1", 1),
-        ("Notify (", 1),
+        ("Notify (\\_SB.PWRB, 0x80)", 1),
+        ("Notify (\\_SB.VGEN, 0x80)", 1),
+        ("\"VM_Gen_Counter\"", 2),
     ] {
         assert_eq!(source.matches(text).count(), count, "{text} in\n{source}");
     }

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::asm::{CODE_GPA, LONG_TABLE_GPA, STATE_32_GPA, STATE_64_GPA};
-use super::guest::{Guest, Segment, bzimage, elf, u16_at, u32_at, u64_at, words};
+use super::asm::{CODE_GPA, STATE_32_GPA, STATE_64_GPA};
+use super::guest::{Guest, Segment, bzimage, elf, long_result, u16_at, u32_at, u64_at, words};
 use super::script::{RESULTS, Script};
 use crate::support;
 
@@ -14,8 +14,12 @@ const RSDP: u64 = 0xe_0000;
 const RAM: u32 = 1;
 const RESERVED: u32 = 2;
 /// The map of a VM with 32 MiB.
-const MAP_32M: [(u64, u64, u32); 3] =
-    [(0, 0x9_fc00, RAM), (0x9_fc00, 0x6_0400, RESERVED), (0x10_0000, 31 << 20, RAM)];
+const MAP_32M: [(u64, u64, u32); 4] = [
+    (0, 0x9_fc00, RAM),
+    (0x9_fc00, 0x6_0400, RESERVED),
+    (0x10_0000, 31 << 20, RAM),
+    (0xe000_0000, 0x10_0000, RESERVED),
+];
 
 /// Start info, its memory map (8 entries), and the command line.
 fn pvh_info(args: &[&str]) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
@@ -263,6 +267,7 @@ fn memory_past_the_hole_is_in_both_maps() {
         (0, 0x9_fc00, RAM),
         (0x9_fc00, 0x6_0400, RESERVED),
         (0x10_0000, 0xbff0_0000, RAM),
+        (0xe000_0000, 0x10_0000, RESERVED),
         (0x1_0000_0000, 2 << 30, RAM),
     ];
     let script = Script::new().put(START_INFO, 0x200);
@@ -279,19 +284,6 @@ fn memory_past_the_hole_is_in_both_maps() {
 
 #[test]
 fn memory_above_4_gib_holds_what_is_written_and_the_hole_reads_ones() {
-    // A page table of 1 GiB pages for the first 8 GiB, and a list of accesses for the 64-bit prologue.
-    let (pml4, pdpt) = (0x1e_0000u64, 0x1e_1000u64);
-    let mut tables = vec![0; 8192];
-    tables[..8].copy_from_slice(&(pdpt | 3).to_le_bytes());
-    // 2 MiB pages, since not every processor has larger ones.
-    let mut directories = Vec::new();
-    for gib in 0..8u64 {
-        let directory = 0x1e_2000 + gib * 4096;
-        let at = 4096 + usize::try_from(gib).unwrap() * 8;
-        tables[at..at + 8].copy_from_slice(&(directory | 3).to_le_bytes());
-        directories.extend((0..512u64).flat_map(|page| (gib << 30 | page << 21 | 0x83).to_le_bytes()));
-    }
-    tables.extend(directories);
     let accesses: &[(u64, u64, u64)] = &[
         (1, 0xbfff_fff8, 0x1111_2222_3333_4444),
         (1, 0xc000_0000, 0x5555),
@@ -305,20 +297,11 @@ fn memory_above_4_gib_holds_what_is_written_and_the_hole_reads_ones() {
         (2, 0x1_7fff_fff8, 0),
         (2, 0x1_8000_0000, 0),
     ];
-    let mut list = pml4.to_le_bytes().to_vec();
-    list.extend([0; 8]);
-    for (operation, gpa, value) in accesses {
-        list.extend([*operation, *gpa, *value, 0].iter().flat_map(|word| word.to_le_bytes()));
-    }
-    list.extend([0; 32]);
-    let len = u32::try_from(list.len()).unwrap();
     let dir = support::scratch();
-    let kernel = Guest::without_note(&Script::new().put(LONG_TABLE_GPA, len))
-        .data(LONG_TABLE_GPA, list)
-        .data(u32::try_from(pml4).unwrap(), tables)
-        .write(dir.path());
+    let script = Script::new().each(5..11, |script, n| script.put(long_result(n), 8));
+    let kernel = Guest::with_long_accesses(&script, accesses).write(dir.path());
     let output = support::Bothy::new(["boot", "--memory", "5G", "--kernel"]).args([&kernel]).run().output();
-    let read: Vec<u64> = (5..11).map(|n| u64_at(&output, 16 + n * 32 + 16)).collect();
+    let read: Vec<u64> = (0..6).map(|n| u64_at(&output, 8 * n)).collect();
     let ones = u64::MAX;
     assert_eq!(read, [accesses[0].2, ones, ones, accesses[2].2, accesses[3].2, ones], "{read:x?}");
 }

@@ -33,6 +33,30 @@ impl Guest {
         Self { segments, notes: Vec::new(), entry: asm::long_entry() }
     }
 
+    /// Entered by the 64-bit boot protocol; makes accesses of eight bytes to the first 8 GiB before the script begins. Each is an
+    /// operation (1 write, 2 read), an address and a value; [`long_result`] finds what was read.
+    pub(crate) fn with_long_accesses(script: &Script, accesses: &[(u64, u64, u64)]) -> Self {
+        // The identity map of the 64-bit entry covers the first GiB only, so this brings one of its own.
+        const PML4: u64 = 0x1e_0000;
+        const PDPT: u64 = PML4 + 4096;
+        let mut tables = vec![0; 8192];
+        tables[..8].copy_from_slice(&(PDPT | 3).to_le_bytes());
+        // 2 MiB pages, since not every processor has larger ones.
+        for gib in 0..8u64 {
+            let at = 4096 + usize::try_from(gib).expect("8 of them") * 8;
+            tables[at..at + 8].copy_from_slice(&((PDPT + (gib + 1) * 4096) | 3).to_le_bytes());
+            tables.extend((0..512u64).flat_map(|page| (gib << 30 | page << 21 | 0x83).to_le_bytes()));
+        }
+        let mut list = [PML4, 0].map(u64::to_le_bytes).concat();
+        for (operation, gpa, value) in accesses {
+            list.extend([*operation, *gpa, *value, 0].iter().flat_map(|word| word.to_le_bytes()));
+        }
+        list.extend([0; 32]);
+        assert!(u64::from(asm::LONG_TABLE_GPA) + list.len() as u64 <= PML4, "too many accesses");
+        let tables_gpa = u32::try_from(PML4).expect("low");
+        Self::without_note(script).data(asm::LONG_TABLE_GPA, list).data(tables_gpa, tables)
+    }
+
     /// Puts data into memory, at 1 MiB or above.
     pub(crate) fn data(mut self, gpa: u32, bytes: impl Into<Vec<u8>>) -> Self {
         self.segments.push((gpa, bytes.into()));
@@ -78,6 +102,11 @@ impl Guest {
         );
         output
     }
+}
+
+/// Where the value of access number `n` of [`Guest::with_long_accesses`] is.
+pub(crate) fn long_result(n: u32) -> u32 {
+    asm::LONG_TABLE_GPA + 16 + 32 * n + 16
 }
 
 /// A loadable segment of an ELF file: its bytes, and how many zeros come behind them in memory.

@@ -1,10 +1,10 @@
 //! Network devices: taps that are refused, and one that carries a packet in each direction, driven by hand.
 
 use super::bad_input::{SETUP, refuses, with_kernel};
+use super::driver::{OTHER_RING, RING, place, register, ring};
 use super::guest::{Guest, u16_at, words};
 use super::namespaces::{can_make_networks, in_network};
 use super::script::{RESULTS, Script, request_bit};
-use super::virtio::{OTHER_RING, RING, place, register, ring};
 use crate::support::scratch;
 
 #[test]

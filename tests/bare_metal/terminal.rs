@@ -46,6 +46,14 @@ impl Terminal {
         self.mode()[3] & (libc::ICANON | libc::ECHO | libc::ISIG) == 0
     }
 
+    fn resize(&self, rows: u16, columns: u16) {
+        let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        #[expect(unsafe_code, reason = "std knows nothing of terminals")]
+        // SAFETY: TIOCSWINSZ reads a winsize, which lives on this stack.
+        let done = unsafe { libc::ioctl(self.line.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    }
+
     fn type_in(&mut self, keys: &[u8]) {
         self.keyboard.write_all(keys).unwrap();
     }
@@ -60,6 +68,17 @@ impl Terminal {
     }
 }
 
+/// The VM's process: there is the terminal's guard besides.
+fn vm_of(running: &Running) -> u32 {
+    let with_a_vcpu = |pid: &u32| {
+        let names = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        names
+            .filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok())
+            .any(|name| name.trim() == "vcpu0")
+    };
+    running.processes().into_iter().find(with_a_vcpu).expect("a process with a vCPU")
+}
+
 #[test]
 fn a_terminal_is_raw_while_the_vm_runs_and_as_before_afterwards() {
     let mut terminal = Terminal::new();
@@ -69,6 +88,27 @@ fn a_terminal_is_raw_while_the_vm_runs_and_as_before_afterwards() {
     terminal.type_in(b"a\x03\x04\r");
     assert_eq!(running.wait().output(), b"ra\x03\x04\r", "keys arrive one by one, and none means anything");
     assert_eq!(terminal.mode(), before);
+}
+
+/// The guest has ended, and waits for a reader. Nobody wants it to hurry.
+#[test]
+fn a_new_size_of_the_terminal_cuts_off_nothing_that_is_unread() {
+    let terminal = Terminal::new();
+    terminal.resize(24, 80);
+    let (bothy, _dir) = Guest::new(&Script::new().flood(5000).power_off()).boot();
+    let mut running = bothy.terminal(terminal.line.try_clone().unwrap()).unread_output().start();
+    assert!(eventually(Duration::from_secs(10), || running.unread_len() > 0), "nothing was said");
+    let vm = vm_of(&running);
+    // Until no buffer takes any more, and the guest has powered off.
+    std::thread::sleep(Duration::from_secs(2));
+    terminal.resize(50, 132);
+    running.signal(libc::SIGWINCH);
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(running.processes().contains(&vm), "what nobody has read yet is lost");
+    running.read_output();
+    let len = running.wait().code(0).stdout.len();
+    // What the port alone holds when all behind it is full.
+    assert!(len > 16 << 10, "{len} bytes");
 }
 
 #[test]
@@ -118,14 +158,7 @@ fn a_terminal_is_restored_when_all_processes_of_the_vm_die() {
     let terminal = Terminal::new();
     let before = terminal.mode();
     let (running, _dir) = terminal.boot(Script::new().spin());
-    let with_a_vcpu = |pid: &u32| {
-        let names = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
-        names
-            .filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok())
-            .any(|name| name.trim() == "vcpu0")
-    };
-    let vm = running.processes().into_iter().find(with_a_vcpu).expect("a process with a vCPU");
-    signal(vm, libc::SIGKILL);
+    signal(vm_of(&running), libc::SIGKILL);
     running.wait().code(1).says("signal 9");
     assert_eq!(terminal.mode(), before);
 }

@@ -1,202 +1,13 @@
-//! The virtio devices behind their registers, driven by hand: whole requests, and everything that a driver can do wrong.
+//! The virtio devices behind their registers, driven by hand: whole requests, and what a driver can do wrong with registers.
+//! Broken rings are in [`broken_rings`](super::broken_rings).
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::boot_state::noise;
+use super::driver::*;
 use super::guest::{Guest, u32_at, words};
 use super::script::{POWER_PIN, RESULTS, Script, request_bit};
-use crate::support::{self, Bothy, file, scratch};
-
-const MAGIC: u32 = 0x000;
-const DEVICE_FEATURES: u32 = 0x010;
-const DEVICE_FEATURES_SEL: u32 = 0x014;
-const DRIVER_FEATURES: u32 = 0x020;
-const DRIVER_FEATURES_SEL: u32 = 0x024;
-const QUEUE_SEL: u32 = 0x030;
-const QUEUE_NUM_MAX: u32 = 0x034;
-const QUEUE_NUM: u32 = 0x038;
-const QUEUE_READY: u32 = 0x044;
-const QUEUE_NOTIFY: u32 = 0x050;
-const INTERRUPT_STATUS: u32 = 0x060;
-const INTERRUPT_ACK: u32 = 0x064;
-const STATUS: u32 = 0x070;
-const QUEUE_DESC: u32 = 0x080;
-const QUEUE_DRIVER: u32 = 0x090;
-const QUEUE_DEVICE: u32 = 0x0a0;
-const CONFIG: u32 = 0x100;
-
-const NEEDS_RESET: u32 = 0x40;
-const LIVE: u32 = 0xf;
-
-const BLK_F_RO: u32 = 1 << 5;
-const BLK_F_FLUSH: u32 = 1 << 9;
-const BLK_IN: u32 = 0;
-const BLK_OUT: u32 = 1;
-const BLK_FLUSH: u32 = 4;
-const BLK_GET_ID: u32 = 8;
-const OK: u8 = 0;
-const IOERR: u8 = 1;
-const UNSUPP: u8 = 2;
-
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-
-/// Descriptors of a queue here.
-const SIZE: u16 = 8;
-/// Where the avail ring is, from the queue's start, where the descriptors are.
-const AVAIL: u32 = 0x200;
-/// Where the used ring is.
-const USED: u32 = 0x400;
-/// A queue, and one for a second device.
-pub(crate) const RING: u32 = 0x40_0000;
-pub(crate) const OTHER_RING: u32 = 0x41_0000;
-/// Headers, data and status bytes of requests.
-const HEADER: u32 = 0x40_1000;
-const STATUS_BYTE: u32 = 0x40_1800;
-const DATA: u32 = 0x40_2000;
-const OTHER_DATA: u32 = 0x41_2000;
-
-pub(crate) fn register(device: u32, offset: u32) -> u32 {
-    0xd000_0000 + device * 0x1000 + offset
-}
-
-/// Address, length, flags, next.
-type Descriptor = (u64, u32, u16, u16);
-
-/// A queue in memory, with these chains on offer.
-pub(crate) fn ring(descriptors: &[Descriptor], heads: &[u16]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for (gpa, len, flags, next) in descriptors {
-        bytes.extend(gpa.to_le_bytes());
-        bytes.extend(len.to_le_bytes());
-        bytes.extend(flags.to_le_bytes());
-        bytes.extend(next.to_le_bytes());
-    }
-    bytes.resize(AVAIL as usize, 0);
-    bytes.extend([0, 0]);
-    bytes.extend(u16::try_from(heads.len()).unwrap().to_le_bytes());
-    bytes.extend(heads.iter().flat_map(|head| head.to_le_bytes()));
-    bytes.resize(0x1000, 0);
-    bytes
-}
-
-/// A queue's place, as the registers get it.
-#[derive(Clone, Copy)]
-pub(crate) struct Place {
-    size: u32,
-    desc: u32,
-    driver: u32,
-    device: u32,
-}
-
-pub(crate) fn place(base: u32) -> Place {
-    Place { size: SIZE.into(), desc: base, driver: base + AVAIL, device: base + USED }
-}
-
-impl Script {
-    /// Up to FEATURES_OK.
-    pub(crate) fn negotiate(self, device: u32, low_features: u32) -> Self {
-        let at = |offset| register(device, offset);
-        self.write32(at(STATUS), 0)
-            .write32(at(STATUS), 1)
-            .write32(at(STATUS), 3)
-            .write32(at(DRIVER_FEATURES_SEL), 0)
-            .write32(at(DRIVER_FEATURES), low_features)
-            .write32(at(DRIVER_FEATURES_SEL), 1)
-            .write32(at(DRIVER_FEATURES), 1)
-            .write32(at(STATUS), 0xb)
-    }
-
-    pub(crate) fn set_queue(self, device: u32, queue: u32, place: Place) -> Self {
-        let at = |offset| register(device, offset);
-        self.write32(at(QUEUE_SEL), queue)
-            .write32(at(QUEUE_NUM), place.size)
-            .write32(at(QUEUE_DESC), place.desc)
-            .write32(at(QUEUE_DESC + 4), 0)
-            .write32(at(QUEUE_DRIVER), place.driver)
-            .write32(at(QUEUE_DRIVER + 4), 0)
-            .write32(at(QUEUE_DEVICE), place.device)
-            .write32(at(QUEUE_DEVICE + 4), 0)
-            .write32(at(QUEUE_READY), 1)
-    }
-
-    /// A driver's whole start, with its queue at `base`.
-    fn start_device(self, device: u32, base: u32, low_features: u32) -> Self {
-        self.negotiate(device, low_features)
-            .set_queue(device, 0, place(base))
-            .write32(register(device, STATUS), LIVE)
-    }
-
-    fn notify(self, device: u32) -> Self {
-        self.notify_queue(device, 0)
-    }
-
-    pub(crate) fn notify_queue(self, device: u32, queue: u32) -> Self {
-        self.write32(register(device, QUEUE_NOTIFY), queue)
-    }
-
-    /// Waits for so many used chains.
-    pub(crate) fn wait_used(self, base: u32, count: u32) -> Self {
-        self.wait(base + USED, 0xffff_0000, count << 16)
-    }
-
-    fn wait_needs_reset(self, device: u32) -> Self {
-        self.wait(register(device, STATUS), NEEDS_RESET, NEEDS_RESET)
-    }
-
-    /// One request for random bytes to the entropy device, whose queue is at [`OTHER_RING`]; sends `r` when it is answered.
-    fn entropy_works(self, device: u32) -> Self {
-        self.start_device(device, OTHER_RING, 0).notify(device).wait_used(OTHER_RING, 1).say(b'r')
-    }
-}
-
-fn entropy_ring() -> Vec<u8> {
-    ring(&[(OTHER_DATA.into(), 16, WRITE, 0)], &[0])
-}
-
-/// Requests of a disk: each is a header, data and a status byte.
-#[derive(Default)]
-struct Requests {
-    headers: Vec<u8>,
-    descriptors: Vec<Descriptor>,
-    heads: Vec<u16>,
-}
-
-impl Requests {
-    /// `data`: address, length, and whether the device writes it.
-    fn add(mut self, kind: u32, sector: u64, data: Option<(u32, u32, bool)>) -> Self {
-        let header = HEADER + u32::try_from(self.headers.len()).unwrap();
-        let status = STATUS_BYTE + u32::try_from(self.heads.len()).unwrap();
-        self.headers.extend(kind.to_le_bytes());
-        self.headers.extend([0; 4]);
-        self.headers.extend(sector.to_le_bytes());
-        let mut next = u16::try_from(self.descriptors.len()).unwrap();
-        self.heads.push(next);
-        next += 1;
-        self.descriptors.push((header.into(), 16, NEXT, next));
-        if let Some((gpa, len, device_writes)) = data {
-            next += 1;
-            self.descriptors.push((gpa.into(), len, NEXT | if device_writes { WRITE } else { 0 }, next));
-        }
-        self.descriptors.push((status.into(), 1, WRITE, 0));
-        self
-    }
-
-    /// A guest with these requests in memory, status bytes of 0xee, and the entropy device's queue.
-    fn guest(self, script: &Script) -> Guest {
-        assert!(self.descriptors.len() <= SIZE.into());
-        Guest::new(script)
-            .data(RING, ring(&self.descriptors, &self.heads))
-            .data(HEADER, self.headers)
-            .data(STATUS_BYTE, [0xee; 8])
-            .data(OTHER_RING, entropy_ring())
-    }
-}
-
-fn disk(dir: &Path, content: &[u8]) -> String {
-    file(dir, "disk", content).to_str().unwrap().to_owned()
-}
+use crate::support::{self, Bothy, scratch};
 
 #[test]
 fn each_device_has_magic_version_vendor_and_kind() {
@@ -257,21 +68,10 @@ fn a_disk_is_read_with_an_interrupt_and_a_status() {
         .write32(register(0, INTERRUPT_ACK), 1)
         .read32(register(0, INTERRUPT_STATUS), RESULTS + 8)
         .put(RESULTS, 12)
-        .put(RING + USED, 20)
-        .put(STATUS_BYTE, 3)
-        .put(DATA, 512 * 3);
-    let requests = Requests::default().add(BLK_IN, 3, Some((DATA, 1024, true))).add(
-        BLK_IN,
-        0,
-        Some((DATA + 1024, 512, true)),
-    );
-    let output = requests.guest(&script).run(&["--disk", &disk]);
+        .put_two_reads();
+    let output = Requests::two_reads().guest(&script).run(&["--disk", &disk]);
     assert_eq!(words(&output[..12]), [LIVE, 1, 0], "status, interrupt status, and after its acknowledgement");
-    let used = &output[12..32];
-    assert_eq!(words(&used[4..]), [0, 1025, 3, 513], "heads and lengths on the used ring");
-    assert_eq!(output[32..35], [OK, OK, 0xee]);
-    assert!(output[35..35 + 1024] == content[3 * 512..5 * 512]);
-    assert!(output[35 + 1024..] == content[..512]);
+    insist_on_two_reads(&output[12..], &content);
 }
 
 #[test]
@@ -306,6 +106,34 @@ fn a_guest_that_powered_off_in_time_is_not_killed_while_its_disk_flushes() {
     running.signal(libc::SIGTERM);
     assert_eq!(running.wait().output(), b"rp");
     assert!(asked.elapsed() > Duration::from_secs(12), "the flush was not slow");
+}
+
+/// Each next VM must have the disk, and the socket's place, at once.
+#[test]
+fn twenty_kills_leave_neither_a_lock_nor_a_socket_nor_a_process() {
+    let dir = scratch();
+    let disk = disk(dir.path(), &[0; 4096]);
+    let socket = dir.path().join("socket");
+    let script = Script::new().start_device(0, RING, BLK_F_FLUSH).notify(0).say(b'r').spin();
+    let ways = ["", ",aio=sync", ",queues=2", ",cache=unsafe", ",ro"];
+    for round in 0..20 {
+        let requests = Requests::default().add(BLK_OUT, 0, Some((DATA, 4096, false))).add(BLK_FLUSH, 0, None);
+        let (bothy, _kernel) = requests.guest(&script).boot();
+        let disk = format!("{disk}{}", ways[round % ways.len()]);
+        let bothy = bothy.args(["--disk", &disk, "--vsock", socket.to_str().unwrap()]);
+        let mut running = bothy.start();
+        running.wait_for(b"r");
+        let is_the_command = round % 2 == 0;
+        if is_the_command {
+            running.signal(libc::SIGKILL);
+        } else {
+            support::signal(running.vm_pid(), libc::SIGKILL);
+        }
+        let gone = support::eventually(Duration::from_secs(2), || running.processes().is_empty());
+        assert!(gone, "round {round}: processes are left: {:?}", running.processes());
+        running.wait().code(if is_the_command { -libc::SIGKILL } else { 1 });
+        assert!(!socket.exists(), "round {round}: the socket is left");
+    }
 }
 
 #[test]
@@ -423,91 +251,6 @@ fn a_balloon_that_gets_its_own_ring_leaves_the_others_working() {
     assert_eq!(bothy.run().code(0).says("the driver must reset the device").stdout, b"rn");
 }
 
-/// Breaks the disk (device 0) by a queue of its own making, sees DEVICE_NEEDS_RESET, uses the entropy device (device 1), and
-/// then resets the disk and uses it.
-fn broken_queue_is_survived(what: &str, place: Place, bytes: Vec<u8>) {
-    const GOOD_RING: u32 = 0x42_0000;
-    let dir = scratch();
-    let disk = disk(dir.path(), &noise(512));
-    let script = Script::new()
-        .negotiate(0, 0)
-        .set_queue(0, 0, place)
-        .write32(register(0, STATUS), LIVE)
-        .notify(0)
-        .wait_needs_reset(0)
-        .say(b'n')
-        .entropy_works(1)
-        .start_device(0, GOOD_RING, 0)
-        .read32(register(0, STATUS), RESULTS)
-        .notify(0)
-        .wait_used(GOOD_RING, 1)
-        .put(RESULTS, 1)
-        .put(STATUS_BYTE, 1)
-        .put(DATA, 512);
-    let good = Requests::default().add(BLK_IN, 0, Some((DATA, 512, true)));
-    let good_ring = ring(&good.descriptors, &good.heads);
-    let mut guest = Guest::new(&script)
-        .data(GOOD_RING, good_ring)
-        .data(HEADER, good.headers)
-        .data(STATUS_BYTE, [0xee; 8])
-        .data(OTHER_RING, entropy_ring());
-    if !bytes.is_empty() {
-        guest = guest.data(RING, bytes);
-    }
-    let (bothy, _kernel) = guest.boot();
-    // What the driver did wrong is told on standard error.
-    let finished = bothy.args(["--disk", &disk]).run().code(0);
-    let expected = [&[b'n', b'r', 0xf, OK][..], &noise(512)].concat();
-    assert!(finished.stdout == expected, "{what}: {}", finished.streams());
-}
-
-#[test]
-fn a_loop_of_descriptors_stops_the_device_and_nothing_else() {
-    let descriptors = [(DATA.into(), 16, NEXT, 1), (DATA.into(), 16, NEXT, 0)];
-    broken_queue_is_survived("a loop", place(RING), ring(&descriptors, &[0]));
-}
-
-#[test]
-fn a_head_that_is_no_descriptor_stops_the_device_and_nothing_else() {
-    broken_queue_is_survived("a wild head", place(RING), ring(&[(DATA.into(), 16, 0, 0)], &[SIZE]));
-}
-
-#[test]
-fn a_next_that_is_no_descriptor_stops_the_device_and_nothing_else() {
-    broken_queue_is_survived("a wild next", place(RING), ring(&[(DATA.into(), 16, NEXT, 0x7fff)], &[0]));
-}
-
-#[test]
-fn a_buffer_outside_memory_stops_the_device_and_nothing_else() {
-    for gpa in [32 << 20, (32 << 20) - 8, 0xd000_0000, u64::MAX - 7, 1 << 40] {
-        broken_queue_is_survived("a buffer outside memory", place(RING), ring(&[(gpa, 16, 0, 0)], &[0]));
-    }
-}
-
-#[test]
-fn an_index_that_runs_ahead_stops_the_device_and_nothing_else() {
-    let mut bytes = ring(&[(DATA.into(), 16, 0, 0)], &[0]);
-    bytes[AVAIL as usize + 2..][..2].copy_from_slice(&(SIZE + 1).to_le_bytes());
-    broken_queue_is_survived("an index ahead", place(RING), bytes);
-}
-
-#[test]
-fn a_queue_outside_memory_stops_the_device_and_nothing_else() {
-    let good = place(RING);
-    for (what, place) in [
-        ("descriptors", Place { desc: 32 << 20, ..good }),
-        ("descriptors across the end", Place { desc: (32 << 20) - 64, ..good }),
-        ("avail ring", Place { driver: 0xd000_0000, ..good }),
-        ("used ring", Place { device: 0xffff_fff0, ..good }),
-        ("misaligned descriptors", Place { desc: RING + 8, ..good }),
-        ("size of no power of two", Place { size: 7, ..good }),
-        ("size of nothing", Place { size: 0, ..good }),
-        ("size of too much", Place { size: 0x1_0000, ..good }),
-    ] {
-        broken_queue_is_survived(what, place, Vec::new());
-    }
-}
-
 #[test]
 fn a_notification_of_a_queue_that_does_not_exist_changes_nothing() {
     let script = Script::new()
@@ -582,7 +325,7 @@ fn many_resets_in_a_row_leave_a_device_that_works() {
 fn a_vm_with_the_most_devices_has_them_all() {
     let dir = scratch();
     let disk = disk(dir.path(), &[0; 512]);
-    let disks: Vec<String> = (0..16).flat_map(|_| ["--disk".to_owned(), format!("{disk},ro")]).collect();
+    let disks = most_disks(&disk);
     let script = Script::new()
         .each(0..19, |script, device| script.read32(register(device, 8), RESULTS + 4 * device))
         .enable_lapic()

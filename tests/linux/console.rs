@@ -1,4 +1,4 @@
-//! The serial console through pipes.
+//! The console through pipes: by a serial port, as usual, and by virtio.
 
 use std::thread;
 use std::time::Duration;
@@ -12,13 +12,25 @@ fn amount() -> usize {
 }
 
 #[test]
-fn bytes_pass_both_ways_exactly() {
+fn bytes_pass_both_ways_exactly_by_virtio() {
     needs_linux!();
-    let content = noise(amount(), 4);
+    // Linux takes a Ctrl-O on such a console for itself: a SysRq follows.
+    let content: Vec<u8> = noise(amount(), 4).into_iter().filter(|byte| *byte != 0xf).collect();
+    bytes_pass_both_ways_exactly("virtio", &content);
+}
+
+#[test]
+fn bytes_pass_both_ways_exactly_by_a_serial_port() {
+    needs_linux!();
+    bytes_pass_both_ways_exactly("serial", &noise(amount(), 4));
+}
+
+fn bytes_pass_both_ways_exactly(console: &str, content: &[u8]) {
     let script =
         format!("stty raw -echo; echo ready=yes; head -c {}; stty sane; echo; echo end=yes", content.len());
     let limit = Duration::from_secs(60) + Duration::from_millis(content.len() as u64);
-    let mut vm = Guest::new().change(|bothy| bothy.open_input().limit(limit)).script(script).start();
+    let guest = Guest::new().args(["--console", console]).script(script);
+    let mut vm = guest.change(|bothy| bothy.open_input().limit(limit)).start();
     vm.wait_for("ready=yes\n");
     // Whoever writes into a console that has stopped waits for ever.
     let (pid, over) = (vm.running.pid(), std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)));
@@ -28,7 +40,7 @@ fn bytes_pass_both_ways_exactly() {
             support::signal(pid, libc::SIGKILL);
         }
     });
-    vm.running.type_in(&content);
+    vm.running.type_in(content);
     vm.wait_for("end=yes");
     over.store(true, std::sync::atomic::Ordering::Relaxed);
     watchdog.join().unwrap();
@@ -38,7 +50,7 @@ fn bytes_pass_both_ways_exactly() {
     let start = output.windows(ready.len()).position(|part| part == ready).unwrap() + ready.len();
     let back = &output[start..];
     assert!(back.len() > content.len(), "{} bytes came back", back.len());
-    let different = back.iter().zip(&content).position(|(back, sent)| back != sent);
+    let different = back.iter().zip(content).position(|(back, sent)| back != sent);
     assert_eq!(different, None, "the first byte that is not what was sent, of {}", content.len());
     assert!(back[content.len()..].starts_with(b"\r\nend=yes"), "something was added at the end");
 }
@@ -60,12 +72,23 @@ fn the_end_of_input_leaves_the_guest_running() {
 }
 
 #[test]
-fn a_reader_that_blocks_does_not_block_sigterm() {
+fn a_reader_that_blocks_does_not_block_sigterm_by_virtio() {
     needs_linux!();
+    a_reader_that_blocks_does_not_block_sigterm("virtio");
+}
+
+#[test]
+fn a_reader_that_blocks_does_not_block_sigterm_by_a_serial_port() {
+    needs_linux!();
+    a_reader_that_blocks_does_not_block_sigterm("serial");
+}
+
+fn a_reader_that_blocks_does_not_block_sigterm(console: &str) {
     let dir = support::scratch();
     let disk = blank(dir.path(), "disk", 16);
     let script = "mke2fs /dev/vda >/dev/null 2>&1; mount -t ext4 /dev/vda /mnt; echo kept-by-unmounting >/mnt/file; stty raw; cat /dev/zero";
-    let mut vm = Guest::new().disk(&disk, "").change(Bothy::unread_output).script(script).start();
+    let guest = Guest::new().args(["--console", console]).disk(&disk, "").script(script);
+    let mut vm = guest.change(Bothy::unread_output).start();
     // The pipe is full when nothing is added to it any more.
     let mut len = 0;
     let full = eventually(Duration::from_secs(90), || {
@@ -100,6 +123,34 @@ fn without_a_console_a_guest_works_and_says_nothing() {
     let content = std::fs::read(&disk).unwrap();
     assert!(support::contains(&content, b"PNP0C0C:00\n"), "the guest has not run its script");
     assert!(!support::contains(&content, b"PNP0501"), "there is a serial port");
+}
+
+#[test]
+fn many_lines_cost_few_exits_by_virtio() {
+    needs_linux!();
+    let exits = |console: &str| {
+        let script = "yes 0123456789abcdef0123456789abcdef0123456789abcdef | head -n 300";
+        let guest = Guest::new().args(["--console", console, "--timing=json"]).script(script);
+        let console = guest.ends_with(0);
+        let lines = console.text.lines().filter(|line| line.starts_with("0123456789abcdef")).count();
+        console.insist(lines == 300, "lines are missing");
+        let after = console.finished.stderr.split("\"port_io\":").nth(1);
+        let digits = after.and_then(|text| text.split(',').next()?.parse::<u64>().ok());
+        digits.unwrap_or_else(|| panic!("no count in {}", console.finished.stderr))
+    };
+    let (serial, virtio) = (exits("serial"), exits("virtio"));
+    assert!(serial > 300 * 49 && virtio < serial / 20, "exits for port I/O: {serial} and {virtio}");
+}
+
+#[test]
+fn what_the_kernel_says_before_it_finds_the_console_is_heard_and_nothing_twice() {
+    needs_linux!();
+    let guest = Guest::new().args(["--console", "virtio"]);
+    let console = guest.append("loglevel=7 bothy.exec=true").run();
+    for (line, what) in [("Command line: ", "early"), ("Run /init as init process", "late")] {
+        let count = console.text.lines().filter(|said| said.contains(line)).count();
+        console.insist(count == 1, &format!("what is said {what} is there {count} times"));
+    }
 }
 
 #[test]

@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
-use crate::guest::{Guest, blank, needs_linux, noise};
+use crate::guest::{Console, Guest, blank, needs_linux, needs_root, noise};
 use crate::mounted_disk::MountedDisk;
 use crate::support::{self, Bothy};
 
@@ -182,4 +183,66 @@ fn the_entropy_device_is_the_kernels_source_and_gives_bytes() {
     console.insist(console.values("len") == ["65536", "65536"], "too few bytes");
     console.insist(console.values("same").is_empty(), "the bytes repeat");
     console.insist(console.number("packed") > 65000, "the bytes have a pattern");
+}
+
+#[test]
+fn each_flush_of_the_guest_is_one_of_the_host() {
+    needs_linux!();
+    let dir = support::scratch();
+    for aio in ["sync", "io_uring"] {
+        let disk = blank(dir.path(), aio, 1);
+        let trace = dir.path().join(format!("{aio}.trace"));
+        let script = "
+            for n in 1 2 3 4 5 6 7 8 9 10; do
+                dd if=/dev/urandom of=/dev/vda bs=4k count=1 seek=$n conv=notrunc,fsync 2>/dev/null
+            done
+            echo flushes=$(awk '{ print $16 }' /sys/block/vda/stat)";
+        let strace = format!(
+            "exec strace -D -f -qq -o {} -e trace=fdatasync,fsync,sync_file_range \"$@\"",
+            trace.display()
+        );
+        let guest = Guest::new().disk(&disk, &format!(",aio={aio}")).script(script);
+        let (bothy, _dir) = guest.into_command();
+        let console = Console::of(bothy.in_shell(&strace).run());
+        let flushes = console.number("flushes");
+        console.insist(flushes >= 10, "the guest did not flush");
+        // strace may end after bothy.
+        let seen = || fs::read_to_string(&trace).unwrap_or_default();
+        support::eventually(Duration::from_secs(10), || {
+            seen().matches("fdatasync(").count() as u64 >= flushes
+        });
+        let text = seen();
+        assert_eq!(text.matches("fdatasync(").count() as u64, flushes, "{aio}: {text}");
+        assert!(!text.contains(" fsync("), "{aio}: {text}");
+    }
+}
+
+#[test]
+fn a_full_disk_of_the_host_is_an_error_for_one_disk_until_there_is_room_again() {
+    needs_linux!();
+    needs_root!("mount a disk");
+    let small = MountedDisk::new(64 << 20);
+    let filler = support::file(&small.path(), "filler", &noise(32 << 20, 1));
+    let (full, dir) = (blank(&small.path(), "full", 40), support::scratch());
+    let other = blank(dir.path(), "other", 4);
+    let script = "
+        dd if=/dev/urandom of=/tmp/random bs=1M count=4 2>/dev/null
+        fill() { for n in 0 1 2 3 4 5 6 7 8 9; do dd if=/tmp/random of=/dev/vda bs=1M seek=$((4 * n)) conv=notrunc,fsync 2>/dev/null || return 1; done; }
+        fill && echo filled=yes || echo filled=no
+        dd if=/tmp/random of=/dev/vdb bs=1M conv=fsync 2>/dev/null
+        cmp /tmp/random /dev/vdb && echo other=same
+        read -r _
+        fill && echo again=yes || echo again=no
+        echo 3 >/proc/sys/vm/drop_caches
+        dd if=/dev/vda bs=1M skip=36 2>/dev/null | cmp - /tmp/random && echo end=same";
+    let guest = Guest::new().disk(&full, "").disk(&other, "").change(Bothy::open_input).script(script);
+    let mut vm = guest.start();
+    vm.wait_for("other=same");
+    fs::remove_file(filler).unwrap();
+    vm.running.type_in(b"\n");
+    let console = vm.ends_with(0);
+    for (key, value) in [("filled", "no"), ("other", "same"), ("again", "yes"), ("end", "same")] {
+        console.says(key, value);
+    }
+    console.insist(console.finished.stderr.contains("write failed"), "bothy doesn't say what happened");
 }

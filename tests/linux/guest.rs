@@ -76,6 +76,19 @@ macro_rules! needs_linux {
 }
 pub(crate) use needs_linux;
 
+/// Returns from a test, with a loud line, where it isn't run by root, who alone can do what it needs.
+macro_rules! needs_root {
+    ($what:literal) => {
+        fn test() {}
+        if !$crate::support::is_root() {
+            let test = std::any::type_name_of_val(&test).trim_end_matches("::test");
+            $crate::support::could_not_run(test, concat!("only root can ", $what));
+            return;
+        }
+    };
+}
+pub(crate) use needs_root;
+
 /// A VM that is to be booted.
 pub(crate) struct Guest {
     bothy: Bothy,

@@ -60,3 +60,78 @@ fn memory_above_4_gib_is_there_and_keeps_what_is_written() {
         "it does not keep what is written",
     );
 }
+
+/// A number of /proc/meminfo, of this machine.
+fn meminfo(key: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+    line.trim_start_matches(':').split_whitespace().next().map_or(0, |number| number.parse().unwrap())
+}
+
+/// Frees what it has used, and says when the host should have it back.
+const USE_AND_FREE: &str = "
+    echo kept=$(dd if=/dev/urandom bs=1M count=2 2>/dev/null | tee /tmp/file | sha256sum | cut -c 1-64) $(sha256sum </tmp/file | cut -c 1-64)
+    mount -t tmpfs -o size=96m tmpfs /mnt
+    dd if=/dev/zero of=/mnt/file bs=1M count=80 2>/dev/null
+    echo used=yes
+    rm /mnt/file
+    read -r _";
+
+/// Huge pages for the largest of these guests, and some to spare.
+const POOL: u64 = 192;
+
+/// A guest that has done so, and waits for a line to end.
+fn used_and_freed(backing: &str) -> crate::guest::Vm {
+    // While Linux reports free pages it lacks them: up to 32 blocks of 4 MiB at once, and 80 MiB must be there besides.
+    let mut vm = Guest::new()
+        .args(["--memory", &format!("320M,{backing}"), "--balloon", "on"])
+        .change(crate::support::Bothy::open_input)
+        .script(USE_AND_FREE)
+        .start();
+    vm.wait_for("used=yes");
+    vm
+}
+
+#[test]
+fn memory_in_a_file_and_memory_that_is_there_at_once_work_as_any_other() {
+    needs_linux!();
+    for backing in ["shared", "prefault", "hugepages=thp,shared,prefault"] {
+        let mut vm = used_and_freed(backing);
+        vm.running.type_in(b"\n");
+        let console = vm.ends_with(0);
+        let sums: Vec<&str> = console.value("kept").split(' ').collect();
+        console.insist(sums.len() == 2 && sums[0] == sums[1], "memory does not keep what is written");
+    }
+}
+
+#[test]
+fn memory_of_huge_pages_is_from_the_hosts_pool_and_goes_back_to_it() {
+    needs_linux!(alone);
+    let name = "memory_of_huge_pages_is_from_the_hosts_pool_and_goes_back_to_it";
+    let pool = "/proc/sys/vm/nr_hugepages";
+    let before = std::fs::read_to_string(pool).unwrap();
+    if std::fs::write(pool, POOL.to_string()).is_err() || meminfo("HugePages_Free") < POOL {
+        let _as_it_was = std::fs::write(pool, before);
+        crate::support::could_not_run(name, "this host gives too few huge pages");
+        return;
+    }
+    for backing in ["hugepages=2M", "hugepages=2M,shared", "hugepages=2M,prefault"] {
+        let free = || meminfo("HugePages_Free");
+        let mut vm = used_and_freed(backing);
+        let used = POOL - free();
+        assert!(used >= 40, "{backing}: {used} huge pages are in use");
+        // What the guest has freed is reported, and whole pages of it are free again.
+        let came_back =
+            crate::support::eventually(std::time::Duration::from_secs(60), || POOL - free() + 20 <= used);
+        vm.running.type_in(b"\n");
+        let console = vm.ends_with(0);
+        console.insist(came_back, &format!("{backing}: the pool got nothing back of {used} pages"));
+        assert!(
+            crate::support::eventually(std::time::Duration::from_secs(20), || free() == POOL),
+            "{backing}"
+        );
+    }
+    let failed = Guest::new().args(["--memory", "512M,hugepages=2M"]).ends_with(1);
+    failed.insist(failed.finished.stderr.contains("too few free ones"), "the error doesn't say why");
+    std::fs::write(pool, before).unwrap();
+}

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::support::scratch;
+use crate::tools::run;
 
 /// A directory on a disk of its own: what is put there can be out of the page cache, which in /tmp it often can't.
 pub(crate) struct MountedDisk(tempfile::TempDir);
@@ -17,12 +18,8 @@ impl MountedDisk {
         fs::File::create(&file).unwrap().set_len(bytes).unwrap();
         let mounted = dir.path().join("disk");
         fs::create_dir(&mounted).unwrap();
-        let run = |program: &str, words: &[&std::ffi::OsStr]| {
-            let output = Command::new(program).args(words).output().unwrap();
-            assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
-        };
-        run("mke2fs", &["-q".as_ref(), "-t".as_ref(), "ext4".as_ref(), file.as_ref()]);
-        run("mount", &["-o".as_ref(), "loop".as_ref(), file.as_ref(), mounted.as_ref()]);
+        run("mke2fs", &["-q", "-t", "ext4", file.to_str().unwrap()]);
+        run("mount", &["-o", "loop", file.to_str().unwrap(), mounted.to_str().unwrap()]);
         Self(dir)
     }
 

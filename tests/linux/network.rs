@@ -1,11 +1,12 @@
 //! Network devices on taps, and the addresses that the guest's init gives them.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use crate::guest::{Guest, long, needs_linux, noise};
+use crate::guest::{Guest, long, needs_linux, needs_root, noise};
 use crate::support::{self, could_not_run};
 use crate::tap::{Tap, answers_ping};
 
@@ -109,6 +110,37 @@ fn a_guest_has_its_address_and_exchanges_data_with_the_host_both_ways() {
     console.says("back", "same");
     console.says("errors", "0 0");
     console.insist(console.text.contains("bothy: exit status 0"), "the script failed");
+}
+
+#[test]
+fn a_tap_of_its_own_reaches_the_host_at_the_gateway_and_is_gone_with_the_machine() {
+    needs_linux!();
+    needs_root!("make a tap");
+    let (host, guest) = (Ipv4Addr::new(10, 77, 4, 1), Ipv4Addr::new(10, 77, 4, 2));
+    let script = format!(
+        "echo ping=$(ping -c 3 -W 20 {host} >/dev/null && echo yes)\necho ready=yes\nnc -l -p 5000 </dev/null"
+    );
+    let net = format!("tap=auto,ip={guest}/24,gw={host}");
+    let mut vm = Guest::new().args(["--net", &net]).script(&script).start();
+    vm.wait_for("ready=yes");
+    let ours = || {
+        fs::read_dir("/sys/class/net").unwrap().flatten().any(|entry| {
+            // Another test's taps have names of their own.
+            entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.strip_prefix("bothy")?.parse::<u32>().ok())
+                .is_some()
+        })
+    };
+    assert!(ours(), "no tap of its own");
+    let pinged = answers_ping(guest, Duration::from_secs(20));
+    assert_eq!(call(guest, &[]).as_deref(), Some(&[][..]), "the guest is not reached");
+    let console = vm.ends_with(0);
+    console.insist(matches!(pinged, Ok(true)), &format!("the guest does not answer a ping: {pinged:?}"));
+    console.says("ping", "yes");
+    support::eventually(Duration::from_secs(10), || !ours());
+    assert!(!ours(), "the tap is still there");
 }
 
 /// Connects to the guest's port 5000, sends `content` and gives what comes back meanwhile.

@@ -28,6 +28,7 @@ echo acpi=$(ls /sys/firmware/acpi/tables | tr '\n' ' ')
 echo acpi_errors=$(grep -cE 'ACPI.*(Error|Warning|BIOS bug|Firmware Bug)' /tmp/dmesg || true)
 echo devices=$(ls /sys/bus/acpi/devices | tr '\n' ' ')
 dmesg -r | grep -E '^<[0-3]>|WARNING:|BUG:|Oops|Call Trace|rcu.*stall|soft lockup|clocksource.*unstable' | sed 's/^/complaint=/' || true
+echo vmgenid=$(cd /sys/bus/platform/drivers/vmgenid && ls -d *:*)
 echo epoch=$(date +%s)
 "#;
 
@@ -68,10 +69,11 @@ fn a_guest_with(cpus: usize) {
     );
     console.says("acpi_errors", "0");
     let devices = console.value("devices");
-    // The Generic Event Device, the power button, the serial port, pvpanic, and the entropy device that is always there.
-    for id in ["ACPI0013", "PNP0C0C", "PNP0501", "QEMU0001", "LNRO0005"] {
+    // The Generic Event Device, the power button, the serial port, pvpanic, the PCI bus, and the generation counter.
+    for id in ["ACPI0013", "PNP0C0C", "PNP0501", "QEMU0001", "PNP0A03", "BTHY0001"] {
         console.insist(devices.contains(id), &format!("no {id}"));
     }
+    console.says("vmgenid", "BTHY0001:00");
     no_complaints(&console);
     // There is no clock chip: the time of day comes from kvm-clock.
     let epoch = console.number("epoch");

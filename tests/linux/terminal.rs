@@ -35,6 +35,22 @@ fn a_shell_on_a_terminal_takes_keys_and_ctrl_a_x_ends_it() {
 }
 
 #[test]
+fn a_shell_on_a_virtio_console_sees_the_terminals_size_and_hears_of_a_new_one() {
+    needs_linux!();
+    let mut run = OnTerminal::boot(&["--console", "virtio"]);
+    run.wait_for("# ");
+    run.type_in("tty; stty size | tr ' ' x\r");
+    run.wait_for("/dev/hvc0");
+    run.wait_for("24x80");
+    run.resize((50, 132));
+    run.type_in("while [ \"$(stty size)\" != '50 132' ]; do sleep 0.1; done; echo resized-$((1 + 1))\r");
+    run.wait_for("resized-2");
+    run.type_in("exit\r");
+    assert_eq!(run.code(Duration::from_secs(20)), Some(0));
+    run.insist_on_mode();
+}
+
+#[test]
 fn a_terminal_is_restored_after_kill_9_and_the_vm_is_gone() {
     needs_linux!();
     let mut run = OnTerminal::boot(&[]);

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::guest::{Guest, Vm, long, needs_linux, noise};
 use crate::support::{self, Bothy, scratch};
+use crate::tools::compile;
 
 /// Longer than a boot and its work take.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -18,10 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// A guest with the program of `vsock.c` as `vsock`, and its socket in `dir`.
 fn guest(dir: &Path) -> Guest {
     let program = dir.join("vsock");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/linux/vsock.c");
-    let status =
-        Command::new("cc").args(["-O1", "-static", "-o"]).arg(&program).arg(source).status().unwrap();
-    assert!(status.success(), "tests/linux/vsock.c can't be compiled");
+    compile("vsock.c", &program);
     let mut word = OsString::from(dir.join("socket"));
     word.push(",cid=42");
     Guest::new().file("bin", "vsock", &std::fs::read(program).unwrap()).args(["--vsock".into(), word])

@@ -329,6 +329,11 @@ impl Running {
         }
     }
 
+    /// Standard output until now.
+    pub(crate) fn output(&self) -> Vec<u8> {
+        self.stdout.so_far()
+    }
+
     /// Waits until standard error contains `text`.
     pub(crate) fn wait_for_message(&mut self, text: &str) {
         let deadline = self.started + self.limit;

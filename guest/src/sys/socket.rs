@@ -1,21 +1,9 @@
 //! Sockets of the families that std has no type for, and waiting for any descriptor.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::check;
-
-/// A socket for talking to the kernel about interfaces, addresses and routes. Reading and writing is as on a file.
-#[expect(unsafe_code, reason = "std has no netlink sockets")]
-pub(crate) fn netlink_socket() -> io::Result<File> {
-    // SAFETY: socket takes no pointers.
-    let fd = check(unsafe {
-        libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE)
-    })?;
-    // SAFETY: the descriptor is new and owned by nobody else.
-    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
-}
 
 /// Connects a vsock socket to this port of the host. One that doesn't wait says `EINPROGRESS`.
 pub(crate) fn connect_to_host(socket: BorrowedFd<'_>, port: u32) -> io::Result<()> {

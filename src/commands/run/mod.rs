@@ -38,17 +38,18 @@ use self::workload::Workload;
 use super::signals::Signals;
 use super::terminal::{self, RawTerminal};
 use super::{machine, random_name, say};
-use crate::agent::{self, Agent};
+use crate::agent::Agent;
 use crate::boot::image::Blob;
 use crate::cli::{Network, RunArgs, TimingFormat, Vmm};
 use crate::config::{Console, VmConfig};
 use crate::guest_files::GuestFiles;
 use crate::image::rootfs::Limits;
 use crate::image::{Image, ImageLease, LoadOptions, PullOptions, RunConfig};
+use crate::random;
 use crate::report::timing::Timing;
 use crate::timeline::{self, Mark, Timeline};
 use crate::virtio::blk::Cache;
-use crate::virtio::{blk, vsock};
+use crate::virtio::{blk, net, vsock};
 use crate::vmm::Resources;
 use crate::vmm::process::VmProcess;
 
@@ -76,20 +77,27 @@ pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
     check_host_name(host_name)?;
     let workload = Workload::new(&image, args, command, host_name)?;
     let place = Place::make(args.name.as_deref().unwrap_or(&id))?;
-    let config = configuration(args, &lease, place.vsock());
+    let mut config = configuration(args, &lease, place.vsock());
     config.validate(machine::host_memory_mib()?)?;
     let parts = Parts::open(args, lease)?;
     machine::must_run_linux("")?;
-    let (qemu, mut agent) = match args.vmm {
-        Vmm::Bothy => (None, Agent::listen(&place.vsock()).context("can't listen for the guest's agent")?),
-        Vmm::Qemu => Qemu::listen().map(|(qemu, agent)| (Some(qemu), agent))?,
+    let (qemu, nets, mut agent) = match args.vmm {
+        Vmm::Bothy => {
+            let agent = Agent::listen(&place.vsock()).context("can't listen for the guest's agent")?;
+            (None, machine::taps(&mut config.net)?, agent)
+        }
+        // It opens its taps itself, those that there are.
+        Vmm::Qemu if config.net.iter().any(|net| net.tap == net::tap::AUTO) => {
+            bail!("--net: tap=auto is not for QEMU")
+        }
+        Vmm::Qemu => Qemu::listen().map(|(qemu, agent)| (Some(qemu), Vec::new(), agent))?,
     };
     let job = job(args, workload, host_name, &config, &mut agent)?;
     let signals = Signals::all().context("can't take signals")?;
     // What QEMU opens must stay open here.
     let (vm, _open) = match qemu {
         None => {
-            let resources = resources(&config, args, &place, parts)?;
+            let resources = resources(&config, args, &place, parts, nets)?;
             let vm = VmProcess::spawn(&config, resources, timeline);
             (vm.context("can't start the VM's process")?, None)
         }
@@ -137,7 +145,8 @@ fn configuration(args: &RunArgs, lease: &ImageLease, socket: PathBuf) -> VmConfi
             Network::Tap(net) => vec![net.clone()],
         },
         vsock: Some(vsock::Config { path: socket, cid: None }),
-        balloon: Some(args.balloon),
+        balloon: args.balloon,
+        transport: args.transport,
         ..VmConfig::default()
     }
 }
@@ -175,7 +184,13 @@ impl Parts {
 }
 
 /// Opens everything else that the VM needs; afterwards only the VM itself can fail.
-fn resources(config: &VmConfig, args: &RunArgs, place: &Place, parts: Parts) -> anyhow::Result<Resources> {
+fn resources(
+    config: &VmConfig,
+    args: &RunArgs,
+    place: &Place,
+    parts: Parts,
+    nets: Vec<net::Tap>,
+) -> anyhow::Result<Resources> {
     let kernel = match &args.kernel {
         Some(_) => machine::given_kernel(parts.kernel)?,
         None => machine::own_kernel(parts.kernel)?,
@@ -183,20 +198,22 @@ fn resources(config: &VmConfig, args: &RunArgs, place: &Place, parts: Parts) -> 
     let disks = parts.disks.into_iter().map(|disk| {
         // What is written goes with the VM: nobody misses it when the host crashes.
         let cache = if disk.read_only { Cache::Writeback } else { Cache::Unsafe };
-        blk::Disk::from_fd(disk.file, disk.read_only, cache)
+        let mut disk = blk::Disk::from_fd(disk.file, disk.read_only, cache)?;
+        disk.open_again();
+        io::Result::Ok(disk)
     });
     let disks = disks.collect::<Result<_, _>>().context("can't use a disk")?;
-    let nets = machine::taps(&config.net)?;
     let kvm = machine::kvm()?;
     let listener = config.vsock.as_ref().map(vsock::Config::listen).transpose();
     Ok(Resources {
         kvm,
         kernel,
         initrd: Some(parts.agent),
-        cmdline: format!("{} {}", machine::OWN_KERNEL, bothy_guest::KEY_AGENT),
+        cmdline: format!("{} {}", machine::own_kernel_words(config.transport()), bothy_guest::KEY_AGENT),
         disks,
         nets,
         vsock: listener.context("can't listen for the guest")?,
+        console_size: None,
         place: Some(place.share().context("can't share a lock")?),
         count: args.timing.is_some(),
         log: None,
@@ -221,7 +238,7 @@ fn job(
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let setup = Setup {
         time_ns: u64::try_from(now.as_nanos()).unwrap_or_default(),
-        seed: agent::random().context(random)?,
+        seed: random::bytes().context(random)?,
         host_name: host_name.into(),
         root: Root {
             image: DEVICES[0].into(),

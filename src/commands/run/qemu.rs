@@ -10,10 +10,11 @@ use anyhow::Context;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::Parts;
-use crate::agent::{self, Agent};
+use crate::agent::Agent;
 use crate::boot::image::Blob;
 use crate::commands::machine;
-use crate::config::{Balloon, VmConfig};
+use crate::config::{Balloon, Transport, VmConfig};
+use crate::random;
 use crate::vmm::process::VmProcess;
 
 /// Its program.
@@ -31,7 +32,7 @@ impl Qemu {
     /// Chooses the guest's number, and listens for it.
     pub(super) fn listen() -> anyhow::Result<(Self, Agent)> {
         // One that is taken makes QEMU fail; among so many that hardly happens.
-        let random = u32::from_le_bytes(agent::random().context("can't get random numbers")?);
+        let random = u32::from_le_bytes(random::bytes().context("can't get random numbers")?);
         let guest = (random >> 1).max(FIRST_GUEST);
         let (agent, port) = Agent::listen_to_guest(guest).context("can't listen for the guest's agent")?;
         Ok((Self { guest, port }, agent))
@@ -52,7 +53,15 @@ impl Qemu {
             .args(["-cpu", "host", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
             .args(["-smp", &config.cpus().to_string(), "-m", &format!("{}M", config.memory_mib())])
             .args(["-kernel", &kernel, "-initrd", &initrd])
-            .args(["-append", &format!("{} {}={}", machine::OWN_KERNEL, bothy_guest::KEY_AGENT, self.port)])
+            .args([
+                "-append",
+                &format!(
+                    "{} {}={}",
+                    machine::own_kernel_words(Transport::Mmio),
+                    bothy_guest::KEY_AGENT,
+                    self.port
+                ),
+            ])
             .args(["-device", &format!("vhost-vsock-device,guest-cid={}", self.guest)]);
         if config.balloon() == Balloon::On {
             command.args(["-device", "virtio-balloon-device,free-page-reporting=on,deflate-on-oom=on"]);

@@ -1,6 +1,7 @@
 use super::*;
 use crate::virtio::core::spec::mmio;
 use crate::virtio::core::testing::*;
+use crate::virtio::core::transport::Attached;
 use vm_memory::Bytes;
 
 /// Where the tests have pages: behind what the fake driver uses.

@@ -42,7 +42,8 @@ use pages::{Numbers, runs};
 
 /// Balloon, statistics, and two places where reporting may be.
 const QUEUES: usize = 5;
-const QUEUE_SIZES: [u16; QUEUES] = [128, 128, 8, 64, 64];
+/// Linux takes no queue for reporting with less than 32 places; a driver without statistics has it where they would be.
+const QUEUE_SIZES: [u16; QUEUES] = [128, 128, 64, 64, 64];
 /// How long the guest may take to hand over what it was asked for.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -373,13 +374,13 @@ fn discard_buffers(chain: &Chain, mem: &GuestMemory, stop: &Stop) -> u64 {
     buffers.map(|buffer| discard(mem, buffer.gpa, buffer.len.into(), Afterwards::Unused)).sum()
 }
 
-/// Discards a range, and returns its length; 0 if that can't be, e.g. because there is no such memory.
+/// Discards a range, and returns how many bytes that are; 0 if that can't be, e.g. because there is no such memory.
 fn discard(mem: &GuestMemory, gpa: GuestAddress, len: u64, afterwards: Afterwards) -> u64 {
     let done = usize::try_from(len)
         .map_err(io::Error::other)
         .and_then(|len| memory::discard(mem, gpa, len, afterwards));
     match done {
-        Ok(()) => len,
+        Ok(given) => given as u64,
         Err(error) => {
             log::debug!("{len:#x} bytes at {:#x} can't be given back: {error}", gpa.0);
             0

@@ -1,6 +1,7 @@
 use super::*;
 use crate::virtio::core::spec::{mmio, status};
 use crate::virtio::core::testing::*;
+use crate::virtio::core::transport::Attached;
 use std::num::{NonZeroU16, NonZeroU64};
 use std::path::Path;
 use tempfile::TempDir;

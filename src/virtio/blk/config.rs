@@ -19,6 +19,9 @@ pub const MAX_QUEUES: u16 = 64;
 pub struct Config {
     /// A disk image or a block device.
     pub path: PathBuf,
+    /// What is in the file. Where it is missing, what begins like an image of another format is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
     /// Whether the guest may only read it.
     #[serde(default, alias = "ro", skip_serializing_if = "std::ops::Not::not")]
     pub read_only: bool,
@@ -31,6 +34,9 @@ pub struct Config {
     /// What stands between the guest and the disk; default writeback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<Cache>,
+    /// How requests reach the host; io_uring where it can be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aio: Option<Aio>,
     /// The most requests in a second; without limit where it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iops: Option<NonZeroU64>,
@@ -75,6 +81,31 @@ impl From<Bandwidth> for String {
     }
 }
 
+/// What is in a disk's file.
+///
+/// qcow2 was looked into in November 2026. Of the crates that have it one is kept well, imago 0.2.6, and what it writes does not survive the end of its
+/// process at any moment: of 390 images whose writer was killed, 48 were damaged and 7 had lost what was flushed (none of 90 with QEMU's own). What it
+/// reads would be fine, and `qemu-img convert` does as much once and for all. Another program's overlay can be served by qemu-nbd as a block device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// The disk's bytes, one after the other.
+    Raw,
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "raw" => Ok(Self::Raw),
+            _ => Err(format!(
+                "`{text}` is not raw, the only format (qemu-img convert -O raw makes it of others)"
+            )),
+        }
+    }
+}
+
 /// What stands between a guest and its disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -97,6 +128,29 @@ impl FromStr for Cache {
             "none" => Ok(Self::None),
             "unsafe" => Ok(Self::Unsafe),
             _ => Err(format!("`{text}` is none of writeback, none and unsafe")),
+        }
+    }
+}
+
+/// How requests reach the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Aio {
+    /// Many at once, by an io_uring for each queue.
+    #[serde(rename = "io_uring")]
+    IoUring,
+    /// One after the other for each queue.
+    #[serde(rename = "sync")]
+    Sync,
+}
+
+impl FromStr for Aio {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "io_uring" => Ok(Self::IoUring),
+            "sync" => Ok(Self::Sync),
+            _ => Err(format!("`{text}` is none of io_uring and sync")),
         }
     }
 }

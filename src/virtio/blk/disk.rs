@@ -2,11 +2,12 @@
 //!
 //! A disk is opened and locked in the command's process, where errors meet the person who typed the path, and then handed to
 //! the VM's process as a descriptor. The lock is an OFD lock: it belongs to the open file description, so it moves along with the
-//! descriptor and ends when the last copy is closed, however the processes end. One writer, or any number of readers.
+//! descriptor and ends when the last copy is closed, however the processes end. One writer, or any number of readers. What requests go to is
+//! a second opening of the file, without the lock.
 //!
 //! Past the page cache (`cache=none`) a transfer must be aligned in the file and in memory. Nearly all of a guest's are; one that isn't goes
-//! through the page cache, by a second descriptor, and the kernel keeps the two in step (on a block device only as long as nobody
-//! writes to other sectors of the same page at the same moment).
+//! through the page cache, by the first descriptor, and the kernel keeps the two in step as long as nobody
+//! writes to other sectors of the same page at the same moment. Within a queue that is seen to.
 //!
 //! Data moves between the file and guest memory directly. The file's length is taken once; a file that shrinks afterwards
 //! gives errors where it is missing, never made-up data.
@@ -14,7 +15,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -58,6 +59,12 @@ pub enum OpenError {
     /// Somebody else has it.
     #[error("disk {} is in use by {holder}{}", path.display(), if *read_only { " for writing" } else { "" })]
     Locked { path: PathBuf, holder: String, read_only: bool },
+    /// A guest would see, and write into, what isn't meant for it.
+    #[error(
+        "disk {} is {kind}, and bothy takes raw ones: qemu-img convert -O raw FROM TO (with format=raw the guest sees it as it is)",
+        path.display()
+    )]
+    Foreign { path: PathBuf, kind: &'static str },
     /// Anything else.
     #[error("disk {} can't be opened", path.display())]
     Io { path: PathBuf, source: io::Error },
@@ -66,9 +73,11 @@ pub enum OpenError {
 /// An open disk. Closing the last descriptor of it ends its lock.
 #[derive(Debug)]
 pub struct Disk {
+    /// What requests go to.
     file: File,
-    /// For what isn't aligned, if the other one insists on that.
-    cached: Option<File>,
+    /// What was opened first: it has the lock, and what isn't aligned goes here if the other one insists on that. The other one is a second
+    /// opening of the same file, because an io_uring may let go of its files some time after its process has ended.
+    first: Option<File>,
     len: u64,
     read_only: bool,
     cache: Cache,
@@ -78,8 +87,19 @@ pub struct Disk {
     is_device: bool,
 }
 
+/// What images of other formats begin with: no boot sector and no file system does.
+const FOREIGN: [(&[u8], &str); 3] =
+    [(b"QFI\xfb", "a qcow2 image"), (b"KDMV", "a VMDK image"), (b"vhdxfile", "a VHDX image")];
+
 /// Zeros to be written where the kernel has no better way.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+fn foreign_format(file: &File) -> io::Result<Option<&'static str>> {
+    let mut start = [0; 8];
+    // What is too short for that is too short for a disk.
+    let _len = file.read_at(&mut start, 0)?;
+    Ok(FOREIGN.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, kind)| *kind))
+}
 
 impl Disk {
     /// Opens, checks and locks the disk that `config` names. In the command's process.
@@ -98,6 +118,12 @@ impl Disk {
         if disk.len == 0 {
             return Err(OpenError::Empty { path: path.into() });
         }
+        // First of all: images of other formats may have any length.
+        if config.format.is_none()
+            && let Some(kind) = foreign_format(&disk.file).map_err(io)?
+        {
+            return Err(OpenError::Foreign { path: path.into(), kind });
+        }
         if !disk.len.is_multiple_of(SECTOR.into()) {
             return Err(OpenError::PartialSector { path: path.into(), len: disk.len });
         }
@@ -105,8 +131,9 @@ impl Disk {
             let holder = lock_holder(&disk.file);
             return Err(OpenError::Locked { path: path.into(), holder, read_only: config.read_only });
         }
-        if disk.cache == Cache::None {
-            disk.go_direct(path)?;
+        match disk.cache {
+            Cache::None => disk.go_direct(path)?,
+            Cache::Writeback | Cache::Unsafe => disk.open_again(),
         }
         Ok(disk)
     }
@@ -118,22 +145,28 @@ impl Disk {
         let len = file.seek(SeekFrom::End(0))?;
         let is_device = file.metadata()?.file_type().is_block_device();
         let block_size = if is_device { logical_block_size(&file).unwrap_or(SECTOR) } else { SECTOR };
-        Ok(Self { file, cached: None, len, read_only, cache, block_size, alignment: 1, is_device })
+        Ok(Self { file, first: None, len, read_only, cache, block_size, alignment: 1, is_device })
     }
 
     /// Goes on past the page cache. The lock stays with the descriptor that was there first.
     fn go_direct(&mut self, path: &Path) -> Result<(), OpenError> {
-        let file = open_file(path, self.read_only, libc::O_DIRECT)
-            .map_err(|_| OpenError::NoDirect { path: path.into() })?;
-        // The same file still, and not another one that has come by its name.
-        let is_same =
-            same_file(&self.file, &file).map_err(|source| OpenError::Io { path: path.into(), source })?;
-        if !is_same {
-            return Err(OpenError::Missing { path: path.into() });
-        }
-        self.alignment = direct_alignment(&file).ok_or_else(|| OpenError::NoDirect { path: path.into() })?;
-        self.cached = Some(std::mem::replace(&mut self.file, file));
+        let no_direct = || OpenError::NoDirect { path: path.into() };
+        let file = reopen(&self.file, self.read_only, libc::O_DIRECT).map_err(|source| {
+            match source.raw_os_error() {
+                Some(libc::EINVAL) => no_direct(),
+                _ => OpenError::Io { path: path.into(), source },
+            }
+        })?;
+        self.alignment = direct_alignment(&file).ok_or_else(no_direct)?;
+        self.first = Some(std::mem::replace(&mut self.file, file));
         Ok(())
+    }
+
+    /// Goes on with a second opening, if there can be one.
+    pub fn open_again(&mut self) {
+        if let Ok(file) = reopen(&self.file, self.read_only, 0) {
+            self.first = Some(std::mem::replace(&mut self.file, file));
+        }
     }
 
     /// Any file as a disk of any length.
@@ -141,7 +174,7 @@ impl Disk {
     pub(super) fn with_len(file: File, len: u64) -> Self {
         Self {
             file,
-            cached: None,
+            first: None,
             len,
             read_only: false,
             cache: Cache::default(),
@@ -169,22 +202,36 @@ impl Disk {
 
     /// Every descriptor of it.
     pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
-        self.cached.iter().chain([&self.file]).map(AsRawFd::as_raw_fd)
+        self.first.iter().chain([&self.file]).map(AsRawFd::as_raw_fd)
     }
 
     /// The file for a transfer of these buffers there.
     fn file_for(&self, offset: u64, is_aligned: impl FnOnce(usize) -> bool) -> &File {
-        match &self.cached {
-            Some(cached) => {
-                let align = self.alignment;
-                if offset.is_multiple_of(align.into()) && is_aligned(align as usize) {
-                    &self.file
-                } else {
-                    cached
-                }
-            }
-            None => &self.file,
+        let align = self.alignment;
+        match &self.first {
+            Some(first) if !offset.is_multiple_of(align.into()) || !is_aligned(align as usize) => first,
+            _ => &self.file,
         }
+    }
+
+    /// What requests go to, unless [`takes`](Self::takes) says otherwise.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Whether [`file`](Self::file) takes a transfer of these buffers there.
+    pub(super) fn takes(&self, offset: u64, is_aligned: impl FnOnce(usize) -> bool) -> bool {
+        std::ptr::eq(self.file_for(offset, is_aligned), &raw const self.file)
+    }
+
+    /// Whether what is written goes to the page cache.
+    pub(super) fn is_cached(&self) -> bool {
+        self.cache != Cache::None
+    }
+
+    /// Whether a flush is one of the host's.
+    pub(super) fn flushes(&self) -> bool {
+        self.cache != Cache::Unsafe
     }
 
     /// Fills the whole list from `offset` bytes into the disk. A file that has become too short is an error.
@@ -234,7 +281,7 @@ impl Disk {
                 return Ok(());
             }
         }
-        let file = self.cached.as_ref().unwrap_or(&self.file);
+        let file = self.first.as_ref().unwrap_or(&self.file);
         let mut at = offset;
         while at < offset + len {
             let piece = usize::try_from(offset + len - at).unwrap_or(usize::MAX).min(ZEROS.len());
@@ -271,7 +318,7 @@ impl Disk {
 
     /// Makes everything that was written durable (fdatasync), unless nobody cares.
     pub fn flush(&self) -> io::Result<()> {
-        if self.cache == Cache::Unsafe { Ok(()) } else { self.file.sync_data() }
+        if self.flushes() { self.file.sync_data() } else { Ok(()) }
     }
 }
 
@@ -313,9 +360,10 @@ fn open_file(path: &Path, read_only: bool, flags: libc::c_int) -> Result<File, O
     })
 }
 
-fn same_file(a: &File, b: &File) -> io::Result<bool> {
-    let (a, b) = (a.metadata()?, b.metadata()?);
-    Ok((a.dev(), a.ino()) == (b.dev(), b.ino()))
+/// The same file again, whatever has become of its name.
+fn reopen(file: &File, read_only: bool, flags: libc::c_int) -> io::Result<File> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(path)
 }
 
 /// What a block device wants its transfers to be a multiple of, in bytes.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::virtio::blk::Format;
 use crate::virtio::core::iovec::IoVecs;
 use crate::virtio::core::testing::{as_plain_user, memory, wait_until};
 use std::io::Write;
@@ -84,6 +85,23 @@ fn what_is_no_disk_is_refused_with_the_way_out() {
         (std::os::unix::net::UnixListener::bind(dir.path().join("s")), dir.path().join("s"));
     assert!(matches!(refused(&config(&socket)), OpenError::Io { .. }));
     assert!(matches!(refused(&config(&path.join("below"))), OpenError::Io { .. }));
+}
+
+#[test]
+fn an_image_of_another_format_is_refused_unless_it_is_called_raw() {
+    let (_dir, path) = image(1024);
+    for (magic, kind) in FOREIGN {
+        // The second is what qemu-img makes of an empty image.
+        for len in [1024, 196_616] {
+            std::fs::write(&path, [magic, &vec![0; len - magic.len()]].concat()).unwrap();
+            let error = refused(&config(&path));
+            assert!(error.to_string().contains(&format!("is {kind}, and bothy takes raw ones")), "{error}");
+        }
+        std::fs::write(&path, [magic, &[0; 1024][magic.len()..]].concat()).unwrap();
+        let raw = Config { format: Some(Format::Raw), ..config(&path) };
+        wait_for_unlock(&raw);
+    }
+    assert!("qcow2".parse::<Format>().unwrap_err().contains("qemu-img convert"));
 }
 
 #[test]
@@ -193,7 +211,7 @@ fn past_the_page_cache_everything_is_read_and_written_whatever_its_alignment() {
 fn what_is_aligned_for_the_file_system_alone_goes_past_the_page_cache() {
     let mut disk = Disk::with_len(tempfile::tempfile().unwrap(), 1 << 20);
     assert!(std::ptr::eq(disk.file_for(1, |_| false), &raw const disk.file), "there is only one");
-    disk.cached = Some(tempfile::tempfile().unwrap());
+    disk.first = Some(tempfile::tempfile().unwrap());
     disk.alignment = 4096;
     let goes_past = |offset, multiple: usize| {
         std::ptr::eq(disk.file_for(offset, |align| multiple.is_multiple_of(align)), &raw const disk.file)

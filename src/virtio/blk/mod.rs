@@ -2,24 +2,26 @@
 //!
 //! - [`config`] is what it is made from;
 //! - [`disk`] is the backend, with no word of virtio in it, and `lock` keeps others away from it;
-//! - `request` translates a chain into calls of it.
+//! - `request` translates a chain into calls of it;
+//! - `uring` makes many of those calls at once. Without it the requests of a queue are served one after the other, in order.
 //!
-//! The device owns its threads and, through the disk, its file descriptors. The requests of a queue are served one after the other, in
-//! order. What a driver wrote and didn't flush is flushed when the device stops.
+//! The device owns its threads and rings and, through the disk, its file descriptors. What a driver wrote and didn't flush is flushed when the device stops.
 
 pub mod config;
 pub mod disk;
 mod lock;
 mod request;
+mod uring;
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-pub use self::config::{Bandwidth, Cache, Config, ConfigError};
+pub use self::config::{Aio, Bandwidth, Cache, Config, ConfigError, Format};
 use self::disk::PAGE;
 pub use self::disk::{Disk, OpenError};
 use self::request::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_ZEROES_SECTORS, Server};
+use self::uring::Ring;
 use super::core::active::{ActiveQueue, Notify};
 use super::core::device::{Activation, VirtioDevice, read_config_bytes};
 use super::core::guest_log::GuestLog;
@@ -68,16 +70,32 @@ impl Block {
             dirty: AtomicBool::new(false),
             throttle: throttle.clone(),
         });
+        let ring = || match config.aio {
+            Some(Aio::Sync) => Ok(None),
+            Some(Aio::IoUring) => Ring::new(&server.disk).map(Some).map_err(|error| {
+                io::Error::new(
+                    error.kind(),
+                    format!("{name}: aio=io_uring: this host has none, or not for us: {error}"),
+                )
+            }),
+            None => Ok(Ring::new(&server.disk)
+                .inspect_err(|error| log::debug!("{name}: one request after the other: no io_uring: {error}"))
+                .ok()),
+        };
         let worker = |index| {
             let name = if queues > 1 { format!("{name}.q{index}") } else { name.to_owned() };
+            let mut ring = ring()?;
             let (server, throttle) = (server.clone(), throttle.clone());
             Worker::spawn(&name, spawner, move |mut job: Job, stop: &Stop| {
                 let mut iovs = IoVecs::default();
                 let write_through = job.write_through;
                 job.queue.limit(throttle.clone());
-                job.queue.run(stop, Notify::EachChain, |chain, mem| {
-                    server.serve(chain, mem, &mut iovs, write_through)
-                });
+                match &mut ring {
+                    Some(ring) => ring.run(&mut job.queue, stop, &server, write_through),
+                    None => job.queue.run(stop, Notify::EachChain, |chain, mem| {
+                        server.serve(chain, mem, &mut iovs, write_through)
+                    }),
+                }
                 server.flush_at_stop();
                 job
             })

@@ -1,8 +1,8 @@
 //! One virtio-blk request: a chain in, bytes written out (virtio 1.2 §5.2.6).
 //!
-//! The status byte is cut off the writable side before anything else, so that no request can write it elsewhere and every
-//! request gets one. The error type of what follows *is* that byte, and `?` does the rest. The header is copied once: what the
-//! driver does to it afterwards is of no consequence.
+//! A request begins and finishes in one go, or with a transfer between the two that somebody else makes. The last writable byte is the
+//! status, so that no request can write it elsewhere and every request gets one. The error type of what is on the way *is* that byte,
+//! and `?` does the rest. The header is copied once: what the driver does to it afterwards is of no consequence.
 
 use std::io;
 use std::sync::Arc;
@@ -43,6 +43,38 @@ pub(super) const MAX_DISCARD_SECTORS: u32 = 4 << 20;
 /// The most sectors of a range to make zeros, which may have to be written: 64 MiB.
 pub(super) const MAX_ZEROES_SECTORS: u32 = 128 << 10;
 
+/// A request that goes to the file: what is left of it when everything else is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Transfer {
+    pub(super) kind: TransferKind,
+    /// Bytes into the disk.
+    pub(super) offset: u64,
+    /// Bytes of data.
+    pub(super) len: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TransferKind {
+    /// From the file into the chain.
+    Read,
+    /// From the chain into the file.
+    Write,
+    /// Everything that was written becomes durable.
+    Flush {
+        /// Whether there is something to lose if it fails.
+        was_dirty: bool,
+    },
+}
+
+/// Where a request stands after its chain was looked at.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Begun {
+    /// At its end: so many bytes of the chain's writable part are written.
+    Done(u32),
+    /// The transfer is to be made, and then [`finished`](Server::finish).
+    Transfer(Transfer),
+}
+
 impl Server {
     /// Serves the request in `chain`, and returns how many bytes of its writable part are written. `write_through` when the
     /// driver did not negotiate FLUSH: then each write is durable before it is answered.
@@ -53,43 +85,42 @@ impl Server {
         iovs: &mut IoVecs,
         write_through: bool,
     ) -> u32 {
-        let mut status = chain.writer(mem);
-        let Some(data_len) = status.len().checked_sub(1) else {
-            // Nowhere to say so but the log.
-            self.log.warn("a request has no room for its status byte");
-            return 0;
-        };
-        let data = status.split_off_front(data_len);
-        match self.execute(chain.reader(mem), data, iovs, write_through) {
-            Ok(written) => {
-                status.write(&[blk::S_OK]);
-                // The driver may give GET_ID more room than it fills; a used length counts from the start (§2.7.8.2).
-                if written == data_len { data_len + 1 } else { written }
-            }
-            Err(failure) => {
-                status.write(&[failure as u8]);
-                // Of the data before the status byte we can't say that it was written.
-                u32::from(data_len == 0)
+        match self.begin(chain, mem, write_through) {
+            Begun::Done(written) => written,
+            Begun::Transfer(transfer) => {
+                let done = self.perform(&transfer, chain, mem, iovs);
+                self.finish(&transfer, done, chain, mem, write_through)
             }
         }
     }
 
-    /// Returns how many bytes of `data` were written.
-    fn execute(
+    /// Looks at the request in `chain`, and does all of it but a transfer.
+    pub(super) fn begin(&self, chain: &Chain, mem: &GuestMemory, write_through: bool) -> Begun {
+        let Some(data_len) = chain.writable_len().checked_sub(1) else {
+            // Nowhere to say so but the log.
+            self.log.warn("a request has no room for its status byte");
+            return Begun::Done(0);
+        };
+        match self.look(chain, mem, data_len, write_through) {
+            Ok(Begun::Done(written)) => Begun::Done(answer(chain, mem, Ok(written))),
+            Ok(transfer) => transfer,
+            Err(failure) => Begun::Done(answer(chain, mem, Err(failure))),
+        }
+    }
+
+    /// Returns a transfer, or how many bytes of the data were written.
+    fn look(
         &self,
-        mut reader: Reader<'_>,
-        data: Writer<'_>,
-        iovs: &mut IoVecs,
+        chain: &Chain,
+        mem: &GuestMemory,
+        data_len: u32,
         write_through: bool,
-    ) -> Result<u32, Failure> {
+    ) -> Result<Begun, Failure> {
+        let mut reader = chain.reader(mem);
         let (kind, sector) = header(&mut reader).ok_or(Failure::IoErr)?;
+        let transfer = |kind, offset, len| Ok(Begun::Transfer(Transfer { kind, offset, len }));
         match kind {
-            blk::T_IN => {
-                let offset = self.check_range(sector, data.len())?;
-                let done = self.disk.read_at(&mut data.scatter(iovs), offset);
-                self.or_io_error(done, "read")?;
-                Ok(data.len())
-            }
+            blk::T_IN => transfer(TransferKind::Read, self.check_range(sector, data_len)?, data_len),
             blk::T_OUT => {
                 if self.disk.read_only() {
                     self.log.warn("a write to a read-only disk");
@@ -97,29 +128,59 @@ impl Server {
                 }
                 let offset = self.check_range(sector, reader.len())?;
                 self.dirty.store(true, Ordering::SeqCst);
-                let done = self.disk.write_at(&mut reader.gather(iovs), offset);
-                // Again: another queue's flush may have come between the two.
-                self.dirty.store(true, Ordering::SeqCst);
-                self.or_io_error(done, "write")?;
-                if write_through {
-                    self.flush()?;
-                }
-                Ok(0)
+                transfer(TransferKind::Write, offset, reader.len())
             }
             blk::T_DISCARD | blk::T_WRITE_ZEROES => {
                 self.change_ranges(kind, &mut reader)?;
                 if write_through {
                     self.flush()?;
                 }
-                Ok(0)
+                Ok(Begun::Done(0))
             }
-            blk::T_FLUSH => self.flush().map(|()| 0),
+            blk::T_FLUSH => transfer(self.flush_begins(), 0, 0),
             blk::T_GET_ID => {
-                let mut data = data;
-                Ok(data.write(&self.id))
+                let mut data = chain.writer(mem).split_off_front(data_len);
+                Ok(Begun::Done(data.write(&self.id)))
             }
             _ => Err(Failure::Unsupported),
         }
+    }
+
+    /// Makes the transfer, start to end.
+    pub(super) fn perform(
+        &self,
+        transfer: &Transfer,
+        chain: &Chain,
+        mem: &GuestMemory,
+        iovs: &mut IoVecs,
+    ) -> io::Result<()> {
+        match transfer.kind {
+            TransferKind::Read => self.disk.read_at(&mut target(chain, mem).scatter(iovs), transfer.offset),
+            TransferKind::Write => self.disk.write_at(&mut source(chain, mem).gather(iovs), transfer.offset),
+            TransferKind::Flush { .. } => self.disk.flush(),
+        }
+    }
+
+    /// Answers a request whose transfer has been made, or not.
+    pub(super) fn finish(
+        &self,
+        transfer: &Transfer,
+        done: io::Result<()>,
+        chain: &Chain,
+        mem: &GuestMemory,
+        write_through: bool,
+    ) -> u32 {
+        let result = match transfer.kind {
+            TransferKind::Read => self.or_io_error(done, "read").map(|()| transfer.len),
+            TransferKind::Write => {
+                // Again: another queue's flush may have come between the two.
+                self.dirty.store(true, Ordering::SeqCst);
+                let done = self.or_io_error(done, "write");
+                done.and_then(|()| if write_through { self.flush() } else { Ok(()) }).map(|()| 0)
+            }
+            TransferKind::Flush { was_dirty } => self.flush_ends(was_dirty, done).map(|()| 0),
+        };
+        answer(chain, mem, result)
     }
 
     /// Makes durable what the driver wrote and didn't flush: once the device has stopped, nobody else will.
@@ -185,9 +246,16 @@ impl Server {
     }
 
     fn flush(&self) -> Result<(), Failure> {
-        // Before the flush: what another queue's thread writes meanwhile may not be part of it.
-        let was_dirty = self.dirty.swap(false, Ordering::SeqCst);
-        let done = self.disk.flush();
+        let TransferKind::Flush { was_dirty } = self.flush_begins() else { unreachable!("it is a flush") };
+        self.flush_ends(was_dirty, self.disk.flush())
+    }
+
+    fn flush_begins(&self) -> TransferKind {
+        // Before the flush: what is written meanwhile may not be part of it.
+        TransferKind::Flush { was_dirty: self.dirty.swap(false, Ordering::SeqCst) }
+    }
+
+    fn flush_ends(&self, was_dirty: bool, done: io::Result<()>) -> Result<(), Failure> {
         if done.is_err() && was_dirty {
             self.dirty.store(true, Ordering::SeqCst);
         }
@@ -214,6 +282,39 @@ impl Server {
             Failure::IoErr
         })
     }
+}
+
+/// Writes the status byte, behind `Ok(written)` bytes of data or instead of them, and returns how many bytes are written.
+fn answer(chain: &Chain, mem: &GuestMemory, result: Result<u32, Failure>) -> u32 {
+    let mut status = chain.writer(mem);
+    let data_len = status.len() - 1;
+    let _data = status.split_off_front(data_len);
+    match result {
+        Ok(written) => {
+            status.write(&[blk::S_OK]);
+            // The driver may give GET_ID more room than it fills; a used length counts from the start (§2.7.8.2).
+            if written == data_len { data_len + 1 } else { written }
+        }
+        Err(failure) => {
+            status.write(&[failure as u8]);
+            // Of the data before the status byte we can't say that it was written.
+            u32::from(data_len == 0)
+        }
+    }
+}
+
+/// The data of a write: what follows the header.
+pub(super) fn source<'a>(chain: &'a Chain, mem: &'a GuestMemory) -> Reader<'a> {
+    let mut reader = chain.reader(mem);
+    let _header = reader.split_off_front(blk::HEADER_LEN);
+    reader
+}
+
+/// Where the data of a read goes: what precedes the status byte.
+pub(super) fn target<'a>(chain: &'a Chain, mem: &'a GuestMemory) -> Writer<'a> {
+    let mut status = chain.writer(mem);
+    let data_len = status.len().saturating_sub(1);
+    status.split_off_front(data_len)
 }
 
 /// Type and sector; `None` when the driver gave less than a header.

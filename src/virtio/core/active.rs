@@ -64,6 +64,21 @@ impl ActiveQueue {
         self.throttle = throttle;
     }
 
+    /// When it may be served, by its limit; `None` if now. [`serve`](Self::serve) asks by itself.
+    pub fn ready_at(&self) -> Option<Instant> {
+        self.throttle.ready_at()
+    }
+
+    /// Counts a request of so many bytes against its limit, as [`serve`](Self::serve) does by itself.
+    pub fn charge(&self, bytes: u64) {
+        self.throttle.charge(bytes);
+    }
+
+    /// Number of descriptors.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
     /// The ring, for the `stop` of the device.
     pub fn into_queue(self) -> Queue {
         self.queue

@@ -11,8 +11,8 @@ fn active() -> (DriverQueue, ActiveQueue, Arc<EventFd>) {
     let queue = Queue::new(&driver.layout, 256, 0, &mem).unwrap();
     let evt = || Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
     let (irq_evt, config_evt) = (evt(), evt());
-    let interrupt = Interrupt::new(irq_evt.clone(), Arc::default(), 1);
-    let config = Interrupt::new(config_evt, Arc::default(), 2);
+    let interrupt = Interrupt::line(irq_evt.clone(), Arc::default(), 1);
+    let config = Interrupt::line(config_evt, Arc::default(), 2);
     let needs_reset = NeedsReset::new(config, Arc::new(GuestLog::new("test")));
     (driver, ActiveQueue::new(0, queue, mem, evt(), interrupt, needs_reset), irq_evt)
 }

@@ -13,7 +13,7 @@
 
 use std::fmt::Display;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -21,6 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub use super::active::ActiveQueue;
 use super::guest_log::GuestLog;
 use super::queue::Queue;
+use crate::bus::MsiRoute;
 use crate::memory::GuestMemory;
 
 /// A virtio device, as its transport sees it. All methods are called under the transport's lock, so never two at once.
@@ -82,23 +83,41 @@ pub fn read_config_bytes(space: &[u8], offset: u64, data: &mut [u8]) {
 /// Raises one kind of interrupt of one device. Only the transport that made it knows whether it stands for a line
 /// with a status bit (MMIO) or for a vector (MSI-X).
 #[derive(Clone)]
-pub struct Interrupt {
-    evt: Arc<EventFd>,
-    status: Arc<AtomicU32>,
-    bit: u32,
+pub struct Interrupt(Way);
+
+#[derive(Clone)]
+enum Way {
+    Line { evt: Arc<EventFd>, status: Arc<AtomicU32>, bit: u32 },
+    Vector { vectors: Arc<[MsiRoute]>, chosen: Arc<AtomicU16> },
 }
 
 impl Interrupt {
     /// An interrupt that sets `bit` in `status` and then signals `evt`. For transports.
-    pub fn new(evt: Arc<EventFd>, status: Arc<AtomicU32>, bit: u32) -> Self {
-        Self { evt, status, bit }
+    pub fn line(evt: Arc<EventFd>, status: Arc<AtomicU32>, bit: u32) -> Self {
+        Self(Way::Line { evt, status, bit })
+    }
+
+    /// An interrupt that is the one of `vectors` that `chosen` says at that moment, and none when there is no such. For transports.
+    pub fn vector(vectors: Arc<[MsiRoute]>, chosen: Arc<AtomicU16>) -> Self {
+        Self(Way::Vector { vectors, chosen })
     }
 
     /// Raises it. Callable from any thread; never blocks.
     pub fn signal(&self) {
-        // The bit must be visible before the guest's handler can run, and the eventfd write orders it so.
-        self.status.fetch_or(self.bit, Ordering::SeqCst);
-        if let Err(error) = self.evt.write(1) {
+        let evt = match &self.0 {
+            Way::Line { evt, status, bit } => {
+                // The bit must be visible before the guest's handler can run, and the eventfd write orders it so.
+                status.fetch_or(*bit, Ordering::SeqCst);
+                evt.as_ref()
+            }
+            Way::Vector { vectors, chosen } => {
+                match vectors.get(usize::from(chosen.load(Ordering::SeqCst))) {
+                    Some(vector) => &vector.evt,
+                    None => return,
+                }
+            }
+        };
+        if let Err(error) = evt.write(1) {
             // EAGAIN: the counter is full, so an edge is pending anyway. Nothing else can happen to an eventfd.
             log::debug!("interrupt eventfd: {error}");
         }

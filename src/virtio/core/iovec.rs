@@ -25,6 +25,11 @@ impl IoVecs {
         GatherList(List::new(&mut self.0, mem))
     }
 
+    /// The entries of the last list.
+    pub fn raw(&self) -> &[libc::iovec] {
+        &self.0
+    }
+
     /// Starts a list of buffers to read into.
     pub fn scatter<'a>(&'a mut self, mem: &'a GuestMemory) -> ScatterList<'a> {
         ScatterList(List::new(&mut self.0, mem))
@@ -37,21 +42,35 @@ struct List<'a> {
     mem: &'a GuestMemory,
     // Entries before this one are done.
     at: usize,
+    // Where the last entry ends, if it is guest memory.
+    guest_end: *mut libc::c_void,
     host: PhantomData<&'a mut [u8]>,
 }
 
 impl<'a> List<'a> {
     fn new(iovs: &'a mut Vec<libc::iovec>, mem: &'a GuestMemory) -> Self {
         iovs.clear();
-        Self { iovs, mem, at: 0, host: PhantomData }
+        Self { iovs, mem, at: 0, guest_end: std::ptr::null_mut(), host: PhantomData }
+    }
+
+    fn push_host(&mut self, bytes: *mut u8, len: usize) {
+        self.iovs.push(libc::iovec { iov_base: bytes.cast(), iov_len: len });
+        self.guest_end = std::ptr::null_mut();
     }
 
     fn push_guest(&mut self, gpa: GuestAddress, len: u32) {
         // More than one slice where a buffer crosses from one memory region into the next.
+        // The last entry is done, and nothing is added to it.
+        let is_done = self.at == self.iovs.len();
         for slice in self.mem.get_slices(gpa, len as usize) {
             let slice = slice.expect("the caller checked that the range is in guest memory");
-            self.iovs
-                .push(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() });
+            let start: *mut libc::c_void = slice.ptr_guard_mut().as_ptr().cast();
+            // Drivers cut receive buffers from one piece of memory, so that a large packet's forty are a few entries.
+            match self.iovs.last_mut() {
+                Some(last) if start == self.guest_end && !is_done => last.iov_len += slice.len(),
+                _ => self.iovs.push(libc::iovec { iov_base: start, iov_len: slice.len() }),
+            }
+            self.guest_end = start.wrapping_byte_add(slice.len());
         }
     }
 
@@ -113,7 +132,7 @@ impl<'a> GatherList<'a> {
     /// Appends bytes of the host's.
     pub fn push_host(&mut self, bytes: &'a [u8]) {
         // The kernel only reads from a gather list, so the cast to a mutable pointer is never used as one.
-        self.0.iovs.push(libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() });
+        self.0.push_host(bytes.as_ptr().cast_mut(), bytes.len());
     }
 
     /// Whether every buffer begins and ends at a multiple of `align` bytes.
@@ -155,7 +174,7 @@ impl<'a> ScatterList<'a> {
 
     /// Appends a buffer of the host's.
     pub fn push_host(&mut self, bytes: &'a mut [u8]) {
-        self.0.iovs.push(libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() });
+        self.0.push_host(bytes.as_mut_ptr(), bytes.len());
     }
 
     /// Whether every buffer begins and ends at a multiple of `align` bytes.
@@ -222,6 +241,21 @@ mod tests {
         file.rewind().unwrap();
         file.read_to_string(&mut text).unwrap();
         assert_eq!(text, "head:2345678");
+    }
+
+    #[test]
+    fn buffers_that_touch_are_one_entry_and_others_are_not() {
+        let mem = memory();
+        let mut iovs = IoVecs::default();
+        let mut list = iovs.gather(&mem);
+        for (offset, len) in [(0, 16), (16, 32), (48, 1), (50, 1), (51, 1), (40, 8)] {
+            list.push(GuestAddress(BASE + offset), len);
+        }
+        list.push_host(b"host");
+        list.push(GuestAddress(BASE + 48), 2);
+        assert_eq!(list.remaining(), 49 + 2 + 8 + 4 + 2);
+        let lengths: Vec<usize> = iovs.raw().iter().map(|iov| iov.iov_len).collect();
+        assert_eq!(lengths, [49, 2, 8, 4, 2]);
     }
 
     #[test]

@@ -16,8 +16,8 @@ use super::device::{Interrupt, VirtioDevice};
 use super::guest_log::GuestLog;
 use super::queue::QueueLayout;
 use super::spec::mmio as reg;
-use super::transport::{Signals, Transport};
-use crate::bus::{BusDevice, Doorbells};
+use super::transport::{Attached, Signals, Transport, set_high, set_low};
+use crate::bus::{BusDevice, Doorbell, Doorbells};
 use crate::memory::GuestMemory;
 
 /// Bytes of address space that a device takes.
@@ -54,24 +54,21 @@ impl MmioTransport {
         doorbells: Arc<dyn Doorbells>,
     ) -> io::Result<Self> {
         let interrupt_status = Arc::new(AtomicU32::new(0));
-        let interrupt = |bit| Interrupt::new(irq_evt.clone(), interrupt_status.clone(), bit);
+        let interrupt = |bit| Interrupt::line(irq_evt.clone(), interrupt_status.clone(), bit);
         let signals = Signals {
             queues: device.queue_sizes().iter().map(|_| interrupt(reg::INT_VRING)).collect(),
             config: interrupt(reg::INT_CONFIG),
             doorbells,
-            notify_gpa: base_gpa + NOTIFY,
+            bells: (0..)
+                .zip(device.queue_sizes())
+                .map(|(index, _)| Doorbell { gpa: base_gpa + NOTIFY, value: Some(index) })
+                .collect(),
         };
         let log = Arc::new(GuestLog::new(format!("virtio device {} at {base_gpa:#x}", device.kind())));
         let transport = Transport::new(device, mem, signals, log)?;
         let kick_evts = transport.kick_evts();
         let inner = Inner { transport, device_features_sel: 0, driver_features_sel: 0, queue_sel: 0 };
         Ok(Self { inner: Mutex::new(inner), interrupt_status, kick_evts })
-    }
-
-    /// Stops the device at the VM's end: requests in flight are finished, and afterwards nothing touches guest memory. Twice
-    /// is fine. Called on the VM's main thread, when no vCPU runs any more.
-    pub fn stop(&self) {
-        drop(self.inner().transport.stop());
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -156,6 +153,12 @@ impl Inner {
     }
 }
 
+impl Attached for MmioTransport {
+    fn stop(&self) {
+        drop(self.inner().transport.stop());
+    }
+}
+
 /// Takes a half of an address, by the register that it was written to.
 fn set_address(layout: &mut QueueLayout, register: u32, value: u32) {
     match register {
@@ -167,14 +170,6 @@ fn set_address(layout: &mut QueueLayout, register: u32, value: u32) {
         reg::QUEUE_DEVICE_HIGH => set_high(&mut layout.used_ring, value),
         _ => unreachable!("not the register of an address"),
     }
-}
-
-fn set_low(address: &mut u64, value: u32) {
-    *address = (*address & !u64::from(u32::MAX)) | u64::from(value);
-}
-
-fn set_high(address: &mut u64, value: u32) {
-    *address = (*address & u64::from(u32::MAX)) | (u64::from(value) << 32);
 }
 
 impl BusDevice for MmioTransport {

@@ -1,77 +1,7 @@
 use super::*;
-use crate::thread::Spawner;
-use crate::virtio::core::active::{ActiveQueue, Notify};
-use crate::virtio::core::device::{Activation, ConfigChange, read_config_bytes};
-use crate::virtio::core::queue::Queue;
 use crate::virtio::core::spec::{feature, status};
 use crate::virtio::core::testing::*;
-use crate::virtio::core::worker::{Stop, Worker};
-
-/// Answers each chain with the length of its readable part, on two queues with a thread each. Has a feature bit of its own and
-/// eight bytes of configuration space, of which the driver may write the last four.
-struct Echo {
-    workers: Vec<Worker<ActiveQueue>>,
-    config: Arc<Mutex<[u8; 8]>>,
-    config_change: Arc<Mutex<Option<ConfigChange>>>,
-    refuse_start: bool,
-}
-
-const OWN_FEATURE: u64 = 1 << 3;
-
-impl Echo {
-    fn new() -> Self {
-        let worker = |name| {
-            Worker::spawn(name, &Spawner::default(), |mut queue: ActiveQueue, stop: &Stop| {
-                queue.run(stop, Notify::EachChain, |chain, mem| {
-                    chain.writer(mem).write(&chain.readable_len().to_le_bytes())
-                });
-                queue
-            })
-            .unwrap()
-        };
-        Self {
-            workers: vec![worker("echo0.q0"), worker("echo0.q1")],
-            config: Arc::new(Mutex::new(*b"fixedvar")),
-            config_change: Arc::default(),
-            refuse_start: false,
-        }
-    }
-}
-
-impl VirtioDevice for Echo {
-    fn kind(&self) -> u32 {
-        42
-    }
-    fn features(&self) -> u64 {
-        feature::RING | OWN_FEATURE
-    }
-    fn queue_sizes(&self) -> &[u16] {
-        &[64, 64]
-    }
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&*self.config.lock().unwrap(), offset, data);
-    }
-    fn write_config(&mut self, offset: u64, data: &[u8]) {
-        if offset == 4 && data.len() == 4 {
-            self.config.lock().unwrap()[4..].copy_from_slice(data);
-        }
-    }
-    fn start(&mut self, activation: Activation) -> io::Result<()> {
-        if self.refuse_start {
-            return Err(io::Error::other("not today"));
-        }
-        *self.config_change.lock().unwrap() = Some(activation.config_change);
-        for (worker, queue) in self.workers.iter_mut().zip(activation.queues) {
-            if let Some(queue) = queue {
-                worker.start(queue);
-            }
-        }
-        Ok(())
-    }
-    fn stop(&mut self) -> Vec<Option<Queue>> {
-        self.workers.iter_mut().map(|worker| worker.stop().map(ActiveQueue::into_queue)).collect()
-    }
-}
+use crate::virtio::core::transport::Attached;
 
 fn echo(driver: &mut FakeDriver, queue: u32) {
     assert_eq!(driver.request(queue, b"hello", 4), (vec![5, 0, 0, 0], 4));
@@ -79,7 +9,7 @@ fn echo(driver: &mut FakeDriver, queue: u32) {
 
 #[test]
 fn the_fixed_registers_identify_the_device() {
-    let driver = FakeDriver::new(Echo::new());
+    let driver = FakeDriver::new(Echo::default());
     assert_eq!(driver.read(reg::MAGIC_VALUE).to_le_bytes(), *b"virt");
     assert_eq!(driver.read(reg::VERSION), 2);
     assert_eq!(driver.read(reg::DEVICE_ID), 42);
@@ -99,7 +29,7 @@ fn the_fixed_registers_identify_the_device() {
 
 #[test]
 fn registers_take_aligned_accesses_of_four_bytes_only() {
-    let driver = FakeDriver::new(Echo::new());
+    let driver = FakeDriver::new(Echo::default());
     for len in [1, 2, 8] {
         let mut data = vec![0xff; len];
         driver.transport.read(0, &mut data);
@@ -115,7 +45,7 @@ fn registers_take_aligned_accesses_of_four_bytes_only() {
 
 #[test]
 fn the_configuration_space_takes_any_access() {
-    let driver = FakeDriver::new(Echo::new());
+    let driver = FakeDriver::new(Echo::default());
     assert_eq!(driver.config(0), *b"f");
     assert_eq!(driver.config(1), *b"ix");
     assert_eq!(driver.config(0), *b"fixedvar");
@@ -127,7 +57,7 @@ fn the_configuration_space_takes_any_access() {
 
 #[test]
 fn a_driver_may_take_fewer_features_but_not_others() {
-    let driver = FakeDriver::new(Echo::new());
+    let driver = FakeDriver::new(Echo::default());
     assert!(driver.negotiate(feature::VERSION_1));
     assert!(driver.negotiate(feature::VERSION_1 | OWN_FEATURE));
     assert!(!driver.negotiate(feature::VERSION_1 | 1 << 4));
@@ -140,7 +70,7 @@ fn a_driver_may_take_fewer_features_but_not_others() {
 
 #[test]
 fn features_are_sealed_by_features_ok() {
-    let driver = FakeDriver::new(Echo::new());
+    let driver = FakeDriver::new(Echo::default());
     assert!(driver.negotiate(feature::VERSION_1));
     driver.write(reg::DRIVER_FEATURES_SEL, 0);
     driver.write(reg::DRIVER_FEATURES, 1 << 4);
@@ -150,7 +80,7 @@ fn features_are_sealed_by_features_ok() {
 
 #[test]
 fn status_bits_are_only_cleared_by_a_reset() {
-    let driver = FakeDriver::new(Echo::new());
+    let driver = FakeDriver::new(Echo::default());
     assert!(driver.negotiate(feature::VERSION_1));
     let before = driver.status();
     driver.write(reg::STATUS, status::ACKNOWLEDGE);
@@ -166,7 +96,7 @@ fn status_bits_are_only_cleared_by_a_reset() {
 #[test]
 fn requests_are_served_with_every_mix_of_ring_features() {
     for wanted in [0, feature::INDIRECT_DESC, feature::EVENT_IDX, u64::MAX] {
-        let mut driver = FakeDriver::new(Echo::new());
+        let mut driver = FakeDriver::new(Echo::default());
         driver.start(wanted);
         for _ in 0..100 {
             echo(&mut driver, 0);
@@ -181,7 +111,7 @@ fn requests_are_served_with_every_mix_of_ring_features() {
 
 #[test]
 fn a_chain_that_was_there_before_driver_ok_is_served_without_a_notification() {
-    let mut driver = FakeDriver::new(Echo::new());
+    let mut driver = FakeDriver::new(Echo::default());
     driver.set_up(u64::MAX);
     let (input, output) = (driver.alloc(8), driver.alloc(4));
     driver.queues[0].add(&[Part::Read(input, 8), Part::Write(output, 4)]);
@@ -191,7 +121,7 @@ fn a_chain_that_was_there_before_driver_ok_is_served_without_a_notification() {
 
 #[test]
 fn a_queue_that_was_not_enabled_stays_out_of_it() {
-    let mut driver = FakeDriver::new(Echo::new());
+    let mut driver = FakeDriver::new(Echo::default());
     assert!(driver.negotiate(feature::VERSION_1));
     let queues = [0, 1].map(|index| DriverQueue::new(&driver.mem, index, SIZE));
     driver.set_queue(1, &queues[1].layout);
@@ -201,23 +131,23 @@ fn a_queue_that_was_not_enabled_stays_out_of_it() {
         driver.notify(absent);
     }
     echo(&mut driver, 1);
-    assert_eq!(*driver.doorbells.0.lock().unwrap(), [(true, BASE + NOTIFY, 1)]);
+    assert_eq!(*driver.doorbells.0.lock().unwrap(), [(true, BASE + NOTIFY, Some(1))]);
 }
 
 #[test]
 fn doorbells_come_with_driver_ok_and_go_with_the_reset() {
-    let driver = FakeDriver::started(Echo::new());
+    let driver = FakeDriver::started(Echo::default());
     let gpa = BASE + NOTIFY;
-    assert_eq!(*driver.doorbells.0.lock().unwrap(), [(true, gpa, 0), (true, gpa, 1)]);
+    assert_eq!(*driver.doorbells.0.lock().unwrap(), [(true, gpa, Some(0)), (true, gpa, Some(1))]);
     driver.write(reg::STATUS, 0);
     driver.write(reg::STATUS, 0);
     driver.transport.stop();
-    assert_eq!(driver.doorbells.0.lock().unwrap()[2..], [(false, gpa, 0), (false, gpa, 1)]);
+    assert_eq!(driver.doorbells.0.lock().unwrap()[2..], [(false, gpa, Some(0)), (false, gpa, Some(1))]);
 }
 
 #[test]
 fn a_reset_forgets_everything_and_the_device_can_be_used_again() {
-    let mut driver = FakeDriver::started(Echo::new());
+    let mut driver = FakeDriver::started(Echo::default());
     for _ in 0..20 {
         echo(&mut driver, 0);
         let (input, output) = (driver.alloc(8), driver.alloc(4));
@@ -245,7 +175,7 @@ fn a_reset_forgets_everything_and_the_device_can_be_used_again() {
 
 #[test]
 fn a_stopped_device_can_be_stopped_reset_and_started_again() {
-    let mut driver = FakeDriver::started(Echo::new());
+    let mut driver = FakeDriver::started(Echo::default());
     echo(&mut driver, 0);
     driver.transport.stop();
     driver.transport.stop();
@@ -257,7 +187,7 @@ fn a_stopped_device_can_be_stopped_reset_and_started_again() {
 
 #[test]
 fn live_queues_can_not_be_moved_or_disabled() {
-    let mut driver = FakeDriver::started(Echo::new());
+    let mut driver = FakeDriver::started(Echo::default());
     let elsewhere = QueueLayout { size: 4, desc_table: 0x100, avail_ring: 0x200, used_ring: 0x300 };
     driver.set_queue(0, &elsewhere);
     driver.write(reg::QUEUE_READY, 0);
@@ -267,7 +197,7 @@ fn live_queues_can_not_be_moved_or_disabled() {
 
 #[test]
 fn an_enabled_queue_can_be_disabled_and_moved_before_driver_ok() {
-    let mut driver = FakeDriver::new(Echo::new());
+    let mut driver = FakeDriver::new(Echo::default());
     assert!(driver.negotiate(feature::VERSION_1));
     let [wrong, right] = [2, 3].map(|index| DriverQueue::new(&driver.mem, index, SIZE));
     driver.set_queue(0, &wrong.layout);
@@ -282,7 +212,7 @@ fn an_enabled_queue_can_be_disabled_and_moved_before_driver_ok() {
 
 #[test]
 fn a_queue_outside_memory_needs_a_reset() {
-    let driver = FakeDriver::new(Echo::new());
+    let driver = FakeDriver::new(Echo::default());
     for bad in [
         QueueLayout { size: 16, desc_table: MEM_END, avail_ring: 0x2000, used_ring: 0x3000 },
         QueueLayout { size: 16, desc_table: 0x1008, avail_ring: 0x2000, used_ring: 0x3000 },
@@ -304,7 +234,9 @@ fn a_queue_outside_memory_needs_a_reset() {
 
 #[test]
 fn a_device_that_does_not_start_needs_a_reset() {
-    let mut driver = FakeDriver::new(Echo { refuse_start: true, ..Echo::new() });
+    let mut echo = Echo::default();
+    echo.refuse_start = true;
+    let mut driver = FakeDriver::new(echo);
     driver.set_up(u64::MAX);
     driver.add_status(status::DRIVER_OK);
     driver.wait_needs_reset();
@@ -313,7 +245,7 @@ fn a_device_that_does_not_start_needs_a_reset() {
 
 #[test]
 fn a_broken_queue_needs_a_reset_and_the_other_goes_on() {
-    let mut driver = FakeDriver::started(Echo::new());
+    let mut driver = FakeDriver::started(Echo::default());
     echo(&mut driver, 0);
     driver.queues[0].add(&[Part::Read(MEM_END, 8)]);
     driver.notify(0);
@@ -332,7 +264,7 @@ fn a_broken_queue_needs_a_reset_and_the_other_goes_on() {
 
 #[test]
 fn a_driver_that_writes_the_status_back_does_not_set_needs_reset_itself() {
-    let mut driver = FakeDriver::started(Echo::new());
+    let mut driver = FakeDriver::started(Echo::default());
     driver.write(reg::STATUS, driver.status() | status::NEEDS_RESET);
     assert_eq!(driver.status() & status::NEEDS_RESET, 0);
     echo(&mut driver, 0);
@@ -340,7 +272,7 @@ fn a_driver_that_writes_the_status_back_does_not_set_needs_reset_itself() {
 
 #[test]
 fn a_change_of_the_configuration_has_a_new_generation_and_an_interrupt() {
-    let device = Echo::new();
+    let device = Echo::default();
     let (config, change) = (device.config.clone(), device.config_change.clone());
     let driver = FakeDriver::started(device);
     let change = change.lock().unwrap().clone().unwrap();
@@ -354,7 +286,7 @@ fn a_change_of_the_configuration_has_a_new_generation_and_an_interrupt() {
 
 #[test]
 fn no_access_to_any_offset_of_any_width_does_harm() {
-    let driver = FakeDriver::new(Echo::new());
+    let driver = FakeDriver::new(Echo::default());
     for value in [0, 1, 0xf, 0xffff_ffff_u32, 0x8000_0000] {
         for offset in 0..0x120 {
             for width in [1, 2, 4, 8] {

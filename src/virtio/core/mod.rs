@@ -6,7 +6,7 @@
 //! - [`iovec`] moves bytes between guest memory and file descriptors without copying.
 //! - [`limit`] holds a device to so many operations and bytes in a second.
 //! - [`worker`] is the thread that a device runs on.
-//! - `transport` holds what the driver negotiates; [`mmio`] is the register window in front of it.
+//! - [`transport`] holds what the driver negotiates; [`mmio`] and [`pci`] are two kinds of registers in front of it.
 //! - [`spec`] has the specification's numbers, [`guest_log`] keeps a guest from flooding the log.
 //!
 //! Nothing here names a particular device (but for the numbers in `spec`).
@@ -18,9 +18,10 @@ pub mod guest_log;
 pub mod iovec;
 pub mod limit;
 pub mod mmio;
+pub mod pci;
 pub mod queue;
 pub mod spec;
 #[cfg(test)]
 pub mod testing;
-mod transport;
+pub mod transport;
 pub mod worker;

@@ -13,8 +13,8 @@ pub mod status {
 /// Device types (§5).
 pub mod id {
     pub use virtio_bindings::virtio_ids::{
-        VIRTIO_ID_BALLOON as BALLOON, VIRTIO_ID_BLOCK as BLOCK, VIRTIO_ID_NET as NET, VIRTIO_ID_RNG as RNG,
-        VIRTIO_ID_VSOCK as VSOCK,
+        VIRTIO_ID_BALLOON as BALLOON, VIRTIO_ID_BLOCK as BLOCK, VIRTIO_ID_CONSOLE as CONSOLE,
+        VIRTIO_ID_NET as NET, VIRTIO_ID_RNG as RNG, VIRTIO_ID_VSOCK as VSOCK,
     };
 }
 
@@ -69,6 +69,91 @@ pub mod mmio {
     pub const VERSION_2: u32 = 2;
     /// What VENDOR_ID reads: "both", little-endian. Drivers don't look at it.
     pub const VENDOR: u32 = 0x6874_6f62;
+}
+
+/// The PCI transport (§4.1), and what of PCI itself it is made of (PCI Local Bus 3.0 §6.1, §6.7, §6.8.2).
+pub mod pci {
+    /// Red Hat's, for virtio (§4.1.2).
+    pub const VENDOR: u16 = 0x1af4;
+    /// The device id is this and the device type (§4.1.2).
+    pub const DEVICE: u16 = 0x1040;
+
+    /// Registers of the configuration space, as offsets in bytes (PCI 3.0 §6.1).
+    pub mod header {
+        pub const COMMAND: u16 = 0x04;
+        pub const STATUS: u16 = 0x06;
+        pub const REVISION: u16 = 0x08;
+        pub const CLASS: u16 = 0x09;
+        pub const BAR0: u16 = 0x10;
+        pub const SUBSYSTEM_VENDOR: u16 = 0x2c;
+        pub const SUBSYSTEM: u16 = 0x2e;
+        pub const CAPABILITIES: u16 = 0x34;
+        /// The first byte behind the header.
+        pub const LEN: u16 = 0x40;
+        /// In COMMAND: the device answers at its addresses.
+        pub const COMMAND_MEMORY: u16 = 1 << 1;
+        /// In COMMAND: what a driver may change; memory, bus master, no INTx.
+        pub const COMMAND_WRITABLE: u16 = COMMAND_MEMORY | 1 << 2 | 1 << 10;
+        /// In STATUS: there is a list of capabilities.
+        pub const STATUS_CAPABILITIES: u16 = 1 << 4;
+    }
+
+    /// MSI-X (PCI 3.0 §6.8.2).
+    pub mod msix {
+        /// Id of the capability.
+        pub const CAPABILITY: u8 = 0x11;
+        /// Bytes of the capability.
+        pub const CAPABILITY_LEN: u8 = 12;
+        /// In the message control word: the function uses its vectors.
+        pub const ENABLE: u16 = 1 << 15;
+        /// In the message control word: all vectors are masked.
+        pub const MASK_ALL: u16 = 1 << 14;
+        /// Bytes of a vector in the table: address, data, control.
+        pub const ENTRY_LEN: u64 = 16;
+        /// In a vector's control: it is masked.
+        pub const ENTRY_MASKED: u32 = 1;
+    }
+
+    /// Id of a vendor's capability; all of virtio's are (§4.1.4).
+    pub const CAPABILITY: u8 = 0x09;
+    /// Bytes of a virtio capability; the notification's has 4 more (§4.1.4, §4.1.4.4), and so has the access capability's (§4.1.4.9).
+    pub const CAPABILITY_LEN: u8 = 16;
+    /// `cfg_type` (§4.1.4).
+    pub const COMMON: u8 = 1;
+    pub const NOTIFY: u8 = 2;
+    pub const ISR: u8 = 3;
+    pub const DEVICE_SPECIFIC: u8 = 4;
+    pub const ACCESS: u8 = 5;
+    /// Where `bar`, `offset` and `length` are in a capability, and behind them `pci_cfg_data` of the access capability (§4.1.4).
+    pub const CAPABILITY_BAR: u16 = 4;
+    pub const CAPABILITY_OFFSET: u16 = 8;
+    pub const CAPABILITY_LENGTH: u16 = 12;
+    pub const CAPABILITY_DATA: u16 = 16;
+
+    /// No vector (§4.1.4.3).
+    pub const NO_VECTOR: u16 = 0xffff;
+
+    /// `struct virtio_pci_common_cfg`, as offsets (§4.1.4.3).
+    pub mod common {
+        pub const DEVICE_FEATURE_SELECT: u64 = 0x00;
+        pub const DEVICE_FEATURE: u64 = 0x04;
+        pub const DRIVER_FEATURE_SELECT: u64 = 0x08;
+        pub const DRIVER_FEATURE: u64 = 0x0c;
+        pub const CONFIG_MSIX_VECTOR: u64 = 0x10;
+        pub const NUM_QUEUES: u64 = 0x12;
+        pub const DEVICE_STATUS: u64 = 0x14;
+        pub const CONFIG_GENERATION: u64 = 0x15;
+        pub const QUEUE_SELECT: u64 = 0x16;
+        pub const QUEUE_SIZE: u64 = 0x18;
+        pub const QUEUE_MSIX_VECTOR: u64 = 0x1a;
+        pub const QUEUE_ENABLE: u64 = 0x1c;
+        pub const QUEUE_NOTIFY_OFF: u64 = 0x1e;
+        pub const QUEUE_DESC: u64 = 0x20;
+        pub const QUEUE_DRIVER: u64 = 0x28;
+        pub const QUEUE_DEVICE: u64 = 0x30;
+        /// Bytes of it, as far as the features that are offered reach.
+        pub const LEN: usize = 0x38;
+    }
 }
 
 /// The block device (§5.2).
@@ -150,6 +235,21 @@ pub mod net {
     pub const F_HOST_USO: u64 = 1 << virtio_net::VIRTIO_NET_F_HOST_USO;
     /// A packet may be received into several buffers (§5.1.3).
     pub const F_MRG_RXBUF: u64 = 1 << virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+    /// There is a control queue (§5.1.3).
+    pub const F_CTRL_VQ: u64 = 1 << virtio_net::VIRTIO_NET_F_CTRL_VQ;
+    /// There are several queue pairs (§5.1.3).
+    pub const F_MQ: u64 = 1 << virtio_net::VIRTIO_NET_F_MQ;
+    /// Commands of the control queue, and its answers (§5.1.6.5).
+    pub mod ctrl {
+        /// Class: queue pairs.
+        pub const MQ: u8 = 4;
+        /// How many pairs are used.
+        pub const MQ_VQ_PAIRS_SET: u8 = 0;
+        /// Done.
+        pub const OK: u8 = 0;
+        /// Not done.
+        pub const ERR: u8 = 1;
+    }
     /// In `status`: packets can pass (§5.1.4).
     pub const S_LINK_UP: u16 = 1;
 
@@ -174,6 +274,12 @@ pub mod net {
     pub const RX: usize = 0;
     /// Index of the first transmit queue (§5.1.2).
     pub const TX: usize = 1;
+}
+
+/// The console (§5.3).
+pub mod console {
+    /// `cols` and `rows` in the configuration space are valid (§5.3.3).
+    pub const F_SIZE: u64 = 1;
 }
 
 /// The memory balloon (§5.5).

@@ -3,6 +3,7 @@
 //! [`DriverQueue`] is the driver's side of one ring, good for tests of the ring alone. [`FakeDriver`] has a device behind an MMIO
 //! transport, and negotiates, notifies and waits. Nothing waits longer than [`PATIENCE`].
 
+use std::io;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex};
 use std::thread::sleep;
@@ -12,12 +13,15 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::device::VirtioDevice;
+use super::active::{ActiveQueue, Notify};
+use super::device::{Activation, ConfigChange, VirtioDevice, read_config_bytes};
 use super::mmio::MmioTransport;
-use super::queue::QueueLayout;
+use super::queue::{Queue, QueueLayout};
 use super::spec::{feature, mmio as reg, status};
-use crate::bus::{BusDevice, Doorbells};
+use super::worker::{Stop, Worker};
+use crate::bus::{BusDevice, Doorbell, Doorbells};
 use crate::memory::GuestMemory;
+use crate::thread::Spawner;
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Where the transport's window is.
@@ -173,14 +177,80 @@ impl DriverQueue {
 
 /// What `add` and `remove` were called with, in order: whether it was an `add`, address, value.
 #[derive(Default)]
-pub struct RecordedDoorbells(pub Mutex<Vec<(bool, u64, u32)>>);
+pub struct RecordedDoorbells(pub Mutex<Vec<(bool, u64, Option<u32>)>>);
 
 impl Doorbells for RecordedDoorbells {
-    fn add(&self, gpa: u64, value: u32, _evt: &Arc<EventFd>) {
-        self.0.lock().unwrap().push((true, gpa, value));
+    fn add(&self, bell: Doorbell, _evt: &Arc<EventFd>) {
+        self.0.lock().unwrap().push((true, bell.gpa, bell.value));
     }
-    fn remove(&self, gpa: u64, value: u32, _evt: &Arc<EventFd>) {
-        self.0.lock().unwrap().push((false, gpa, value));
+    fn remove(&self, bell: Doorbell, _evt: &Arc<EventFd>) {
+        self.0.lock().unwrap().push((false, bell.gpa, bell.value));
+    }
+}
+
+/// Answers each chain with the length of its readable part, on two queues with a thread each. Has a feature bit of its own and
+/// eight bytes of configuration space, of which the driver may write the last four.
+pub struct Echo {
+    workers: Vec<Worker<ActiveQueue>>,
+    pub config: Arc<Mutex<[u8; 8]>>,
+    pub config_change: Arc<Mutex<Option<ConfigChange>>>,
+    pub refuse_start: bool,
+}
+
+pub const OWN_FEATURE: u64 = 1 << 3;
+
+impl Default for Echo {
+    fn default() -> Self {
+        let worker = |name| {
+            Worker::spawn(name, &Spawner::default(), |mut queue: ActiveQueue, stop: &Stop| {
+                queue.run(stop, Notify::EachChain, |chain, mem| {
+                    chain.writer(mem).write(&chain.readable_len().to_le_bytes())
+                });
+                queue
+            })
+            .unwrap()
+        };
+        Self {
+            workers: vec![worker("echo0.q0"), worker("echo0.q1")],
+            config: Arc::new(Mutex::new(*b"fixedvar")),
+            config_change: Arc::default(),
+            refuse_start: false,
+        }
+    }
+}
+
+impl VirtioDevice for Echo {
+    fn kind(&self) -> u32 {
+        42
+    }
+    fn features(&self) -> u64 {
+        feature::RING | OWN_FEATURE
+    }
+    fn queue_sizes(&self) -> &[u16] {
+        &[64, 64]
+    }
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&*self.config.lock().unwrap(), offset, data);
+    }
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        if offset == 4 && data.len() == 4 {
+            self.config.lock().unwrap()[4..].copy_from_slice(data);
+        }
+    }
+    fn start(&mut self, activation: Activation) -> io::Result<()> {
+        if self.refuse_start {
+            return Err(io::Error::other("not today"));
+        }
+        *self.config_change.lock().unwrap() = Some(activation.config_change);
+        for (worker, queue) in self.workers.iter_mut().zip(activation.queues) {
+            if let Some(queue) = queue {
+                worker.start(queue);
+            }
+        }
+        Ok(())
+    }
+    fn stop(&mut self) -> Vec<Option<Queue>> {
+        self.workers.iter_mut().map(|worker| worker.stop().map(ActiveQueue::into_queue)).collect()
     }
 }
 
@@ -303,6 +373,11 @@ impl FakeDriver {
         assert!(self.next_buffer < MEM_END, "the test needs more memory");
         self.mem.write_slice(&vec![0xee; len as usize], GuestAddress(gpa)).unwrap();
         gpa
+    }
+
+    /// All buffers are free again.
+    pub fn free_all(&mut self) {
+        self.next_buffer = BUFFERS;
     }
 
     /// The same with these bytes in it.

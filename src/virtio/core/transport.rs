@@ -1,7 +1,6 @@
 //! What the driver negotiates with a device, whatever registers it does it through: status, features, queues, reset.
 //!
-//! [`mmio`](super::mmio) stands in front of it, and a PCI transport can stand beside that. Nothing here knows an offset or
-//! an access width. It owns the kick eventfds, and is called under its owner's lock.
+//! [`mmio`](super::mmio) or [`pci`](super::pci) stands in front of it. Nothing here knows an offset or an access width. It owns the kick eventfds, and is called under its owner's lock.
 
 use std::fmt::Display;
 use std::io;
@@ -14,7 +13,7 @@ use super::device::{Activation, ConfigChange, Interrupt, NeedsReset, VirtioDevic
 use super::guest_log::GuestLog;
 use super::queue::{Queue, QueueError, QueueLayout};
 use super::spec::{feature, status};
-use crate::bus::Doorbells;
+use crate::bus::{Doorbell, Doorbells};
 use crate::memory::GuestMemory;
 
 /// How a transport reaches the driver.
@@ -25,8 +24,8 @@ pub(super) struct Signals {
     pub(super) config: Interrupt,
     /// Takes `add` and `remove` of the doorbells.
     pub(super) doorbells: Arc<dyn Doorbells>,
-    /// Where the driver writes a queue's index to notify it.
-    pub(super) notify_gpa: u64,
+    /// What the driver does to notify a queue, one per queue.
+    pub(super) bells: Vec<Doorbell>,
 }
 
 struct QueueSlot {
@@ -35,7 +34,16 @@ struct QueueSlot {
     ready: bool,
     kick_evt: Arc<EventFd>,
     interrupt: Interrupt,
+    bell: Doorbell,
+    /// Whether the doorbell is asked for.
     doorbell: bool,
+}
+
+/// A device behind a transport of either kind, for the VM's end.
+pub trait Attached: Send + Sync {
+    /// Stops the device: requests in flight are finished, and afterwards nothing touches guest memory. Twice is fine. Called on the
+    /// VM's main thread, when no vCPU runs any more.
+    fn stop(&self);
 }
 
 pub(super) struct Transport {
@@ -43,7 +51,6 @@ pub(super) struct Transport {
     mem: Arc<GuestMemory>,
     queues: Vec<QueueSlot>,
     doorbells: Arc<dyn Doorbells>,
-    notify_gpa: u64,
     config_change: ConfigChange,
     needs_reset: NeedsReset,
     log: Arc<GuestLog>,
@@ -59,13 +66,15 @@ impl Transport {
         signals: Signals,
         log: Arc<GuestLog>,
     ) -> io::Result<Self> {
-        let queues = device.queue_sizes().iter().zip(signals.queues).map(|(max_size, interrupt)| {
+        let ways = signals.queues.into_iter().zip(signals.bells);
+        let queues = device.queue_sizes().iter().zip(ways).map(|(max_size, (interrupt, bell))| {
             Ok(QueueSlot {
                 max_size: *max_size,
                 layout: QueueLayout { size: u32::from(*max_size), ..Default::default() },
                 ready: false,
                 kick_evt: Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?),
                 interrupt,
+                bell,
                 doorbell: false,
             })
         });
@@ -74,7 +83,6 @@ impl Transport {
             device,
             mem,
             doorbells: signals.doorbells,
-            notify_gpa: signals.notify_gpa,
             config_change: ConfigChange::new(signals.config.clone()),
             needs_reset: NeedsReset::new(signals.config, log.clone()),
             log,
@@ -131,6 +139,11 @@ impl Transport {
         self.driver_features = (self.driver_features & !mask) | (u64::from(value) << shift);
     }
 
+    /// Bits 32 * `word` and up of what the driver has chosen so far.
+    pub(super) fn accepted_features(&self, word: u32) -> u32 {
+        word_of(self.driver_features, word)
+    }
+
     pub(super) fn queue_max_size(&self, index: u32) -> u32 {
         self.slot(index).map_or(0, |queue| u32::from(queue.max_size))
     }
@@ -141,6 +154,11 @@ impl Transport {
 
     fn slot(&self, index: u32) -> Option<&QueueSlot> {
         self.queues.get(usize::try_from(index).ok()?)
+    }
+
+    /// As the driver has set it so far.
+    pub(super) fn queue_layout(&self, index: u32) -> QueueLayout {
+        self.slot(index).map(|queue| queue.layout).unwrap_or_default()
     }
 
     /// Changes where a queue is, unless it is live.
@@ -241,11 +259,9 @@ impl Transport {
         }
         self.running = true;
         // Last: a doorbell is a speed-up, and until it is there the driver's writes arrive as exits.
-        for (index, slot) in (0..).zip(&mut self.queues) {
-            if slot.ready {
-                self.doorbells.add(self.notify_gpa, index, &slot.kick_evt);
-                slot.doorbell = true;
-            }
+        for slot in self.queues.iter_mut().filter(|slot| slot.ready) {
+            self.doorbells.add(slot.bell, &slot.kick_evt);
+            slot.doorbell = true;
         }
     }
 
@@ -269,9 +285,9 @@ impl Transport {
     /// Stops the device and removes its doorbells. The driver sees nothing of it. Returns the queues as they stand, or nothing
     /// when the device doesn't run.
     pub(super) fn stop(&mut self) -> Vec<Option<Queue>> {
-        for (index, slot) in (0..).zip(&mut self.queues) {
+        for slot in &mut self.queues {
             if std::mem::take(&mut slot.doorbell) {
-                self.doorbells.remove(self.notify_gpa, index, &slot.kick_evt);
+                self.doorbells.remove(slot.bell, &slot.kick_evt);
             }
         }
         if std::mem::take(&mut self.running) { self.device.stop() } else { Vec::new() }
@@ -290,6 +306,16 @@ impl Transport {
         self.status = 0;
         self.needs_reset.clear();
     }
+}
+
+/// Sets the low half of an address.
+pub(super) fn set_low(address: &mut u64, value: u32) {
+    *address = (*address & !u64::from(u32::MAX)) | u64::from(value);
+}
+
+/// Sets the high half of an address.
+pub(super) fn set_high(address: &mut u64, value: u32) {
+    *address = (*address & u64::from(u32::MAX)) | (u64::from(value) << 32);
 }
 
 fn word_of(features: u64, word: u32) -> u32 {

@@ -1,13 +1,15 @@
-//! virtio-net (virtio 1.2 §5.1): a [`Tap`] for the guest. One queue pair, one worker thread.
+//! virtio-net (virtio 1.2 §5.1): a [`Tap`] for the guest. One worker thread for each queue pair.
 //!
 //! - [`tap`] is the host's side;
 //! - `pump` moves packets between the tap and the queues;
+//! - `control` is how the driver says how many pairs it uses;
 //! - `offload` is what of the work on packets is left to the other side: checksums and segmentation, in both directions.
 //!
-//! There is no control queue. An interface that vanishes from the host is a link that is down for the guest. The device owns its thread and, through the tap, one
-//! file descriptor. What the guest uses as its IP address is in [`Config`] for the guest's init to take; the device itself
+//! An interface that vanishes from the host is a link that is down for the guest. The device owns its threads and, through the tap, its
+//! file descriptors. What the guest uses as its IP address is in [`Config`] for the guest's init to take; the device itself
 //! doesn't look at it.
 
+mod control;
 mod offload;
 mod pump;
 pub mod tap;
@@ -16,7 +18,7 @@ mod testing;
 
 use std::io;
 use std::net::IpAddr;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU16, NonZeroU64};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,10 +26,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bothy_guest::addr::{IpPrefix, MacAddr};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
 
+use self::control::Pairs;
 use self::offload::Offloads;
 use self::pump::{Job, Pump};
+use self::tap::TapQueue;
 pub use self::tap::{OpenError, Tap};
+use super::core::active::{ActiveQueue, Notify};
 use super::core::device::{Activation, VirtioDevice, read_config_bytes};
 use super::core::guest_log::GuestLog;
 use super::core::limit::{self, Throttle};
@@ -37,16 +43,24 @@ use super::core::worker::{Stop, Worker};
 use crate::thread::Spawner;
 
 const QUEUE_SIZE: u16 = 256;
+const CONTROL_QUEUE_SIZE: u16 = 16;
+/// The most commands of the control queue in a second: a driver has one or two when it starts.
+const MAX_COMMANDS: u64 = 40;
+/// The most queue pairs of a device: one for each of the most vCPUs.
+pub const MAX_QUEUES: u16 = 64;
 
 /// What a network device is made from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The tap's name on the host. It must exist.
+    /// The tap's name on the host, where it must exist; or [`tap::AUTO`], for one of the VM's own.
     pub tap: String,
     /// The guest's Ethernet address; one that depends on the tap's name where it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddr>,
+    /// Queue pairs, 1 to [`MAX_QUEUES`], each with a thread of its own; default 1. Several take a tap with `multi_queue`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<NonZeroU16>,
     /// The most bits in a second, in each direction; without limit where it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<BitRate>,
@@ -105,6 +119,9 @@ pub enum ConfigError {
     /// A group's address, or none.
     #[error("{0} can't be the address of one machine (the first byte must be even, e.g. 02)")]
     Mac(MacAddr),
+    /// More than there can be vCPUs.
+    #[error("queues={0} is outside 1 to {MAX_QUEUES}")]
+    Queues(u16),
     /// A gateway or a name server for a guest without an address.
     #[error("{0}= needs ip= as well")]
     NoIp(&'static str),
@@ -124,12 +141,20 @@ impl Config {
         if let Some(mac) = self.mac.filter(|mac| !mac.is_unicast()) {
             return Err(ConfigError::Mac(mac));
         }
+        if self.queues() > MAX_QUEUES {
+            return Err(ConfigError::Queues(self.queues()));
+        }
         match (self.ip, self.gw, self.dns) {
             (None, Some(_), _) => Err(ConfigError::NoIp("gw")),
             (None, None, Some(_)) => Err(ConfigError::NoIp("dns")),
             (Some(ip), Some(gw), _) if !ip.contains(gw) => Err(ConfigError::Gateway { gw, ip }),
             _ => Ok(()),
         }
+    }
+
+    /// Queue pairs.
+    pub fn queues(&self) -> u16 {
+        self.queues.map_or(1, NonZeroU16::get)
     }
 
     /// The guest's Ethernet address.
@@ -153,23 +178,70 @@ pub struct Net {
     mac: MacAddr,
     mtu: u16,
     features: u64,
+    queue_sizes: Vec<u16>,
     link: Arc<AtomicBool>,
-    worker: Worker<Job>,
+    pairs: Arc<Pairs>,
+    /// One for each pair.
+    workers: Vec<Worker<Job>>,
+    /// Where there are several pairs.
+    control: Option<Worker<ActiveQueue>>,
+    /// Which queue it serves.
+    control_index: usize,
 }
 
 impl Net {
-    /// A network device for the guest. `name` is its thread's name and stands in the log, e.g. `net0`.
+    /// A network device for the guest. `name` is its thread's name and stands in the log, e.g. `net0`. Where there are several pairs
+    /// their threads are `net0.q0` and so on.
     pub fn new(config: &Config, tap: Tap, name: &str, spawner: &Spawner) -> io::Result<Self> {
-        let features =
+        let mut features =
             feature::RING | net::F_MAC | net::F_MTU | net::F_STATUS | offload::offered(tap.has_uso());
         let mtu = tap.mtu();
         let limit = || Arc::new(Throttle::new(None, config.rate.map(BitRate::bytes_per_second)));
-        let mut pump = Pump::new(tap, GuestLog::new(format!("{name} ({})", config.tap)), [limit(), limit()]);
-        let worker = Worker::spawn(name, spawner, move |mut job: Job, stop: &Stop| {
-            pump.run(&mut job, stop);
-            job
-        })?;
-        Ok(Self { mac: config.mac(), mtu, features, link: Arc::new(AtomicBool::new(true)), worker })
+        let limits = [limit(), limit()];
+        let log = |name: &str| GuestLog::new(format!("{name} ({})", config.tap));
+        let with_wake = |queue| {
+            let evt = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+            Ok((Arc::new(queue), Arc::new(evt)))
+        };
+        let queues = tap.into_queues().into_iter().map(with_wake).collect::<io::Result<Vec<_>>>()?;
+        let several = queues.len() > 1;
+        let worker = |(index, queue): (usize, &(Arc<TapQueue>, Arc<EventFd>))| {
+            let name = if several { format!("{name}.q{index}") } else { name.to_owned() };
+            let mut pump = Pump::new(queue.clone(), mtu, index == 0, log(&name), limits.clone());
+            Worker::spawn(&name, spawner, move |mut job: Job, stop: &Stop| {
+                pump.run(&mut job, stop);
+                job
+            })
+        };
+        let workers = queues.iter().enumerate().map(worker).collect::<io::Result<Vec<_>>>()?;
+        let mut queue_sizes = vec![QUEUE_SIZE; 2 * queues.len()];
+        let pairs = Arc::new(Pairs::new(queues, log(name)));
+        let mut control = None;
+        if several {
+            features |= net::F_MQ | net::F_CTRL_VQ;
+            queue_sizes.push(CONTROL_QUEUE_SIZE);
+            let pairs = pairs.clone();
+            // What a command does waits for all of the host's network.
+            let throttle = Arc::new(Throttle::new(Some(MAX_COMMANDS), None));
+            let serve = move |mut queue: ActiveQueue, stop: &Stop| {
+                queue.limit(throttle.clone());
+                queue.run(stop, Notify::EachChain, |chain, mem| pairs.obey(chain, mem));
+                queue
+            };
+            control = Some(Worker::spawn(&format!("{name}.ctrl"), spawner, serve)?);
+        }
+        let link = Arc::new(AtomicBool::new(true));
+        Ok(Self {
+            mac: config.mac(),
+            mtu,
+            features,
+            queue_sizes,
+            link,
+            pairs,
+            workers,
+            control,
+            control_index: 2,
+        })
     }
 }
 
@@ -183,7 +255,7 @@ impl VirtioDevice for Net {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE, QUEUE_SIZE]
+        &self.queue_sizes
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -192,27 +264,50 @@ impl VirtioDevice for Net {
         space[..6].copy_from_slice(&self.mac.0);
         let status = if self.link.load(Ordering::Relaxed) { net::S_LINK_UP } else { 0 };
         space[6..8].copy_from_slice(&status.to_le_bytes());
+        let pairs = u16::try_from(self.workers.len()).expect("MAX_QUEUES at the most");
+        space[8..10].copy_from_slice(&pairs.to_le_bytes());
         space[10..].copy_from_slice(&self.mtu.to_le_bytes());
         read_config_bytes(&space, offset, data);
     }
 
     fn start(&mut self, activation: Activation) -> io::Result<()> {
-        let mut queues = activation.queues.into_iter();
-        let (rx, tx) = (queues.next().flatten(), queues.next().flatten());
-        let (link, change) = (self.link.clone(), activation.config_change);
-        let link_is_down = Box::new(move || {
-            if link.load(Ordering::Relaxed) {
-                change.apply(|| link.store(false, Ordering::Relaxed));
-            }
-        });
+        let mut queues = activation.queues;
+        // §5.1.2: behind the pairs that there are, or behind the only one that a driver without MQ knows of.
+        self.control_index = if activation.features & net::F_MQ != 0 { 2 * self.workers.len() } else { 2 };
+        let control = queues.get_mut(self.control_index).and_then(Option::take);
+        // Until the driver says otherwise.
+        self.pairs.set_count(1);
+        if let (Some(worker), Some(queue)) = (&mut self.control, control) {
+            worker.start(queue);
+        }
         let offloads = Offloads::new(activation.features);
-        self.worker.start(Job { rx, tx, offloads, link_is_down });
+        let mut queues = queues.into_iter();
+        for worker in &mut self.workers {
+            let (rx, tx) = (queues.next().flatten(), queues.next().flatten());
+            let (link, change) = (self.link.clone(), activation.config_change.clone());
+            let link_is_down = Box::new(move || {
+                if link.load(Ordering::Relaxed) {
+                    change.apply(|| link.store(false, Ordering::Relaxed));
+                }
+            });
+            worker.start(Job { rx, tx, offloads, link_is_down });
+        }
         Ok(())
     }
 
     fn stop(&mut self) -> Vec<Option<Queue>> {
-        let back = |job: Job| [job.rx, job.tx].map(|queue| queue.map(|queue| queue.into_queue()));
-        self.worker.stop().map(back).map(Vec::from).unwrap_or_default()
+        let control = self.control.as_mut().and_then(|worker| worker.stop().map(ActiveQueue::into_queue));
+        let back = |job: Job| [job.rx, job.tx].map(|queue| queue.map(ActiveQueue::into_queue));
+        let mut queues: Vec<Option<Queue>> =
+            self.workers.iter_mut().filter_map(|worker| worker.stop().map(back)).flatten().collect();
+        // One that was stopped already gives nothing.
+        if !queues.is_empty() {
+            queues.resize_with(self.queue_sizes.len(), || None);
+            if let Some(control) = control {
+                queues[self.control_index] = Some(control);
+            }
+        }
+        queues
     }
 }
 

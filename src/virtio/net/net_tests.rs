@@ -2,6 +2,7 @@ use super::testing::*;
 use super::*;
 use crate::virtio::core::spec::{mmio, status};
 use crate::virtio::core::testing::*;
+use crate::virtio::core::transport::Attached;
 use std::time::Duration;
 
 const BUFFER: u32 = 2048;
@@ -24,6 +25,85 @@ fn device_with_mtu(mtu: libc::c_int) -> (Net, Wire) {
     set_up("t0", true);
     let net = Net::new(&config(None), tap, "net0", &Spawner::default()).unwrap();
     (net, Wire::new("t0"))
+}
+
+/// The same on a tap with two queues.
+fn device_with_two_pairs() -> (Net, Wire) {
+    make("t0", libc::IFF_TAP | libc::IFF_MULTI_QUEUE);
+    let config = Config { queues: NonZeroU16::new(2), ..config(None) };
+    let tap = open_when_free(&config);
+    set_up("t0", true);
+    (Net::new(&config, tap, "net0", &Spawner::default()).unwrap(), Wire::new("t0"))
+}
+
+/// A command of the control queue, which has index 4, and its answer.
+fn command(driver: &mut FakeDriver, bytes: &[u8]) -> u8 {
+    let (command, ack) = (driver.alloc_with(bytes), driver.alloc(1));
+    let len = u32::try_from(bytes.len()).unwrap();
+    let head = driver.queues[4].add(&[Part::Read(command, len), Part::Write(ack, 1)]);
+    driver.notify(4);
+    assert_eq!(driver.wait_used(4), (head, 1));
+    driver.bytes(ack, 1)[0]
+}
+
+#[test]
+fn a_driver_uses_as_many_queue_pairs_as_it_says() {
+    in_network_namespace("a_driver_uses_as_many_queue_pairs_as_it_says", || {
+        let (device, wire) = device_with_two_pairs();
+        let mut driver = FakeDriver::started(device);
+        assert_eq!(u16::from_le_bytes(driver.config(8)), 2);
+        for bad in [&[4, 0, 0, 0][..], &[4, 0, 3, 0], &[4, 1, 1, 0], &[0, 0, 1, 0], &[4, 0, 1], &[]] {
+            assert_eq!(command(&mut driver, bad), net::ctrl::ERR, "{bad:?}");
+        }
+        for (round, pairs) in (0..).zip([1_u8, 2, 1, 2, 2, 1]) {
+            assert_eq!(command(&mut driver, &[4, 0, pairs, 0]), net::ctrl::OK);
+            // What is sent by any pair goes out.
+            for pair in 0..usize::from(pairs) {
+                let buffer = driver.alloc_with(&[&[0; HEADER][..], &frame(round, 60)].concat());
+                driver.queues[2 * pair + 1].add(&[Part::Read(buffer, 12 + 74)]);
+                driver.notify(u32::try_from(2 * pair + 1).unwrap());
+                driver.wait_used(2 * pair + 1);
+                assert_eq!(wait_frame(&wire), frame(round, 60));
+            }
+            // What comes in comes by some pair that is used, and nothing is lost. The host's own chatter comes as well.
+            let indices = (0..usize::from(pairs)).map(|pair| 2 * pair);
+            let give = |driver: &mut FakeDriver, index: usize| {
+                let buffer = driver.alloc(BUFFER);
+                driver.queues[index].add(&[Part::Write(buffer, BUFFER)]);
+                driver.notify(u32::try_from(index).unwrap());
+            };
+            indices.clone().for_each(|index| give(&mut driver, index));
+            for mark in 0..10 {
+                wire.send(&frame(mark, 100));
+                let mut came = false;
+                wait_until("the frame, by one of the pairs", || {
+                    for index in indices.clone() {
+                        while let Some((_, len)) = driver.queues[index].used() {
+                            came |= len == 12 + 114;
+                            give(&mut driver, index);
+                        }
+                    }
+                    came
+                });
+            }
+            driver.free_all();
+            driver.transport.stop();
+            driver.start(u64::MAX);
+        }
+    });
+}
+
+#[test]
+fn a_driver_that_knows_of_one_pair_alone_finds_the_control_queue_behind_it() {
+    in_network_namespace("a_driver_that_knows_of_one_pair_alone_finds_the_control_queue_behind_it", || {
+        let (device, wire) = device_with_two_pairs();
+        let mut driver = FakeDriver::new(device);
+        driver.start(!net::F_MQ);
+        let (bytes, used) = driver.request(2, &[4, 0, 1, 0], 1);
+        assert_eq!((bytes, used), (vec![net::ctrl::OK], 1));
+        transmit(&mut driver, &[0; HEADER], &frame(1, 60));
+        assert_eq!(wait_frame(&wire), frame(1, 60));
+    });
 }
 
 /// A driver that receives each packet into one buffer, and need have no more than one.

@@ -15,8 +15,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use vmm_sys_util::eventfd::EventFd;
+
 use super::offload::{HEADER_LEN, Offloads};
-use super::tap::Tap;
+use super::tap::TapQueue;
 use crate::memory::GuestMemory;
 use crate::poll::{self, Source};
 use crate::virtio::core::active::{ActiveQueue, Notify};
@@ -53,7 +55,13 @@ pub(super) struct Job {
 
 /// What stays with the worker from one start to the next.
 pub(super) struct Pump {
-    tap: Tap,
+    tap: Arc<TapQueue>,
+    /// The interface's MTU.
+    mtu: u16,
+    /// Whether it is that of the first pair, which speaks for the interface.
+    leads: bool,
+    /// Readable when it is to look at its queue of the tap again.
+    wake: Arc<EventFd>,
     log: GuestLog,
     said: Said,
     /// In either direction: to the guest, and from it.
@@ -146,15 +154,21 @@ impl Held {
 }
 
 impl Pump {
-    pub(super) fn new(tap: Tap, log: GuestLog, limits: [Arc<Throttle>; 2]) -> Self {
-        Self { tap, log, said: Said::default(), limits, offloads: 0, errors: 0 }
+    pub(super) fn new(
+        (tap, wake): (Arc<TapQueue>, Arc<EventFd>),
+        mtu: u16,
+        leads: bool,
+        log: GuestLog,
+        limits: [Arc<Throttle>; 2],
+    ) -> Self {
+        Self { tap, mtu, leads, wake, log, said: Said::default(), limits, offloads: 0, errors: 0 }
     }
 
     /// Serves both queues until `stop` is set.
     pub(super) fn run(&mut self, job: &mut Job, stop: &Stop) {
         self.set_offloads(job.offloads.of_tap());
         let mut iovs = IoVecs::default();
-        let usual = u32::from(self.tap.mtu()) + VLAN_HEADER;
+        let usual = u32::from(self.mtu) + VLAN_HEADER;
         let largest = if job.offloads.makes_large() { MAX_FRAME } else { usual };
         let mut held = Held {
             chains: VecDeque::new(),
@@ -170,12 +184,13 @@ impl Pump {
         while !stop.is_set() {
             let rx_kick = job.rx.as_ref().filter(|_| matches!(state, Rx::Starved));
             let tap = match state {
-                Rx::Ready => Source::readable(&self.tap),
-                Rx::Starved | Rx::Spent(_) => Source::gone(&self.tap),
+                Rx::Ready => Source::readable(&*self.tap),
+                Rx::Starved | Rx::Spent(_) => Source::gone(&*self.tap),
                 Rx::Off => Source::none(),
             };
             let sources = [
                 Source::readable(stop),
+                Source::readable(&*self.wake),
                 rx_kick.map_or(Source::none(), |queue| Source::readable(queue)),
                 // While it may send nothing, a kick tells it nothing.
                 job.tx
@@ -185,10 +200,13 @@ impl Pump {
                 tap,
             ];
             let rx_wait = if let Rx::Spent(until) = state { Some(until) } else { None };
-            let [_, rx_kicked, tx_kicked, tap] =
+            let [_, woken, rx_kicked, tx_kicked, tap] =
                 poll::wait_readable(sources, rx_wait.into_iter().chain(tx_wait).min());
             let is_over = |wait: Option<Instant>| wait.is_some_and(|until| Instant::now() >= until);
-            if tap && !matches!(state, Rx::Ready) {
+            if woken {
+                let _ = self.wake.read();
+                state = self.receive(job, &mut held, &mut iovs);
+            } else if tap && !matches!(state, Rx::Ready) {
                 self.gone(job, &io::Error::from_raw_os_error(libc::EBADFD));
                 state = Rx::Off;
             } else if rx_kicked || tap || is_over(rx_wait) {
@@ -209,7 +227,8 @@ impl Pump {
     /// Tells the tap what it may leave undone. What waits in it was made for who was there before, and is dropped if it may be too much for
     /// who is there now.
     fn set_offloads(&mut self, flags: u32) {
-        let flags = self.tap.set_offloads(flags).map(|()| flags).unwrap_or_else(|error| {
+        let set = if self.leads { self.tap.set_offloads(flags) } else { Ok(()) };
+        let flags = set.map(|()| flags).unwrap_or_else(|error| {
             log::warn!("{}: TUNSETOFFLOAD {flags:#x}: {error}", self.log.who());
             // Nothing can't be refused, but for a tap that is gone.
             let _ = self.tap.set_offloads(0);
@@ -270,6 +289,10 @@ impl Pump {
     }
 
     fn gone(&mut self, job: &mut Job, error: &io::Error) {
+        if !self.leads {
+            // Its queue is detached, and it is woken when that changes. If all of the interface is gone, the first pair says so.
+            return;
+        }
         if !std::mem::replace(&mut self.said.gone, true) {
             log::warn!("{}: no more packets will come: {error}", self.log.who());
         }
@@ -327,7 +350,7 @@ impl Pump {
 
 /// Reads one packet into the buffers, in order, and returns its length with its header; `None` when it didn't fit, and is lost.
 fn receive_packet(
-    tap: &Tap,
+    tap: &TapQueue,
     held: &Held,
     mem: &GuestMemory,
     iovs: &mut IoVecs,
@@ -361,7 +384,7 @@ fn number_buffers(chains: &VecDeque<Chain>, count: usize, mem: &GuestMemory) {
 
 /// False when the chain holds no packet.
 fn send_packet(
-    tap: &Tap,
+    tap: &TapQueue,
     chain: &Chain,
     mem: &GuestMemory,
     iovs: &mut IoVecs,

@@ -1,6 +1,6 @@
 use super::super::testing::*;
 use super::*;
-use crate::virtio::core::testing::as_plain_user;
+use crate::virtio::core::testing::{as_plain_user, wait_until};
 use std::io::{Read, Write};
 
 fn config(name: &str) -> Config {
@@ -16,7 +16,7 @@ fn a_tap_is_opened_and_packets_go_both_ways_behind_a_header() {
     in_network_namespace("a_tap_is_opened_and_packets_go_both_ways_behind_a_header", || {
         make("t0", libc::IFF_TAP);
         let tap = open_when_free(&config("t0"));
-        let mut file = tap.file.try_clone().unwrap();
+        let mut file = tap.queues[0].0.try_clone().unwrap();
         set_up("t0", true);
         let wire = Wire::new("t0");
         wire.send(&frame(7, 100));
@@ -47,6 +47,43 @@ fn a_tap_that_does_not_exist_is_not_created() {
 }
 
 #[test]
+fn a_tap_of_its_own_is_made_with_the_gateways_address_and_goes_with_its_descriptor() {
+    in_network_namespace(
+        "a_tap_of_its_own_is_made_with_the_gateways_address_and_goes_with_its_descriptor",
+        || {
+            for queues in [1, 3] {
+                let (ip, gw) = ("10.9.8.2/24".parse().unwrap(), "10.9.8.1".parse().unwrap());
+                let queues = std::num::NonZeroU16::new(queues);
+                let config = Config { queues, ip: Some(ip), gw: Some(gw), ..config(AUTO) };
+                let first = Tap::open(&config).unwrap();
+                assert_eq!((first.name(), first.queues.len()), ("bothy0", config.queues().into()));
+                // Only what is an interface's own address can be bound to.
+                drop(std::net::UdpSocket::bind((gw, 0)).unwrap());
+                let second = Tap::open(&self::config(AUTO)).unwrap();
+                assert_eq!(second.name(), "bothy1");
+                // Only from an interface that is up.
+                let wire = Wire::new("bothy1");
+                wire.send(&frame(3, 60));
+                drop((first, second));
+                // A child that another test forks has a copy of each descriptor until it calls exec.
+                wait_until("its end", || {
+                    interface_index("bothy0").is_none() && interface_index("bothy1").is_none()
+                });
+            }
+        },
+    );
+}
+
+#[test]
+fn a_tap_of_its_own_takes_the_right_to_make_one() {
+    in_network_namespace("a_tap_of_its_own_takes_the_right_to_make_one", || {
+        let error = as_plain_user(|| refused(AUTO));
+        // Where /dev/net/tun is root's alone, it doesn't get as far.
+        assert!(matches!(error, OpenError::NoRight | OpenError::TunDenied), "{error:?}");
+    });
+}
+
+#[test]
 fn what_is_not_a_tap_is_refused() {
     in_network_namespace("what_is_not_a_tap_is_refused", || {
         assert!(matches!(refused("lo"), OpenError::NotATap { .. }));
@@ -55,6 +92,9 @@ fn what_is_not_a_tap_is_refused() {
         assert!(error.to_string().starts_with("n0 is a tun, not a tap"), "{error}");
         make("m0", libc::IFF_TAP | libc::IFF_MULTI_QUEUE);
         assert!(matches!(refused("m0"), OpenError::MultiQueue(_)));
+        make("s0", libc::IFF_TAP);
+        let several = Config { queues: std::num::NonZeroU16::new(2), ..config("s0") };
+        assert!(matches!(Tap::open(&several).unwrap_err(), OpenError::SingleQueue(_)));
     });
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::image::words;
 use super::{bothy, insist_on_one_line, needs_image, run, shell};
-use crate::guest::{long, needs_linux};
+use crate::guest::{long, needs_linux, needs_root};
 use crate::support::{Running, file, installed, scratch};
 
 #[test]
@@ -50,6 +50,16 @@ fn a_read_only_root_refuses_writes_and_dev_does_not() {
     let finished = shell(needs_image!(), &["--read-only", "--hostname=ro"], script).run().code(0);
     assert_eq!(finished.stdout, b"1\nx\n/root\nro\n");
     assert_eq!(finished.stderr.matches("Read-only file system").count(), 5, "{}", finished.stderr);
+}
+
+#[test]
+fn a_container_reaches_its_host_by_a_tap_of_its_own() {
+    needs_linux!();
+    needs_root!("make a tap");
+    let script = "ip -o -4 addr show dev eth0 | awk '{ print $4 }'; ping -c 2 -W 20 10.77.5.1 >/dev/null && echo reached";
+    let net = "--net=tap=auto,ip=10.77.5.2/24,gw=10.77.5.1";
+    let finished = shell(needs_image!(), &[net], script).run().code(0);
+    assert_eq!(finished.stdout, b"10.77.5.2/24\nreached\n", "{}", finished.stderr);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 
 use crate::guest::guest_dir;
 use crate::support::{Bothy, could_not_run, installed, is_root};
+use crate::tools::compile;
 
 /// What must be installed.
 const TOOLS: [&str; 5] = ["umoci", "runc", "cc", "busybox", "setfattr"];
@@ -123,9 +124,7 @@ fn fill(root: &Path) {
     chown(root.join("srv"), Some(1000), Some(50)).unwrap();
     busybox(root);
     let inside = root.join("bin/inside");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/linux/run/inside.c");
-    let status = Command::new("cc").args(["-O1", "-Wall", "-static", "-o"]).arg(&inside).arg(source).status();
-    assert!(status.unwrap().success(), "tests/linux/run/inside.c can't be compiled");
+    compile("run/inside.c", &inside);
     for (path, content, mode) in [
         ("etc/passwd", PASSWD, 0o644),
         ("etc/group", GROUP, 0o644),

@@ -1,0 +1,359 @@
+//! Many requests of a queue at once, by an io_uring: what the guest asks for together is submitted together, and what takes long holds up
+//! nothing else. The doorbell and the stop signal wait in the same ring, so that there is one system call for everything.
+//!
+//! What doesn't gain by it isn't given to the ring: a write to the page cache is a copy, which Linux would leave to another thread on most
+//! file systems, and so is the flush of a driver that waits for nothing else. Where a file system can't say whether a read would block
+//! (tmpfs, before Linux 6.6), neither are reads.
+//!
+//! A ring belongs to one worker thread, and owns the memory that it shares with the kernel. Of the disk it has the second
+//! opening (where there could be none, the only one), as a registered file; nothing is in flight when it is dropped.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+
+use super::disk::Disk;
+use super::request::{Begun, Server, Transfer, TransferKind, source, target};
+use crate::memory::GuestMemory;
+use crate::virtio::core::active::ActiveQueue;
+use crate::virtio::core::chain::Chain;
+use crate::virtio::core::iovec::IoVecs;
+use crate::virtio::core::worker::Stop;
+
+/// Requests of a queue that are in flight at the most.
+const MAX_IN_FLIGHT: usize = 128;
+/// Room for those, and for the two that wait for the driver and the stop signal.
+const ENTRIES: u32 = 256;
+/// What the completions of those two are known by. A request's is the number of its slot.
+const KICK: u64 = u64::MAX;
+const STOP: u64 = u64::MAX - 1;
+/// The disk, as a registered file.
+const DISK: Fixed = Fixed(0);
+
+pub(super) struct Ring {
+    ring: IoUring,
+    enabled: bool,
+    /// Whether the wait for the doorbell and the stop signal is in the ring.
+    waits: [bool; 2],
+    /// Whether transfers were pushed that the kernel hasn't been told of.
+    fresh: bool,
+    /// Whether reads are given to the ring: those past the page cache, and from it where the kernel needs no other thread for them.
+    takes_reads: bool,
+}
+
+/// A request on its way.
+#[derive(Default)]
+struct Slot {
+    chain: Option<(Chain, Transfer)>,
+    iovs: IoVecs,
+}
+
+/// The requests on their way. The list of a slot's buffers stays where it is until the slot is free again.
+struct Slots {
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+}
+
+impl Slots {
+    fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    fn take(&mut self) -> usize {
+        self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            self.slots.len() - 1
+        })
+    }
+}
+
+/// What the queue has been left with when it was looked at.
+enum Left {
+    /// Nothing.
+    Nothing,
+    /// There may be more, but others come first.
+    Something,
+    /// There is no room for more before something is done.
+    NoRoom,
+    /// Nothing may begin before that.
+    Limit(Instant),
+}
+
+/// What to wait for in the kernel.
+enum Until {
+    Now,
+    /// Something is done, or the driver rings, or the stop signal is set; or the time is up.
+    Event(Option<Instant>),
+}
+
+impl Ring {
+    /// A ring for one queue of the disk. Fails where this host has none, or doesn't let us.
+    pub(super) fn new(disk: &Disk) -> io::Result<Self> {
+        // The thread that uses it is another than the one that makes it, and the only one.
+        // What is done is put into the ring when the thread looks, and not while it does something else or is parked: so doorbells that ring
+        // meanwhile are one. Linux 6.1; everything else that is used here is older.
+        let ring = IoUring::builder()
+            .setup_r_disabled()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_cqsize(2 * ENTRIES)
+            .build(ENTRIES)?;
+        ring.submitter().register_files(&[disk.file().as_raw_fd()])?;
+        Ok(Self {
+            ring,
+            enabled: false,
+            waits: [false; 2],
+            fresh: false,
+            takes_reads: !disk.is_cached() || reads_at_once(disk),
+        })
+    }
+
+    /// Serves the queue until `stop` is set; nothing is in flight afterwards.
+    pub(super) fn run(&mut self, queue: &mut ActiveQueue, stop: &Stop, server: &Server, write_through: bool) {
+        let mem = queue.mem().clone();
+        let mut slots = Slots { slots: Vec::new(), free: Vec::new() };
+        let mut done: Vec<(u64, i32, bool)> = Vec::new();
+        if !std::mem::replace(&mut self.enabled, true) {
+            self.ring.submitter().register_enable_rings().expect("it was made disabled");
+        }
+        loop {
+            let stops = stop.is_set();
+            let left = self.take(queue, stop, server, &mem, &mut slots, write_through);
+            queue.interrupt_if_needed();
+            if stops && slots.in_flight() == 0 {
+                return;
+            }
+            let until = if std::mem::take(&mut self.fresh) {
+                // Much of it is done when the call returns. Until then the driver needn't ring: it is looked after anyway.
+                Until::Now
+            } else {
+                match left {
+                    Left::Something if slots.in_flight() == 0 => continue,
+                    // Those that are done get their turn.
+                    Left::Something => Until::Now,
+                    Left::Nothing if queue.enable_notification() => continue,
+                    Left::Nothing | Left::NoRoom => Until::Event(None),
+                    Left::Limit(ready_at) => Until::Event(Some(ready_at)),
+                }
+            };
+            self.wait_for([(queue.as_raw_fd(), KICK), (stop.as_raw_fd(), STOP)]);
+            self.enter(&until);
+            done.clear();
+            done.extend(self.ring.completion().map(|entry: cqueue::Entry| {
+                (entry.user_data(), entry.result(), cqueue::more(entry.flags()))
+            }));
+            for (which, result, more) in &done {
+                match *which {
+                    KICK => self.waits[0] = *more,
+                    STOP => self.waits[1] = *more,
+                    slot => {
+                        let slot = usize::try_from(slot).expect("a slot's number");
+                        finish(queue, server, &mem, &mut slots, slot, *result, write_through);
+                    }
+                }
+            }
+            queue.interrupt_if_needed();
+        }
+    }
+
+    /// Begins what is on offer.
+    fn take(
+        &mut self,
+        queue: &mut ActiveQueue,
+        stop: &Stop,
+        server: &Server,
+        mem: &Arc<GuestMemory>,
+        slots: &mut Slots,
+        write_through: bool,
+    ) -> Left {
+        queue.disable_notification();
+        for _ in 0..queue.size() {
+            if stop.is_set() || slots.in_flight() == MAX_IN_FLIGHT {
+                return Left::NoRoom;
+            }
+            if let Some(ready_at) = queue.ready_at() {
+                return Left::Limit(ready_at);
+            }
+            let Some(chain) = queue.pop() else { return Left::Nothing };
+            let bytes = u64::from(chain.readable_len()) + u64::from(chain.writable_len());
+            let written = match server.begin(&chain, mem, write_through) {
+                Begun::Done(written) => written,
+                Begun::Transfer(transfer) => {
+                    let alone = slots.in_flight() == 0;
+                    let slot = slots.take();
+                    let iovs = &mut slots.slots[slot].iovs;
+                    if let Some(entry) = self.entry(&transfer, &chain, mem, &server.disk, iovs, alone) {
+                        queue.charge(bytes);
+                        self.push(&entry.user_data(slot as u64));
+                        self.fresh = true;
+                        slots.slots[slot].chain = Some((chain, transfer));
+                        continue;
+                    }
+                    slots.free.push(slot);
+                    if !alone && transfer.kind == TransferKind::Write && !server.disk.is_cached() {
+                        // Through the page cache, where others may be on their way past it to the same page.
+                        queue.put_back(chain);
+                        return Left::NoRoom;
+                    }
+                    let done = server.perform(&transfer, &chain, mem, iovs);
+                    server.finish(&transfer, done, &chain, mem, write_through)
+                }
+            };
+            queue.charge(bytes);
+            queue.complete(chain, written);
+            // What comes next may take its time.
+            queue.interrupt_if_needed();
+        }
+        Left::Something
+    }
+
+    /// The transfer as an entry of the ring, or nothing where it is better made at once. `alone` when nothing else is in flight.
+    fn entry(
+        &self,
+        transfer: &Transfer,
+        chain: &Chain,
+        mem: &GuestMemory,
+        disk: &Disk,
+        iovs: &mut IoVecs,
+        alone: bool,
+    ) -> Option<squeue::Entry> {
+        let offset = transfer.offset;
+        match transfer.kind {
+            TransferKind::Read => {
+                let list = target(chain, mem).scatter(iovs);
+                if !self.takes_reads || !disk.takes(offset, |align| list.is_aligned(align)) {
+                    return None;
+                }
+                Some(match pieces(iovs)? {
+                    Pieces::One(at, len) => opcode::Read::new(DISK, at, len).offset(offset).build(),
+                    Pieces::Many(list, count) => opcode::Readv::new(DISK, list, count).offset(offset).build(),
+                })
+            }
+            TransferKind::Write => {
+                let list = source(chain, mem).gather(iovs);
+                if disk.is_cached() || !disk.takes(offset, |align| list.is_aligned(align)) {
+                    return None;
+                }
+                Some(match pieces(iovs)? {
+                    Pieces::One(at, len) => opcode::Write::new(DISK, at, len).offset(offset).build(),
+                    Pieces::Many(list, count) => {
+                        opcode::Writev::new(DISK, list, count).offset(offset).build()
+                    }
+                })
+            }
+            TransferKind::Flush { .. } if !alone && disk.flushes() => {
+                Some(opcode::Fsync::new(DISK).flags(FsyncFlags::DATASYNC).build())
+            }
+            TransferKind::Flush { .. } => None,
+        }
+    }
+
+    #[expect(unsafe_code, reason = "the kernel reads and writes what an entry points to")]
+    fn push(&mut self, entry: &squeue::Entry) {
+        // SAFETY: an entry of a transfer points to a slot's list of buffers, which stays as it is until the kernel has answered (`run`
+        // doesn't return before), and through it to guest memory, which is mapped as long as the process lives. The others point to
+        // nothing.
+        while unsafe { self.ring.submission().push(entry) }.is_err() {
+            // It is full: what is in it goes first.
+            self.enter(&Until::Now);
+        }
+    }
+
+    /// Waits in the ring for each of these to become readable, unless it does already.
+    fn wait_for(&mut self, sources: [(i32, u64); 2]) {
+        for (index, (fd, name)) in sources.into_iter().enumerate() {
+            if !std::mem::replace(&mut self.waits[index], true) {
+                let events = u32::from(libc::POLLIN.unsigned_abs());
+                let wait = opcode::PollAdd::new(types::Fd(fd), events).multi(true);
+                self.push(&wait.build().user_data(name));
+            }
+        }
+    }
+
+    /// Submits what is new, and waits.
+    fn enter(&mut self, until: &Until) {
+        let result = match until {
+            Until::Now => self.ring.submit(),
+            Until::Event(None) => self.ring.submit_and_wait(1),
+            Until::Event(Some(deadline)) => {
+                let time = Timespec::from(deadline.saturating_duration_since(Instant::now()));
+                self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&time))
+            }
+        };
+        match result.map_err(|error| error.raw_os_error()) {
+            Ok(_) => {}
+            // Interrupted, timed out, too much done that nobody has looked at, or no memory just now: look, and come again.
+            Err(Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN | libc::ENOMEM)) => {}
+            Err(error) => panic!("an io_uring that worked doesn't any more: error {error:?}"),
+        }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // Closing a ring does it some time later.
+        let _ = self.ring.submitter().unregister_files();
+    }
+}
+
+/// The buffers of a transfer, as the kernel takes them.
+enum Pieces {
+    One(*mut u8, u32),
+    Many(*const libc::iovec, u32),
+}
+
+/// None where they are more or larger than the kernel takes.
+fn pieces(iovs: &IoVecs) -> Option<Pieces> {
+    const IOV_MAX: u32 = 1024;
+    Some(match iovs.raw() {
+        [one] => Pieces::One(one.iov_base.cast(), u32::try_from(one.iov_len).ok()?),
+        list => {
+            let count = u32::try_from(list.len()).ok().filter(|count| *count <= IOV_MAX)?;
+            Pieces::Many(list.as_ptr(), count)
+        }
+    })
+}
+
+/// Answers the request of a slot, by what the kernel says of its transfer.
+fn finish(
+    queue: &mut ActiveQueue,
+    server: &Server,
+    mem: &GuestMemory,
+    slots: &mut Slots,
+    slot: usize,
+    result: i32,
+    write_through: bool,
+) {
+    let Slot { chain, iovs } = &mut slots.slots[slot];
+    let (chain, transfer) = chain.take().expect("the kernel answers once");
+    let done = match u32::try_from(result) {
+        Ok(len) if len == transfer.len => Ok(()),
+        Err(_) if !matches!(-result, libc::EAGAIN | libc::EINTR | libc::ECANCELED | libc::EOPNOTSUPP) => {
+            Err(io::Error::from_raw_os_error(-result))
+        }
+        // Less than all, or not in this way: once more, and to the end.
+        _ => server.perform(&transfer, &chain, mem, iovs),
+    };
+    let written = server.finish(&transfer, done, &chain, mem, write_through);
+    slots.free.push(slot);
+    queue.complete(chain, written);
+}
+
+/// Whether the file system can say that a read would block.
+#[expect(unsafe_code, reason = "std has no preadv2")]
+fn reads_at_once(disk: &Disk) -> bool {
+    let mut byte = [0_u8; 1];
+    let iov = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: byte.len() };
+    // SAFETY: one entry, which points to a byte of this stack.
+    let ret = unsafe { libc::preadv2(disk.file().as_raw_fd(), &raw const iov, 1, 0, libc::RWF_NOWAIT) };
+    ret >= 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN)
+}
+
+#[cfg(test)]
+#[path = "uring_tests.rs"]
+mod tests;
