@@ -2,15 +2,13 @@
 //! offers, and a kernel that starts another one. `make test-long` builds that kernel and runs these.
 
 use std::fs;
-use std::io;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::Duration;
 
 use crate::guest::{Console, Guest, blank, guest_dir, needs_linux, needs_root, noise, target};
 use crate::support;
-use crate::tap::Tap;
+use crate::tap::{Tap, echo};
 use crate::tools::{MultiQueueTap, compile};
 
 const TRANSPORTS: [&str; 2] = ["mmio", "pci"];
@@ -43,20 +41,9 @@ fn insist_on_no_complaint(console: &Console) {
     console.insist(!console.finished.stderr.contains("must reset"), "bothy found something wrong");
 }
 
-/// Sends everything back that a caller sends to the first address of the network `net`, for as long as the test's process lives. Returns the port.
-fn echo(net: &str) -> u16 {
-    let listener = TcpListener::bind((format!("{net}.1"), 0)).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let serve = |stream: TcpStream| {
-        // Who hangs up early finds that out by itself.
-        thread::spawn(move || io::copy(&mut &stream, &mut &stream))
-    };
-    thread::spawn(move || listener.incoming().flatten().map(serve).for_each(drop));
-    port
-}
-
 /// What each driver's device is tried with, in the network `net`. `$1` is the device, and the script ends where something fails.
-fn work(net: &str, port: u16) -> String {
+fn work(net: &str) -> String {
+    let port = echo(format!("{net}.1").parse().unwrap()).unwrap();
     format!(
         "
         dd if=/dev/urandom of=/tmp/random bs=64k count=8 2>/dev/null
@@ -93,7 +80,7 @@ fn a_kernel_that_looks_for_mistakes_finds_none() {
     needs_root!("make a tap");
     let net = "10.77.11";
     let tap = Tap::new("bothydebug", Ipv4Addr::new(10, 77, 11, 1)).expect("root makes a tap");
-    let work = work(net, echo(net));
+    let work = work(net);
     let dir = support::scratch();
     for transport in TRANSPORTS {
         let disk = blank(dir.path(), transport, 64);
@@ -137,7 +124,7 @@ fn drivers_do_without_any_of_the_features() {
     let net = "10.77.12";
     // Two queue pairs take a tap that is made for them; what else there is to negotiate depends on them.
     let _tap = MultiQueueTap::new("bothyfeat", "10.77.12.1/24");
-    let work = work(net, echo(net));
+    let work = work(net);
     let dir = support::scratch();
     for transport in TRANSPORTS {
         let disk = blank(dir.path(), transport, 16);

@@ -2,10 +2,12 @@
 #![expect(unsafe_code, reason = "std has neither interface ioctls nor raw sockets")]
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::mem;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// A persistent tap that is up and has an address; it is gone with the value.
@@ -48,6 +50,32 @@ impl Drop for Tap {
         let _ = attached(&self.name)
             .and_then(|file| ioctl(file.as_raw_fd(), libc::TUNSETPERSIST, std::ptr::null_mut()));
     }
+}
+
+/// Sends everything back that callers send to `address`, for as long as the test's process lives. Returns the port.
+///
+/// It reads on however much hasn't been taken back: busybox' nc, which writes and doesn't read meanwhile, would otherwise wait for it, and it for nc.
+pub(crate) fn echo(address: Ipv4Addr) -> io::Result<u16> {
+    let listener = TcpListener::bind((address, 0))?;
+    let port = listener.local_addr()?.port();
+    let serve = |stream: TcpStream| {
+        let (sender, receiver) = mpsc::channel::<Vec<u8>>();
+        // Who hangs up early finds that out by itself: so here and below, a connection that breaks is only an end.
+        if let Ok(mut out) = stream.try_clone() {
+            thread::spawn(move || {
+                let _ended = receiver.iter().try_for_each(|bytes| out.write_all(&bytes));
+                out.shutdown(Shutdown::Write)
+            });
+        }
+        thread::spawn(move || {
+            let mut buffer = vec![0; 1 << 16];
+            while let Ok(count @ 1..) = (&stream).read(&mut buffer)
+                && sender.send(buffer[..count].to_vec()).is_ok()
+            {}
+        });
+    };
+    thread::spawn(move || listener.incoming().flatten().for_each(serve));
+    Ok(port)
 }
 
 /// Whether `address` answers a ping within `limit`. Needs root.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::guest::{Guest, blank, long, needs_linux, needs_root, noise};
 use crate::support;
-use crate::tap::Tap;
+use crate::tap::{Tap, echo};
 use crate::tools::{MultiQueueTap, run};
 
 const TRANSPORTS: [&str; 2] = ["mmio", "pci"];
@@ -110,16 +110,7 @@ fn several_queue_pairs_carry_the_guests_traffic() {
     needs_root!("make a tap");
     for transport in TRANSPORTS {
         let _tap = MultiQueueTap::new("bothymq", "10.77.8.1/24");
-        let listener = std::net::TcpListener::bind("10.77.8.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        // Sends everything back, to four callers.
-        let echo = std::thread::spawn(move || {
-            let serve = |stream: std::net::TcpStream| {
-                std::thread::spawn(move || std::io::copy(&mut &stream, &mut &stream).unwrap_or(0))
-            };
-            let callers: Vec<_> = listener.incoming().take(4).flatten().map(serve).collect();
-            callers.into_iter().map(|caller| caller.join().unwrap()).sum::<u64>()
-        });
+        let port = echo(Ipv4Addr::new(10, 77, 8, 1)).unwrap();
         let script = format!(
             "
             echo queues=$(ls /sys/class/net/eth0/queues | tr '\\n' ' ')
@@ -135,7 +126,6 @@ fn several_queue_pairs_carry_the_guests_traffic() {
         console.says("queues", "rx-0 rx-1 tx-0 tx-1");
         console.insist(console.values("same").len() == 4, "something else came back");
         console.says("errors", "0 0");
-        assert_eq!(echo.join().unwrap(), 4 * (2 << 20));
     }
 }
 
