@@ -21,6 +21,8 @@ const DISK_LEN: usize = 96 << 20;
 pub(crate) enum Kind {
     /// bothy with its devices on a PCI bus.
     Bothy,
+    /// Another build of it, to compare with.
+    OtherBothy,
     /// bothy with its devices in memory.
     BothyMmio,
     /// QEMU at its best: PCI with MSI-X, an I/O thread, io_uring.
@@ -35,6 +37,7 @@ impl Kind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Bothy => "bothy",
+            Self::OtherBothy => "other bothy",
             Self::BothyMmio => "bothy mmio",
             Self::Q35 => "QEMU q35",
             Self::Vhost => "q35 vhost",
@@ -46,6 +49,7 @@ impl Kind {
 /// What machines are made from.
 pub(crate) struct Parts {
     pub(crate) bothy: PathBuf,
+    pub(crate) other_bothy: Option<PathBuf>,
     pub(crate) kernel: PathBuf,
     /// The root file system.
     pub(crate) root: PathBuf,
@@ -81,11 +85,16 @@ impl Machine {
             tap.guest, tap.host
         );
         let mut command = match kind {
-            Kind::Bothy => bothy("pci", parts, processors, &tap, &disks),
-            Kind::BothyMmio => bothy("mmio", parts, processors, &tap, &disks),
-            _ => qemu(kind, parts, processors, &tap, &disks),
+            Kind::Bothy => bothy(&parts.bothy, "pci", parts, processors, &tap, &disks),
+            Kind::OtherBothy => {
+                let program = parts.other_bothy.as_ref().expect("one that was named");
+                bothy(program, "pci", parts, processors, &tap, &disks)
+            }
+            Kind::BothyMmio => bothy(&parts.bothy, "mmio", parts, processors, &tap, &disks),
+            Kind::Q35 | Kind::Vhost | Kind::Microvm => qemu(kind, parts, processors, &tap, &disks),
         };
-        let append = if matches!(kind, Kind::Bothy | Kind::BothyMmio) { "--append" } else { "-append" };
+        let is_qemu = matches!(kind, Kind::Q35 | Kind::Vhost | Kind::Microvm);
+        let append = if is_qemu { "-append" } else { "--append" };
         command.arg(append).arg(&cmdline);
         let errors = parts.disks.join(format!("{number}-errors"));
         let mut child = command
@@ -169,8 +178,15 @@ fn make_disk(path: &Path) {
     fs::write(path, words.collect::<Vec<u8>>()).expect("there is room for the disks");
 }
 
-fn bothy(transport: &str, parts: &Parts, processors: u16, tap: &Tap, disks: &[PathBuf; 2]) -> Command {
-    let mut command = Command::new(&parts.bothy);
+fn bothy(
+    program: &Path,
+    transport: &str,
+    parts: &Parts,
+    processors: u16,
+    tap: &Tap,
+    disks: &[PathBuf; 2],
+) -> Command {
+    let mut command = Command::new(program);
     command.args(["boot", "--memory", MEMORY, "--cpus", &processors.to_string(), "--transport", transport]);
     command.arg("--kernel").arg(&parts.kernel);
     command.arg("--disk").arg(format!("{},ro", parts.root.display()));

@@ -2,7 +2,7 @@
 //!
 //! `benches/run io` builds what is needed and calls this with the name of the host. `BOTHY_BENCH_ROUNDS`, `BOTHY_BENCH_SECONDS`,
 //! `BOTHY_BENCH_ROWS` (words that a row's name must contain one of, with commas) and `BOTHY_BENCH_MACHINES` (names, with commas; QEMU q35
-//! must be one) make it shorter or longer.
+//! must be one) make it shorter or longer. `BOTHY_BENCH_OTHER` is another build of bothy, which runs every row as well (a path inside the repository).
 
 mod guest;
 mod host;
@@ -106,6 +106,7 @@ fn main() -> ExitCode {
     let disks = Ext4::make(&work);
     let parts = Parts {
         bothy: work.join("bothy"),
+        other_bothy: std::env::var_os("BOTHY_BENCH_OTHER").map(PathBuf::from),
         kernel: dir("BOTHY_GUEST_DIR").join("vmlinux"),
         root: guest::build(&work),
         disks: disks.mount.clone(),
@@ -127,8 +128,12 @@ fn main() -> ExitCode {
     if let Ok(words) = std::env::var("BOTHY_BENCH_MACHINES") {
         kinds.retain(|(kind, _)| words.split(',').any(|word| kind.name() == word));
     }
+    let mut fours = vec![(Kind::Bothy, 4), (Kind::Q35, 4)];
+    if parts.other_bothy.is_some() {
+        kinds.insert(1, (Kind::OtherBothy, 1));
+        fours.insert(1, (Kind::OtherBothy, 4));
+    }
     let mut ones = if has(false, false) || has(true, false) { started(&kinds, 1) } else { Vec::new() };
-    let fours = [(Kind::Bothy, 4), (Kind::Q35, 4)];
     let mut fours = if has(false, true) || has(true, true) { started(&fours, 11) } else { Vec::new() };
 
     let mut results: Vec<Vec<(Kind, Vec<Sample>)>> = rows.iter().map(|_| Vec::new()).collect();

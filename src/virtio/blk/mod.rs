@@ -1,4 +1,4 @@
-//! virtio-blk (virtio 1.2 §5.2): a [`Disk`] for the guest. One worker thread for each queue.
+//! virtio-blk (virtio 1.2 §5.2): a [`Disk`] for the guest. One worker thread for each queue, or fewer where there are fewer processors.
 //!
 //! - [`config`] is what it is made from;
 //! - [`disk`] is the backend, with no word of virtio in it, and `lock` keeps others away from it;
@@ -16,6 +16,7 @@ mod uring;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::thread;
 
 pub use self::config::{Aio, Bandwidth, Cache, Config, ConfigError, Format};
 use self::disk::PAGE;
@@ -37,7 +38,7 @@ const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 
 /// What the worker gets at `start` and gives back at `stop`.
 struct Job {
-    queue: ActiveQueue,
+    queues: Vec<ActiveQueue>,
     write_through: bool,
 }
 
@@ -51,7 +52,8 @@ pub struct Block {
 
 impl Block {
     /// A disk for the guest. `name` is its thread's name and stands in the log, e.g. `blk0`; it is also the id of a disk that
-    /// was given none. Where there are several queues their threads are `blk0.q0` and so on.
+    /// was given none. Where there are several queues there are threads `blk0.q0`, `blk0.q1` and so on: of two
+    /// the first serves queues 0, 2 and so on.
     pub fn new(config: &Config, disk: Disk, name: &str, spawner: &Spawner) -> io::Result<Self> {
         let queues = config.queues();
         let mut features = feature::RING | blk::F_FLUSH | blk::F_SEG_MAX | blk::F_BLK_SIZE | blk::F_TOPOLOGY;
@@ -70,37 +72,45 @@ impl Block {
             dirty: AtomicBool::new(false),
             throttle: throttle.clone(),
         });
-        let ring = || match config.aio {
-            Some(Aio::Sync) => Ok(None),
-            Some(Aio::IoUring) => Ring::new(&server.disk).map(Some).map_err(|error| {
+        // A thread that takes its requests one after the other has one queue. One with a ring waits for none of them, and more of those than
+        // there are processors would only take turns.
+        let with_rings = usize::from(queues).min(thread::available_parallelism().map_or(1, usize::from));
+        let rings = || (0..with_rings).map(|_| Ring::new(&server.disk)).collect::<io::Result<Vec<_>>>();
+        let rings = match config.aio {
+            Some(Aio::Sync) => None,
+            Some(Aio::IoUring) => Some(rings().map_err(|error| {
                 io::Error::new(
                     error.kind(),
                     format!("{name}: aio=io_uring: this host has none, or not for us: {error}"),
                 )
-            }),
-            None => Ok(Ring::new(&server.disk)
+            })?),
+            None => rings()
                 .inspect_err(|error| log::debug!("{name}: one request after the other: no io_uring: {error}"))
-                .ok()),
+                .ok(),
         };
-        let worker = |index| {
+        let mut rings: Vec<Option<Ring>> = match rings {
+            Some(rings) => rings.into_iter().map(Some).collect(),
+            None => (0..queues).map(|_| None).collect(),
+        };
+        let worker = |(index, mut ring): (usize, Option<Ring>)| {
             let name = if queues > 1 { format!("{name}.q{index}") } else { name.to_owned() };
-            let mut ring = ring()?;
             let (server, throttle) = (server.clone(), throttle.clone());
             Worker::spawn(&name, spawner, move |mut job: Job, stop: &Stop| {
                 let mut iovs = IoVecs::default();
-                let write_through = job.write_through;
-                job.queue.limit(throttle.clone());
-                match &mut ring {
-                    Some(ring) => ring.run(&mut job.queue, stop, &server, write_through),
-                    None => job.queue.run(stop, Notify::EachChain, |chain, mem| {
-                        server.serve(chain, mem, &mut iovs, write_through)
+                let Job { queues, write_through } = &mut job;
+                queues.iter_mut().for_each(|queue| queue.limit(throttle.clone()));
+                match (&mut ring, queues.as_mut_slice()) {
+                    (Some(ring), queues) => ring.run(queues, stop, &server, *write_through),
+                    (None, [queue]) => queue.run(stop, Notify::EachChain, |chain, mem| {
+                        server.serve(chain, mem, &mut iovs, *write_through)
                     }),
+                    (None, _) => unreachable!("there is a thread for each queue"),
                 }
                 server.flush_at_stop();
                 job
             })
         };
-        let workers = (0..queues).map(worker).collect::<io::Result<_>>()?;
+        let workers = rings.drain(..).enumerate().map(worker).collect::<io::Result<_>>()?;
         Ok(Self { features, config_space, queue_sizes: vec![QUEUE_SIZE; queues.into()], workers })
     }
 }
@@ -151,19 +161,27 @@ impl VirtioDevice for Block {
     fn start(&mut self, activation: Activation) -> io::Result<()> {
         // §5.2.6.2: a driver without FLUSH takes every completed write for durable.
         let write_through = activation.features & blk::F_FLUSH == 0;
-        for (worker, queue) in self.workers.iter_mut().zip(activation.queues) {
-            if let Some(queue) = queue {
-                worker.start(Job { queue, write_through });
-            }
+        let mut jobs: Vec<Job> =
+            self.workers.iter().map(|_| Job { queues: Vec::new(), write_through }).collect();
+        let count = jobs.len();
+        for queue in activation.queues.into_iter().flatten() {
+            jobs[queue.index() % count].queues.push(queue);
+        }
+        for (worker, job) in self.workers.iter_mut().zip(jobs).filter(|(_, job)| !job.queues.is_empty()) {
+            worker.start(job);
         }
         Ok(())
     }
 
     fn stop(&mut self) -> Vec<Option<Queue>> {
-        let queues: Vec<_> =
-            self.workers.iter_mut().map(|worker| worker.stop().map(|job| job.queue.into_queue())).collect();
-        // One that was stopped already.
-        if queues.iter().all(Option::is_none) { Vec::new() } else { queues }
+        let mut queues = Vec::new();
+        for queue in self.workers.iter_mut().filter_map(Worker::stop).flat_map(|job| job.queues) {
+            // One that was stopped already gives none.
+            queues.resize_with(self.queue_sizes.len(), || None);
+            let index = queue.index();
+            queues[index] = Some(queue.into_queue());
+        }
+        queues
     }
 }
 

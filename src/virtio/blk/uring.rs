@@ -1,11 +1,13 @@
-//! Many requests of a queue at once, by an io_uring: what the guest asks for together is submitted together, and what takes long holds up
-//! nothing else. The doorbell and the stop signal wait in the same ring, so that there is one system call for everything.
+//! Many requests at once, by an io_uring: what the guest asks for together is submitted together, and what takes long holds up
+//! nothing else. The doorbells and the stop signal wait in the same ring, so that there is one system call for everything.
 //!
 //! What doesn't gain by it isn't given to the ring: a write to the page cache is a copy, which Linux would leave to another thread on most
 //! file systems, and so is the flush of a driver that waits for nothing else. Where a file system can't say whether a read would block
 //! (tmpfs, before Linux 6.6), neither are reads.
 //!
-//! A ring belongs to one worker thread, and owns the memory that it shares with the kernel. Of the disk it has the second
+//! What is done at once (above all what the page cache has) the driver hears of together, when there is no more or 64 KiB of it.
+//!
+//! A ring belongs to one worker thread, which serves one queue with it or several, and owns the memory that it shares with the kernel. Of the disk it has the second
 //! opening (where there could be none, the only one), as a registered file; nothing is in flight when it is dropped.
 
 use std::io;
@@ -26,19 +28,19 @@ use crate::virtio::core::worker::Stop;
 
 /// Requests of a queue that are in flight at the most.
 const MAX_IN_FLIGHT: usize = 128;
-/// Room for those, and for the two that wait for the driver and the stop signal.
+/// Room for those of a queue, and for what waits for the drivers and the stop signal. More go in several calls.
 const ENTRIES: u32 = 256;
-/// What the completions of those two are known by. A request's is the number of its slot.
-const KICK: u64 = u64::MAX;
-const STOP: u64 = u64::MAX - 1;
+/// The completions of what it waits for are known by this and a number: 0 is the stop signal, the queues' doorbells come next. A request's is the
+/// number of its slot.
+const SOURCES: u64 = 1 << 32;
 /// The disk, as a registered file.
 const DISK: Fixed = Fixed(0);
 
 pub(super) struct Ring {
     ring: IoUring,
     enabled: bool,
-    /// Whether the wait for the doorbell and the stop signal is in the ring.
-    waits: [bool; 2],
+    /// Whether the wait for each source is in the ring.
+    waits: Vec<bool>,
     /// Whether transfers were pushed that the kernel hasn't been told of.
     fresh: bool,
     /// Whether reads are given to the ring: those past the page cache, and from it where the kernel needs no other thread for them.
@@ -48,11 +50,13 @@ pub(super) struct Ring {
 /// A request on its way.
 #[derive(Default)]
 struct Slot {
-    chain: Option<(Chain, Transfer)>,
+    /// The queue's place among those that are served, its chain, and what is made of it.
+    request: Option<(usize, Chain, Transfer)>,
     iovs: IoVecs,
 }
 
 /// The requests on their way. The list of a slot's buffers stays where it is until the slot is free again.
+#[derive(Default)]
 struct Slots {
     slots: Vec<Slot>,
     free: Vec<usize>,
@@ -107,109 +111,28 @@ impl Ring {
         Ok(Self {
             ring,
             enabled: false,
-            waits: [false; 2],
+            waits: Vec::new(),
             fresh: false,
             takes_reads: !disk.is_cached() || reads_at_once(disk),
         })
     }
 
-    /// Serves the queue until `stop` is set; nothing is in flight afterwards.
-    pub(super) fn run(&mut self, queue: &mut ActiveQueue, stop: &Stop, server: &Server, write_through: bool) {
-        let mem = queue.mem().clone();
-        let mut slots = Slots { slots: Vec::new(), free: Vec::new() };
-        let mut done: Vec<(u64, i32, bool)> = Vec::new();
+    /// Serves the queues, of one device, until `stop` is set; nothing is in flight afterwards.
+    pub(super) fn run(
+        &mut self,
+        queues: &mut [ActiveQueue],
+        stop: &Stop,
+        server: &Server,
+        write_through: bool,
+    ) {
+        let Some(mem) = queues.first().map(|queue| queue.mem().clone()) else { return };
         if !std::mem::replace(&mut self.enabled, true) {
             self.ring.submitter().register_enable_rings().expect("it was made disabled");
         }
-        loop {
-            let stops = stop.is_set();
-            let left = self.take(queue, stop, server, &mem, &mut slots, write_through);
-            queue.interrupt_if_needed();
-            if stops && slots.in_flight() == 0 {
-                return;
-            }
-            let until = if std::mem::take(&mut self.fresh) {
-                // Much of it is done when the call returns. Until then the driver needn't ring: it is looked after anyway.
-                Until::Now
-            } else {
-                match left {
-                    Left::Something if slots.in_flight() == 0 => continue,
-                    // Those that are done get their turn.
-                    Left::Something => Until::Now,
-                    Left::Nothing if queue.enable_notification() => continue,
-                    Left::Nothing | Left::NoRoom => Until::Event(None),
-                    Left::Limit(ready_at) => Until::Event(Some(ready_at)),
-                }
-            };
-            self.wait_for([(queue.as_raw_fd(), KICK), (stop.as_raw_fd(), STOP)]);
-            self.enter(&until);
-            done.clear();
-            done.extend(self.ring.completion().map(|entry: cqueue::Entry| {
-                (entry.user_data(), entry.result(), cqueue::more(entry.flags()))
-            }));
-            for (which, result, more) in &done {
-                match *which {
-                    KICK => self.waits[0] = *more,
-                    STOP => self.waits[1] = *more,
-                    slot => {
-                        let slot = usize::try_from(slot).expect("a slot's number");
-                        finish(queue, server, &mem, &mut slots, slot, *result, write_through);
-                    }
-                }
-            }
-            queue.interrupt_if_needed();
-        }
-    }
-
-    /// Begins what is on offer.
-    fn take(
-        &mut self,
-        queue: &mut ActiveQueue,
-        stop: &Stop,
-        server: &Server,
-        mem: &Arc<GuestMemory>,
-        slots: &mut Slots,
-        write_through: bool,
-    ) -> Left {
-        queue.disable_notification();
-        for _ in 0..queue.size() {
-            if stop.is_set() || slots.in_flight() == MAX_IN_FLIGHT {
-                return Left::NoRoom;
-            }
-            if let Some(ready_at) = queue.ready_at() {
-                return Left::Limit(ready_at);
-            }
-            let Some(chain) = queue.pop() else { return Left::Nothing };
-            let bytes = u64::from(chain.readable_len()) + u64::from(chain.writable_len());
-            let written = match server.begin(&chain, mem, write_through) {
-                Begun::Done(written) => written,
-                Begun::Transfer(transfer) => {
-                    let alone = slots.in_flight() == 0;
-                    let slot = slots.take();
-                    let iovs = &mut slots.slots[slot].iovs;
-                    if let Some(entry) = self.entry(&transfer, &chain, mem, &server.disk, iovs, alone) {
-                        queue.charge(bytes);
-                        self.push(&entry.user_data(slot as u64));
-                        self.fresh = true;
-                        slots.slots[slot].chain = Some((chain, transfer));
-                        continue;
-                    }
-                    slots.free.push(slot);
-                    if !alone && transfer.kind == TransferKind::Write && !server.disk.is_cached() {
-                        // Through the page cache, where others may be on their way past it to the same page.
-                        queue.put_back(chain);
-                        return Left::NoRoom;
-                    }
-                    let done = server.perform(&transfer, &chain, mem, iovs);
-                    server.finish(&transfer, done, &chain, mem, write_through)
-                }
-            };
-            queue.charge(bytes);
-            queue.complete(chain, written);
-            // What comes next may take its time.
-            queue.interrupt_if_needed();
-        }
-        Left::Something
+        let in_flight = vec![0; queues.len()];
+        let service =
+            Service { ring: self, queues, in_flight, slots: Slots::default(), mem, server, write_through };
+        service.run(stop);
     }
 
     /// The transfer as an entry of the ring, or nothing where it is better made at once. `alone` when nothing else is in flight.
@@ -264,14 +187,15 @@ impl Ring {
         }
     }
 
-    /// Waits in the ring for each of these to become readable, unless it does already.
-    fn wait_for(&mut self, sources: [(i32, u64); 2]) {
-        for (index, (fd, name)) in sources.into_iter().enumerate() {
-            if !std::mem::replace(&mut self.waits[index], true) {
-                let events = u32::from(libc::POLLIN.unsigned_abs());
-                let wait = opcode::PollAdd::new(types::Fd(fd), events).multi(true);
-                self.push(&wait.build().user_data(name));
-            }
+    /// Waits in the ring for the source number `index` to become readable, unless it does already.
+    fn wait_for(&mut self, index: usize, source: &impl AsRawFd) {
+        if self.waits.len() <= index {
+            self.waits.resize(index + 1, false);
+        }
+        if !std::mem::replace(&mut self.waits[index], true) {
+            let events = u32::from(libc::POLLIN.unsigned_abs());
+            let wait = opcode::PollAdd::new(types::Fd(source.as_raw_fd()), events).multi(true);
+            self.push(&wait.build().user_data(SOURCES + index as u64));
         }
     }
 
@@ -291,6 +215,147 @@ impl Ring {
             Err(Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN | libc::ENOMEM)) => {}
             Err(error) => panic!("an io_uring that worked doesn't any more: error {error:?}"),
         }
+    }
+}
+
+/// Queues while a ring serves them.
+struct Service<'a> {
+    ring: &'a mut Ring,
+    queues: &'a mut [ActiveQueue],
+    /// Requests of each queue that are on their way.
+    in_flight: Vec<usize>,
+    slots: Slots,
+    mem: Arc<GuestMemory>,
+    server: &'a Server,
+    write_through: bool,
+}
+
+impl Service<'_> {
+    fn run(mut self, stop: &Stop) {
+        let mut left = Vec::new();
+        let mut done: Vec<(u64, i32, bool)> = Vec::new();
+        loop {
+            let stops = stop.is_set();
+            left.clear();
+            left.extend((0..self.queues.len()).map(|queue| self.take(queue, stop)));
+            if stops && self.slots.in_flight() == 0 {
+                return;
+            }
+            let Some(until) = self.until(&left) else { continue };
+            self.ring.wait_for(0, stop);
+            for (index, queue) in self.queues.iter().enumerate() {
+                self.ring.wait_for(1 + index, queue);
+            }
+            self.ring.enter(&until);
+            done.clear();
+            done.extend(self.ring.ring.completion().map(|entry: cqueue::Entry| {
+                (entry.user_data(), entry.result(), cqueue::more(entry.flags()))
+            }));
+            for (which, result, more) in &done {
+                let number = usize::try_from(which % SOURCES).expect("a number of ours");
+                if *which >= SOURCES {
+                    self.ring.waits[number] = *more;
+                } else {
+                    self.finish(number, *result);
+                }
+            }
+            self.queues.iter_mut().for_each(ActiveQueue::interrupt_if_needed);
+        }
+    }
+
+    /// What to wait for, by what the queues have been left with; nothing when they are to be looked at again.
+    fn until(&mut self, left: &[Left]) -> Option<Until> {
+        if std::mem::take(&mut self.ring.fresh) {
+            // Much of it is done when the call returns. Until then the driver needn't ring: it is looked after anyway.
+            return Some(Until::Now);
+        }
+        if left.iter().any(|left| matches!(left, Left::Something)) {
+            // Those that are done get their turn.
+            return (self.slots.in_flight() > 0).then_some(Until::Now);
+        }
+        let mut again = false;
+        for (queue, _) in self.queues.iter_mut().zip(left).filter(|(_, left)| matches!(left, Left::Nothing)) {
+            again |= queue.enable_notification();
+        }
+        let ready_at = |left: &Left| if let Left::Limit(ready_at) = left { Some(*ready_at) } else { None };
+        (!again).then(|| Until::Event(left.iter().filter_map(ready_at).min()))
+    }
+
+    /// Begins what a queue has on offer.
+    fn take(&mut self, index: usize, stop: &Stop) -> Left {
+        let shares = self.queues.len() > 1;
+        let Self { server, mem, write_through, .. } = self;
+        let queue = &mut self.queues[index];
+        queue.disable_notification();
+        for _ in 0..queue.size() {
+            let in_flight = self.in_flight[index];
+            if stop.is_set() || in_flight == MAX_IN_FLIGHT {
+                queue.interrupt_if_needed();
+                return Left::NoRoom;
+            }
+            if let Some(ready_at) = queue.ready_at() {
+                queue.interrupt_if_needed();
+                return Left::Limit(ready_at);
+            }
+            let Some(chain) = queue.pop() else {
+                queue.interrupt_if_needed();
+                return Left::Nothing;
+            };
+            let bytes = u64::from(chain.readable_len()) + u64::from(chain.writable_len());
+            let written = match server.begin(&chain, mem, *write_through) {
+                Begun::Done(written) => written,
+                Begun::Transfer(transfer) => {
+                    let slot = self.slots.take();
+                    let Slot { request, iovs } = &mut self.slots.slots[slot];
+                    let alone = in_flight == 0 && !shares;
+                    if let Some(entry) = self.ring.entry(&transfer, &chain, mem, &server.disk, iovs, alone) {
+                        queue.charge(bytes);
+                        *request = Some((index, chain, transfer));
+                        self.ring.push(&entry.user_data(slot as u64));
+                        self.ring.fresh = true;
+                        self.in_flight[index] += 1;
+                        continue;
+                    }
+                    self.slots.free.push(slot);
+                    if in_flight > 0 && transfer.kind == TransferKind::Write && !server.disk.is_cached() {
+                        // Through the page cache, where others may be on their way past it to the same page.
+                        queue.put_back(chain);
+                        queue.interrupt_if_needed();
+                        return Left::NoRoom;
+                    }
+                    if matches!(transfer.kind, TransferKind::Flush { .. }) {
+                        // It takes its time.
+                        queue.interrupt_if_needed();
+                    }
+                    let done = server.perform(&transfer, &chain, mem, iovs);
+                    server.finish(&transfer, done, &chain, mem, *write_through)
+                }
+            };
+            queue.charge(bytes);
+            queue.complete(chain, written);
+            queue.interrupt_if_due(bytes);
+        }
+        queue.interrupt_if_needed();
+        Left::Something
+    }
+
+    /// Answers the request of a slot, by what the kernel says of its transfer.
+    fn finish(&mut self, slot: usize, result: i32) {
+        let Self { server, mem, write_through, .. } = self;
+        let Slot { request, iovs } = &mut self.slots.slots[slot];
+        let (queue, chain, transfer) = request.take().expect("the kernel answers once");
+        let done = match u32::try_from(result) {
+            Ok(len) if len == transfer.len => Ok(()),
+            Err(_) if !matches!(-result, libc::EAGAIN | libc::EINTR | libc::ECANCELED | libc::EOPNOTSUPP) => {
+                Err(io::Error::from_raw_os_error(-result))
+            }
+            // Less than all, or not in this way: once more, and to the end.
+            _ => server.perform(&transfer, &chain, mem, iovs),
+        };
+        let written = server.finish(&transfer, done, &chain, mem, *write_through);
+        self.slots.free.push(slot);
+        self.in_flight[queue] -= 1;
+        self.queues[queue].complete(chain, written);
     }
 }
 
@@ -317,31 +382,6 @@ fn pieces(iovs: &IoVecs) -> Option<Pieces> {
             Pieces::Many(list.as_ptr(), count)
         }
     })
-}
-
-/// Answers the request of a slot, by what the kernel says of its transfer.
-fn finish(
-    queue: &mut ActiveQueue,
-    server: &Server,
-    mem: &GuestMemory,
-    slots: &mut Slots,
-    slot: usize,
-    result: i32,
-    write_through: bool,
-) {
-    let Slot { chain, iovs } = &mut slots.slots[slot];
-    let (chain, transfer) = chain.take().expect("the kernel answers once");
-    let done = match u32::try_from(result) {
-        Ok(len) if len == transfer.len => Ok(()),
-        Err(_) if !matches!(-result, libc::EAGAIN | libc::EINTR | libc::ECANCELED | libc::EOPNOTSUPP) => {
-            Err(io::Error::from_raw_os_error(-result))
-        }
-        // Less than all, or not in this way: once more, and to the end.
-        _ => server.perform(&transfer, &chain, mem, iovs),
-    };
-    let written = server.finish(&transfer, done, &chain, mem, write_through);
-    slots.free.push(slot);
-    queue.complete(chain, written);
 }
 
 /// Whether the file system can say that a read would block.

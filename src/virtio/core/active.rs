@@ -23,9 +23,13 @@ use crate::poll::{self, Source};
 pub enum Notify {
     /// After each one: right where a chain takes long compared to an interrupt.
     EachChain,
-    /// After all that are available: right where many short ones come together.
+    /// After all that are available, or [`BATCH`] bytes of them: right where many short ones come together.
     Burst,
 }
+
+/// Bytes of completed chains of which the driver hasn't heard, beyond which it should: what it does about them it can do while the device
+/// goes on. Less would be an interrupt for each small chain.
+const BATCH: u64 = 64 << 10;
 
 /// A queue that the driver has set up, and its two signals. Moves into the device's worker at `start`; as a descriptor
 /// (for [`poll::readable`]) it is readable when the driver has notified.
@@ -38,6 +42,8 @@ pub struct ActiveQueue {
     interrupt: Interrupt,
     needs_reset: NeedsReset,
     throttle: Arc<Throttle>,
+    // Bytes of what was completed since the driver was last told.
+    untold: u64,
 }
 
 impl AsRawFd for ActiveQueue {
@@ -56,7 +62,12 @@ impl ActiveQueue {
         interrupt: Interrupt,
         needs_reset: NeedsReset,
     ) -> Self {
-        Self { index, queue, mem, kick_evt, interrupt, needs_reset, throttle: Arc::default() }
+        Self { index, queue, mem, kick_evt, interrupt, needs_reset, throttle: Arc::default(), untold: 0 }
+    }
+
+    /// Which of the device's queues it is.
+    pub fn index(&self) -> usize {
+        self.index
     }
 
     /// Serves it no faster than this from now on.
@@ -130,10 +141,12 @@ impl ActiveQueue {
                 continue;
             };
             let written = answer(&chain, &self.mem);
-            self.throttle.charge(u64::from(chain.readable_len()) + u64::from(written));
+            let bytes = u64::from(chain.readable_len()) + u64::from(written);
+            self.throttle.charge(bytes);
             self.complete(chain, written);
-            if notify == Notify::EachChain {
-                self.interrupt_if_needed();
+            match notify {
+                Notify::EachChain => self.interrupt_if_needed(),
+                Notify::Burst => self.interrupt_if_due(bytes),
             }
             left -= 1;
         }
@@ -178,8 +191,17 @@ impl ActiveQueue {
 
     /// Interrupts, if anything was completed since the last time and the driver wants to know.
     pub fn interrupt_if_needed(&mut self) {
+        self.untold = 0;
         if self.queue.needs_interrupt(&self.mem) {
             self.interrupt.signal();
+        }
+    }
+
+    /// The same, if the chains that were completed since are worth it: so many bytes more than when this was last called.
+    pub fn interrupt_if_due(&mut self, bytes: u64) {
+        self.untold += bytes;
+        if self.untold >= BATCH {
+            self.interrupt_if_needed();
         }
     }
 

@@ -266,6 +266,7 @@ impl Pump {
                     let count = held.count(len);
                     number_buffers(&held.chains, count, queue.mem());
                     queue.complete_together(held.take(count, len));
+                    queue.interrupt_if_due(len.into());
                 }
                 Ok(None) => {
                     self.log.warn("a packet was dropped: the driver's buffer is too small for it");
