@@ -46,3 +46,12 @@ impl Spawner {
         })
     }
 }
+
+/// The calling thread, when it wakes, no longer takes a processor from a thread that runs (`SCHED_BATCH`): where none is free it waits for its
+/// turn. For a thread that a vCPU wakes with work of which more is to come: it would run for the first piece, sleep, and be woken for the next.
+#[expect(unsafe_code, reason = "no crate of ours has sched_setscheduler")]
+pub fn set_batch_policy() {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: it reads a struct of ours. It needs no right, and where something forbids it the thread is as it was.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) };
+}

@@ -16,7 +16,6 @@ mod uring;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::thread;
 
 pub use self::config::{Aio, Bandwidth, Cache, Config, ConfigError, Format};
 use self::disk::PAGE;
@@ -30,7 +29,7 @@ use super::core::iovec::IoVecs;
 use super::core::queue::Queue;
 use super::core::spec::{blk, feature, id};
 use super::core::worker::{Stop, Worker};
-use crate::thread::Spawner;
+use crate::thread::{self, Spawner};
 
 const QUEUE_SIZE: u16 = 256;
 /// Data segments of the largest request: a chain has at most the queue's size, and header and status take one each.
@@ -74,7 +73,7 @@ impl Block {
         });
         // A thread that takes its requests one after the other has one queue. One with a ring waits for none of them, and more of those than
         // there are processors would only take turns.
-        let with_rings = usize::from(queues).min(thread::available_parallelism().map_or(1, usize::from));
+        let with_rings = usize::from(queues).min(std::thread::available_parallelism().map_or(1, usize::from));
         let rings = || (0..with_rings).map(|_| Ring::new(&server.disk)).collect::<io::Result<Vec<_>>>();
         let rings = match config.aio {
             Some(Aio::Sync) => None,
@@ -96,6 +95,7 @@ impl Block {
             let name = if queues > 1 { format!("{name}.q{index}") } else { name.to_owned() };
             let (server, throttle) = (server.clone(), throttle.clone());
             Worker::spawn(&name, spawner, move |mut job: Job, stop: &Stop| {
+                thread::set_batch_policy();
                 let mut iovs = IoVecs::default();
                 let Job { queues, write_through } = &mut job;
                 queues.iter_mut().for_each(|queue| queue.limit(throttle.clone()));
