@@ -10,6 +10,7 @@
 //! doesn't look at it.
 
 mod control;
+mod held;
 mod offload;
 mod pump;
 pub mod tap;

@@ -237,11 +237,7 @@ fn a_large_packet_takes_several_buffers_and_the_driver_sees_them_at_once() {
             for round in 0..50 {
                 let len = 60 + usize::from(round) * 175;
                 wire.send(&frame(round, len));
-                let mut got = receive_merged(&mut driver, &mut rest);
-                while got[12..14] != ETHERTYPE.to_be_bytes() {
-                    got = receive_merged(&mut driver, &mut rest);
-                }
-                assert_eq!(got, frame(round, len));
+                assert_eq!(receive_merged_frame(&mut driver, &mut rest), frame(round, len));
             }
             drop((driver, wire));
             delete("t0");
@@ -375,6 +371,55 @@ fn a_driver_with_few_buffers_receives_packets_that_fit() {
             // Only when there is none left are there new ones.
             buffers.extend(add_buffers(&mut driver, 1));
         }
+    });
+}
+
+/// The next packet of the experimental type, whatever else the host sends.
+fn receive_merged_frame(driver: &mut FakeDriver, buffers: &mut Vec<(u16, u64)>) -> Vec<u8> {
+    loop {
+        let packet = receive_merged(driver, buffers);
+        if packet[12..14] == ETHERTYPE.to_be_bytes() {
+            return packet;
+        }
+    }
+}
+
+#[test]
+fn a_packet_that_finds_too_few_buffers_waits_for_more_and_is_whole() {
+    in_network_namespace("a_packet_that_finds_too_few_buffers_waits_for_more_and_is_whole", || {
+        let (device, wire) = device();
+        set_mtu("t0", 9000);
+        let mut driver = FakeDriver::started(device);
+        for round in 0..20 {
+            // Room for a usual packet, but not for this one, for which it takes four.
+            let mut buffers = add_buffers(&mut driver, 1 + usize::from(round % 3));
+            wire.send(&frame(round, 8000));
+            wire.send(&frame(round + 100, 60));
+            std::thread::sleep(Duration::from_millis(5));
+            if round % 4 != 3 {
+                for _ in 0..4 {
+                    buffers.extend(add_buffers(&mut driver, 1));
+                }
+                assert_eq!(receive_merged_frame(&mut driver, &mut buffers), frame(round, 8000));
+                assert_eq!(receive_merged_frame(&mut driver, &mut buffers), frame(round + 100, 60));
+            }
+            // On the way to which it is given up, where it had too few.
+            driver.write(mmio::STATUS, 0);
+            driver.start(u64::MAX);
+        }
+    });
+}
+
+#[test]
+fn a_packet_that_waits_for_buffers_in_vain_is_dropped_and_the_next_one_comes() {
+    in_network_namespace("a_packet_that_waits_for_buffers_in_vain_is_dropped_and_the_next_one_comes", || {
+        let (device, wire) = device();
+        set_mtu("t0", 9000);
+        let mut driver = FakeDriver::started(device);
+        let mut buffers = add_buffers(&mut driver, 2);
+        wire.send(&frame(1, 8000));
+        wire.send(&frame(2, 60));
+        assert_eq!(receive_merged_frame(&mut driver, &mut buffers), frame(2, 60));
     });
 }
 

@@ -5,19 +5,20 @@
 //! that a driver that changes it while we look at it changes nothing.
 //!
 //! A packet for the guest may take several buffers if the driver can put them together again; then as many are kept ready as the
-//! largest packet needs, or as there are, and the driver sees those of a packet all at once.
+//! largest packet needs, or as there are, and the driver sees those of a packet all at once. What of a packet has no room in those that there are
+//! is kept until there are more: a network that loses one packet in each ring's worth would make TCP crawl.
 //!
 //! The tap is only waited for while there is a buffer to put a packet into: without one, packets wait in the interface's queue
 //! and are dropped there. An interface that vanishes ends reception, one that is down ends nothing: both are said once.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::offload::{HEADER_LEN, Offloads};
+use super::held::{Held, MAX_SEGMENTS, Read};
+use super::offload::Offloads;
 use super::tap::TapQueue;
 use crate::memory::GuestMemory;
 use crate::poll::{self, Source};
@@ -37,12 +38,8 @@ const MIN_FRAME: u32 = 14;
 const MAX_FRAME: u32 = 65536 + 64;
 /// An Ethernet header with a VLAN's tag in it.
 const VLAN_HEADER: u32 = 18;
-/// The most pieces of memory that a receive buffer may have, and that make many buffers enough: two times this is the most that one call takes.
-const MAX_SEGMENTS: usize = 511;
 /// After so many packets in a row that can't be read no more will come.
 const MAX_ERRORS: u32 = 1000;
-/// Where `num_buffers` stands in the header (§5.1.6).
-const NUM_BUFFERS: u32 = 10;
 
 /// What the worker gets at `start` and gives back at `stop`.
 pub(super) struct Job {
@@ -83,74 +80,12 @@ struct Said {
 enum Rx {
     /// Buffers are (or may be) there: wait for packets.
     Ready,
-    /// The driver has to add buffers first.
-    Starved,
+    /// The driver has to add buffers first. After that time the packet that waits for them is dropped.
+    Starved(Option<Instant>),
     /// The limit is used up until then.
     Spent(Instant),
     /// The interface is gone, or the driver enabled no receive queue.
     Off,
-}
-
-/// Buffers that were taken from the driver, in order, and wait for packets. None is ever completed before one that is in front of it:
-/// that is why all of them can be put back.
-struct Held {
-    chains: VecDeque<Chain>,
-    /// Bytes that they have room for.
-    room: u64,
-    /// Pieces of memory that they are made of.
-    segments: usize,
-    /// Whether a packet may take several.
-    merges: bool,
-    /// Bytes of the largest packet with its header.
-    largest: u64,
-    /// Bytes of a packet that isn't larger than the interface's MTU, with its header.
-    usual: u64,
-}
-
-impl Held {
-    /// Whether the largest packet has room, or one buffer must do for it.
-    fn is_enough(&self) -> bool {
-        if self.merges {
-            self.room >= self.largest || self.segments >= MAX_SEGMENTS
-        } else {
-            !self.chains.is_empty()
-        }
-    }
-
-    /// Whether a packet may be read if the driver has no more buffers. It may be a large one, and then it is lost; but to wait for
-    /// more could be to wait for a driver that waits for a packet.
-    fn is_something(&self) -> bool {
-        self.is_enough() || self.room >= self.usual
-    }
-
-    fn push(&mut self, chain: Chain) {
-        self.room += u64::from(chain.writable_len());
-        self.segments += chain.writable().len();
-        self.chains.push_back(chain);
-    }
-
-    /// How many of the first buffers together hold `len` bytes.
-    fn count(&self, len: u32) -> usize {
-        let mut left = len;
-        let holds_all = |chain: &Chain| {
-            left = left.saturating_sub(chain.writable_len());
-            left == 0
-        };
-        self.chains.iter().position(holds_all).map_or(self.chains.len(), |last| last + 1)
-    }
-
-    /// Takes the first `count` buffers, of which `len` bytes are written, each with what is written of it.
-    fn take(&mut self, count: usize, len: u32) -> impl Iterator<Item = (Chain, u32)> {
-        let mut left = len;
-        let (room, segments) = (&mut self.room, &mut self.segments);
-        self.chains.drain(..count).map(move |chain| {
-            let part = left.min(chain.writable_len());
-            *room -= u64::from(chain.writable_len());
-            *segments -= chain.writable().len();
-            left -= part;
-            (chain, part)
-        })
-    }
 }
 
 impl Pump {
@@ -170,22 +105,16 @@ impl Pump {
         let mut iovs = IoVecs::default();
         let usual = u32::from(self.mtu) + VLAN_HEADER;
         let largest = if job.offloads.makes_large() { MAX_FRAME } else { usual };
-        let mut held = Held {
-            chains: VecDeque::new(),
-            room: 0,
-            segments: 0,
-            merges: job.offloads.merges_buffers(),
-            largest: u64::from(net::HEADER_LEN + largest),
-            usual: u64::from(net::HEADER_LEN + usual),
-        };
+        let with_header = |len: u32| net::HEADER_LEN + len;
+        let mut held = Held::new(job.offloads.merges_buffers(), with_header(largest), with_header(usual));
         // What was available before the start may have no kick to come.
         let mut state = self.receive(job, &mut held, &mut iovs);
         let mut tx_wait = self.send(job, stop, &mut iovs);
         while !stop.is_set() {
-            let rx_kick = job.rx.as_ref().filter(|_| matches!(state, Rx::Starved));
+            let rx_kick = job.rx.as_ref().filter(|_| matches!(state, Rx::Starved(_)));
             let tap = match state {
                 Rx::Ready => Source::readable(&*self.tap),
-                Rx::Starved | Rx::Spent(_) => Source::gone(&*self.tap),
+                Rx::Starved(_) | Rx::Spent(_) => Source::gone(&*self.tap),
                 Rx::Off => Source::none(),
             };
             let sources = [
@@ -199,7 +128,11 @@ impl Pump {
                     .map_or(Source::none(), |queue| Source::readable(queue)),
                 tap,
             ];
-            let rx_wait = if let Rx::Spent(until) = state { Some(until) } else { None };
+            let rx_wait = match state {
+                Rx::Spent(until) => Some(until),
+                Rx::Starved(until) => until,
+                Rx::Ready | Rx::Off => None,
+            };
             let [_, woken, rx_kicked, tx_kicked, tap] =
                 poll::wait_readable(sources, rx_wait.into_iter().chain(tx_wait).min());
             let is_over = |wait: Option<Instant>| wait.is_some_and(|until| Instant::now() >= until);
@@ -218,7 +151,7 @@ impl Pump {
         }
         if let Some(rx) = &mut job.rx {
             // Those that were taken last are the first that can go back.
-            held.chains.into_iter().rev().for_each(|chain| rx.put_back(chain));
+            held.into_chains().for_each(|chain| rx.put_back(chain));
         }
         // Until there is another driver, everything is done by the kernel.
         self.set_offloads(0);
@@ -256,20 +189,24 @@ impl Pump {
                     queue.disable_notification();
                     continue;
                 }
-                state = Rx::Starved;
+                state = Rx::Starved(held.waits_until());
                 break;
             }
-            match receive_packet(&self.tap, held, queue.mem(), iovs, job.offloads) {
-                Ok(Some(len)) => {
+            let mem = queue.mem().clone();
+            let read = held.go_on(&mem).map_or_else(|| held.read(&self.tap, &mem, iovs), Ok);
+            match read {
+                Ok(Read::Whole(len)) => {
                     self.errors = 0;
+                    if !job.offloads.tells_guest() {
+                        held.clear_header(&mem);
+                    }
                     self.limits[0].charge(len.into());
-                    let count = held.count(len);
-                    number_buffers(&held.chains, count, queue.mem());
-                    queue.complete_together(held.take(count, len));
+                    queue.complete_together(held.take(len, &mem));
                     queue.interrupt_if_due(len.into());
                 }
-                Ok(None) => {
-                    self.log.warn("a packet was dropped: the driver's buffer is too small for it");
+                Ok(Read::Part) => {}
+                Ok(Read::Lost) => {
+                    self.log.warn("a packet was dropped: the driver's buffers are too small for it");
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // EBADFD: the interface was deleted. Anything else is about one packet, such as a kind of segmentation that no
@@ -300,14 +237,16 @@ impl Pump {
         (job.link_is_down)();
     }
 
-    /// Takes buffers until the next packet has room; false if there are too few.
+    /// Takes buffers until the next packet, or the rest of one, has room; false if there are too few.
     fn collect(&self, queue: &mut ActiveQueue, held: &mut Held) -> bool {
         while !held.is_enough() {
-            let Some(chain) = queue.pop() else { return held.is_something() };
-            let least = if held.merges { net::HEADER_LEN } else { net::HEADER_LEN + MIN_FRAME };
+            let Some(chain) = queue.pop() else {
+                return held.is_something() || held.waits_in_vain(queue.size());
+            };
+            let least = if held.merges() { net::HEADER_LEN } else { net::HEADER_LEN + MIN_FRAME };
             if chain.writable_len() >= least && chain.writable().len() <= MAX_SEGMENTS {
                 held.push(chain);
-            } else if held.merges {
+            } else if held.merges() {
                 // It can't be used up before those that are held, and with those it can't be used at all.
                 queue.put_back(chain);
                 queue.fail("a receive buffer has no room for a header, or is in too many pieces");
@@ -347,40 +286,6 @@ impl Pump {
             0
         })
     }
-}
-
-/// Reads one packet into the buffers, in order, and returns its length with its header; `None` when it didn't fit, and is lost.
-fn receive_packet(
-    tap: &TapQueue,
-    held: &Held,
-    mem: &GuestMemory,
-    iovs: &mut IoVecs,
-    offloads: Offloads,
-) -> io::Result<Option<u32>> {
-    // The tap cuts a packet to the room there is and doesn't say so; a byte more than the driver gave does.
-    let mut beyond = [0];
-    let n = {
-        let mut list = iovs.scatter(mem);
-        for chain in &held.chains {
-            chain.writer(mem).scatter_into(&mut list);
-        }
-        list.push_host(&mut beyond);
-        list.read_from(tap)?
-    };
-    let len = u32::try_from(n).ok().filter(|len| u64::from(*len) <= held.room);
-    if let (Some(_), Some(first), false) = (len, held.chains.front(), offloads.tells_guest()) {
-        first.writer(mem).write(&[0; HEADER_LEN]);
-    }
-    Ok(len)
-}
-
-/// Says in a packet's header how many buffers it takes (§5.1.6.4): the kernel leaves that to us.
-fn number_buffers(chains: &VecDeque<Chain>, count: usize, mem: &GuestMemory) {
-    let Some(first) = chains.front() else { return };
-    let count = u16::try_from(count).expect("a queue has no more than 32768 chains");
-    let mut header = first.writer(mem);
-    header.split_off_front(NUM_BUFFERS);
-    header.write(&count.to_le_bytes());
 }
 
 /// False when the chain holds no packet.
