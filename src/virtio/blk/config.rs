@@ -28,7 +28,7 @@ pub struct Config {
     /// What the guest finds it by (`/dev/disk/by-id`, `/sys/block/vda/serial`): up to 20 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Queues, 1 to [`MAX_QUEUES`], each with a thread of its own; default 1.
+    /// Queues, 1 to [`MAX_QUEUES`], each with a thread of its own, but with io_uring no more threads than processors; default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<NonZeroU16>,
     /// What stands between the guest and the disk; default writeback.
