@@ -4,6 +4,7 @@ use crate::virtio::core::testing::*;
 use crate::virtio::core::transport::Attached;
 use std::num::{NonZeroU16, NonZeroU64};
 use std::path::Path;
+use std::time::Duration;
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -237,7 +238,7 @@ fn a_driver_that_scribbles_over_its_rings_while_they_are_served_does_no_harm() {
 }
 
 #[test]
-fn each_queue_is_served_by_a_thread_of_its_own() {
+fn each_queue_is_served_and_one_that_is_broken_leaves_the_others_working() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
     std::fs::write(&path, (0..LEN).map(pattern).collect::<Vec<_>>()).unwrap();
@@ -262,6 +263,34 @@ fn each_queue_is_served_by_a_thread_of_its_own() {
     for queues in [65, u16::MAX] {
         let many = Config { queues: NonZeroU16::new(queues), ..config.clone() };
         assert_eq!(many.validate(), Err(ConfigError::Queues(queues)));
+    }
+}
+
+#[test]
+fn a_driver_may_use_other_queues_after_each_reset() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    std::fs::write(&path, (0..LEN).map(pattern).collect::<Vec<_>>()).unwrap();
+    for aio in [Aio::Sync, Aio::IoUring] {
+        let config =
+            Config { path: path.clone(), queues: NonZeroU16::new(4), aio: Some(aio), ..Config::default() };
+        let mut driver = FakeDriver::new(open(&config));
+        let all = [0, 1, 2, 3];
+        for used in [&[2, 3][..], &all, &[1], &[], &all, &[0], &all] {
+            driver.write(mmio::STATUS, 0);
+            driver.set_up(u64::MAX);
+            for queue in all.into_iter().filter(|queue| !used.contains(queue)) {
+                driver.write(mmio::QUEUE_SEL, queue);
+                driver.write(mmio::QUEUE_READY, 0);
+            }
+            driver.add_status(status::DRIVER_OK);
+            for queue in used {
+                // Its thread has looked at all queues by now, and waits for the doorbell.
+                std::thread::sleep(Duration::from_millis(5));
+                let (bytes, _) = driver.request(*queue, &header(blk::T_IN, u64::from(*queue)), 513);
+                assert_eq!((u32::from(bytes[0]), bytes[512]), (*queue, blk::S_OK));
+            }
+        }
     }
 }
 

@@ -30,8 +30,8 @@ use crate::virtio::core::worker::Stop;
 const MAX_IN_FLIGHT: usize = 128;
 /// Room for those of a queue, and for what waits for the drivers and the stop signal. More go in several calls.
 const ENTRIES: u32 = 256;
-/// The completions of what it waits for are known by this and a number: 0 is the stop signal, the queues' doorbells come next. A request's is the
-/// number of its slot.
+/// The completions of what it waits for are known by this and a number: 0 is the stop signal, a queue's doorbell the device's number of the queue and 1,
+/// because it is still waited for when the device starts again with other queues. A request's is the number of its slot.
 const SOURCES: u64 = 1 << 32;
 /// The disk, as a registered file.
 const DISK: Fixed = Fixed(0);
@@ -243,8 +243,8 @@ impl Service<'_> {
             }
             let Some(until) = self.until(&left) else { continue };
             self.ring.wait_for(0, stop);
-            for (index, queue) in self.queues.iter().enumerate() {
-                self.ring.wait_for(1 + index, queue);
+            for queue in self.queues.iter() {
+                self.ring.wait_for(1 + queue.index(), queue);
             }
             self.ring.enter(&until);
             done.clear();
