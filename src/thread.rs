@@ -52,6 +52,11 @@ impl Spawner {
 #[expect(unsafe_code, reason = "no crate of ours has sched_setscheduler")]
 pub fn set_batch_policy() {
     let parameters = libc::sched_param { sched_priority: 0 };
-    // SAFETY: it reads a struct of ours. It needs no right, and where something forbids it the thread is as it was.
-    unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) };
+    // SAFETY: they take no pointer but one to a struct of ours, which is read. Where something forbids it the thread is as it was.
+    unsafe {
+        // Who has chosen another policy for bothy has reasons.
+        if libc::sched_getscheduler(0) == libc::SCHED_OTHER {
+            libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters);
+        }
+    }
 }

@@ -161,8 +161,13 @@ fn main() -> ExitCode {
     drop((ones, fours));
     report(&rows, &results, host, rounds, seconds);
     if let Some(least) = busy.iter().min() {
-        let figure = format!("{least} of 4 in the worst of {} runs", busy.len());
-        print_target(&format!("queues of a disk that worked, {host}"), &figure, "at least 2", *least >= 2);
+        let figure = format!("{least} in the worst of {} runs", busy.len());
+        print_target(
+            &format!("threads of a disk's queues that worked, {host}"),
+            &figure,
+            "at least 2",
+            *least >= 2,
+        );
     }
     ExitCode::SUCCESS
 }

@@ -71,10 +71,17 @@ impl Block {
             dirty: AtomicBool::new(false),
             throttle: throttle.clone(),
         });
-        // A thread that takes its requests one after the other has one queue. One with a ring waits for none of them, and more of those than
+        // A thread that takes its requests one after the other has one queue. One with a ring hardly waits for any, and more of those than
         // there are processors would only take turns.
-        let with_rings = usize::from(queues).min(std::thread::available_parallelism().map_or(1, usize::from));
-        let rings = || (0..with_rings).map(|_| Ring::new(&server.disk)).collect::<io::Result<Vec<_>>>();
+        let queues_of_all = usize::from(queues);
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let with_rings =
+            if Ring::takes_reads(&server.disk) { queues_of_all.min(processors) } else { queues_of_all };
+        let rings = || {
+            (0..with_rings)
+                .map(|_| Ring::new(&server.disk, queues_of_all.div_ceil(with_rings)))
+                .collect::<io::Result<Vec<_>>>()
+        };
         let rings = match config.aio {
             Some(Aio::Sync) => None,
             Some(Aio::IoUring) => Some(rings().map_err(|error| {

@@ -94,6 +94,12 @@ impl Server {
         }
     }
 
+    /// Whether to begin it may take long. No more than a hint: the driver may change what it says.
+    pub(super) fn takes_long(&self, chain: &Chain, mem: &GuestMemory) -> bool {
+        let kind = header(&mut chain.reader(mem)).map(|(kind, _)| kind);
+        matches!(kind, Some(blk::T_DISCARD | blk::T_WRITE_ZEROES))
+    }
+
     /// Looks at the request in `chain`, and does all of it but a transfer.
     pub(super) fn begin(&self, chain: &Chain, mem: &GuestMemory, write_through: bool) -> Begun {
         let Some(data_len) = chain.writable_len().checked_sub(1) else {

@@ -2,10 +2,10 @@
 //! nothing else. The doorbells and the stop signal wait in the same ring, so that there is one system call for everything.
 //!
 //! What doesn't gain by it isn't given to the ring: a write to the page cache is a copy, which Linux would leave to another thread on most
-//! file systems, and so is the flush of a driver that waits for nothing else. Where a file system can't say whether a read would block
+//! file systems, and so is the flush of a driver that waits for nothing else, where the thread has no other queue. Where a file system can't say whether a read would block
 //! (tmpfs, before Linux 6.6), neither are reads.
 //!
-//! What is done at once (above all what the page cache has) the driver hears of together, when there is no more or 64 KiB of it.
+//! What is soon done (reads and writes of what the page cache has) the driver hears of together, when there is no more or 64 KiB of it.
 //!
 //! A ring belongs to one worker thread, which serves one queue with it or several, and owns the memory that it shares with the kernel. Of the disk it has the second
 //! opening (where there could be none, the only one), as a registered file; nothing is in flight when it is dropped.
@@ -33,6 +33,8 @@ const ENTRIES: u32 = 256;
 /// The completions of what it waits for are known by this and a number: 0 is the stop signal, a queue's doorbell the device's number of the queue and 1,
 /// because it is still waited for when the device starts again with other queues. A request's is the number of its slot.
 const SOURCES: u64 = 1 << 32;
+/// Bytes that are moved at once for a queue before the others get their turn.
+const TURN: u64 = 1 << 20;
 /// The disk, as a registered file.
 const DISK: Fixed = Fixed(0);
 
@@ -75,7 +77,8 @@ impl Slots {
     }
 }
 
-/// What the queue has been left with when it was looked at.
+/// What a queue has been left with when it was looked at.
+#[derive(Clone, Copy)]
 enum Left {
     /// Nothing.
     Nothing,
@@ -95,8 +98,10 @@ enum Until {
 }
 
 impl Ring {
-    /// A ring for one queue of the disk. Fails where this host has none, or doesn't let us.
-    pub(super) fn new(disk: &Disk) -> io::Result<Self> {
+    /// A ring for so many queues of the disk. Fails where this host has none, or doesn't let us.
+    pub(super) fn new(disk: &Disk, queues: usize) -> io::Result<Self> {
+        // Room for all that may be done before the thread looks.
+        let completions = u32::try_from(queues * (MAX_IN_FLIGHT + 1) + 1).map_err(io::Error::other)?;
         // The thread that uses it is another than the one that makes it, and the only one.
         // What is done is put into the ring when the thread looks, and not while it does something else or is parked: so doorbells that ring
         // meanwhile are one. Linux 6.1; everything else that is used here is older.
@@ -105,7 +110,7 @@ impl Ring {
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_taskrun_flag()
-            .setup_cqsize(2 * ENTRIES)
+            .setup_cqsize(completions.next_power_of_two().max(2 * ENTRIES))
             .build(ENTRIES)?;
         ring.submitter().register_files(&[disk.file().as_raw_fd()])?;
         Ok(Self {
@@ -113,8 +118,13 @@ impl Ring {
             enabled: false,
             waits: Vec::new(),
             fresh: false,
-            takes_reads: !disk.is_cached() || reads_at_once(disk),
+            takes_reads: Self::takes_reads(disk),
         })
+    }
+
+    /// Whether reads wait in the ring, and not the thread for them.
+    pub(super) fn takes_reads(disk: &Disk) -> bool {
+        !disk.is_cached() || reads_at_once(disk)
     }
 
     /// Serves the queues, of one device, until `stop` is set; nothing is in flight afterwards.
@@ -130,8 +140,16 @@ impl Ring {
             self.ring.submitter().register_enable_rings().expect("it was made disabled");
         }
         let in_flight = vec![0; queues.len()];
-        let service =
-            Service { ring: self, queues, in_flight, slots: Slots::default(), mem, server, write_through };
+        let service = Service {
+            ring: self,
+            queues,
+            in_flight,
+            slots: Slots::default(),
+            first: 0,
+            mem,
+            server,
+            write_through,
+        };
         service.run(stop);
     }
 
@@ -225,6 +243,8 @@ struct Service<'a> {
     /// Requests of each queue that are on their way.
     in_flight: Vec<usize>,
     slots: Slots,
+    /// The queue that is looked at first: the one behind that which began something last, so that under a limit each gets its share.
+    first: usize,
     mem: Arc<GuestMemory>,
     server: &'a Server,
     write_through: bool,
@@ -236,8 +256,12 @@ impl Service<'_> {
         let mut done: Vec<(u64, i32, bool)> = Vec::new();
         loop {
             let stops = stop.is_set();
+            let count = self.queues.len();
             left.clear();
-            left.extend((0..self.queues.len()).map(|queue| self.take(queue, stop)));
+            left.resize(count, Left::Nothing);
+            for queue in (self.first..self.first + count).map(|index| index % count) {
+                left[queue] = self.take(queue, stop);
+            }
             if stops && self.slots.in_flight() == 0 {
                 return;
             }
@@ -284,6 +308,7 @@ impl Service<'_> {
     /// Begins what a queue has on offer.
     fn take(&mut self, index: usize, stop: &Stop) -> Left {
         let shares = self.queues.len() > 1;
+        let mut moved = 0;
         let Self { server, mem, write_through, .. } = self;
         let queue = &mut self.queues[index];
         queue.disable_notification();
@@ -302,6 +327,12 @@ impl Service<'_> {
                 return Left::Nothing;
             };
             let bytes = u64::from(chain.readable_len()) + u64::from(chain.writable_len());
+            if server.takes_long(&chain, mem) {
+                queue.interrupt_if_needed();
+            }
+            self.first = (index + 1) % self.in_flight.len();
+            // Whether the next one may come before the driver hears of this one.
+            let mut soon = false;
             let written = match server.begin(&chain, mem, *write_through) {
                 Begun::Done(written) => written,
                 Begun::Transfer(transfer) => {
@@ -323,8 +354,8 @@ impl Service<'_> {
                         queue.interrupt_if_needed();
                         return Left::NoRoom;
                     }
-                    if matches!(transfer.kind, TransferKind::Flush { .. }) {
-                        // It takes its time.
+                    soon = transfer.kind == TransferKind::Write && server.disk.is_cached() && !*write_through;
+                    if !soon {
                         queue.interrupt_if_needed();
                     }
                     let done = server.perform(&transfer, &chain, mem, iovs);
@@ -333,7 +364,15 @@ impl Service<'_> {
             };
             queue.charge(bytes);
             queue.complete(chain, written);
-            queue.interrupt_if_due(bytes);
+            if soon {
+                queue.interrupt_if_due(bytes);
+            } else {
+                queue.interrupt_if_needed();
+            }
+            moved += if soon { bytes } else { TURN };
+            if shares && moved >= TURN {
+                break;
+            }
         }
         queue.interrupt_if_needed();
         Left::Something

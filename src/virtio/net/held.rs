@@ -10,12 +10,15 @@ use crate::memory::GuestMemory;
 use crate::virtio::core::chain::Chain;
 use crate::virtio::core::iovec::IoVecs;
 
-/// The most pieces of memory that a receive buffer may have, and that make many buffers enough: two times this is the most that one call takes.
+/// The most pieces of memory that a receive buffer may have, and that make many buffers enough: two times this, and the host's buffer behind them,
+/// is the most that one call takes.
 pub(super) const MAX_SEGMENTS: usize = 511;
 /// Where `num_buffers` stands in the header (§5.1.6).
 const NUM_BUFFERS: u32 = 10;
 /// How long the rest of a packet waits for buffers. A driver that was told of used ones gives new ones at once, if it has any.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// The same for one that had none the last time: then it would be a second for each packet.
+const NO_PATIENCE: Duration = Duration::from_millis(10);
 
 /// The buffers, in order. None is ever completed before one that is in front of it: that is why all of them can be put back.
 pub(super) struct Held {
@@ -30,10 +33,11 @@ pub(super) struct Held {
     largest: u64,
     /// Bytes of a packet that isn't larger than the interface's MTU, with its header.
     usual: u64,
-    /// What a packet has beyond the buffers that there were. Where it may take no more than one of them, that is a byte, which says that it was
-    /// too large.
+    /// What a packet has beyond the buffers that there were. If it is full the packet was too large, and where a packet may take no more than one
+    /// buffer it is a byte.
     beyond: Vec<u8>,
     unfinished: Option<Unfinished>,
+    patience: Duration,
 }
 
 /// A packet that is larger than the buffers that there were: they are full of it, and its rest is in `beyond`.
@@ -63,8 +67,9 @@ impl Held {
             merges,
             largest: largest.into(),
             usual: usual.into(),
-            beyond: vec![0; if merges { largest as usize } else { 1 }],
+            beyond: vec![0; if merges { largest as usize + 1 } else { 1 }],
             unfinished: None,
+            patience: PATIENCE,
         }
     }
 
@@ -93,9 +98,9 @@ impl Held {
         self.unfinished.as_ref().map(|packet| packet.until)
     }
 
-    /// Whether the rest of a packet waits in vain: all buffers of a queue of this size are held, or the time is up.
+    /// Whether the rest of a packet waits in vain: all buffers of a queue of this size are held, or they are in too many pieces, or the time is up.
     pub(super) fn waits_in_vain(&self, queue_size: u16) -> bool {
-        let all = self.chains.len() == usize::from(queue_size);
+        let all = self.chains.len() == usize::from(queue_size) || self.segments >= MAX_SEGMENTS;
         self.unfinished.as_ref().is_some_and(|packet| all || packet.until <= Instant::now())
     }
 
@@ -125,11 +130,11 @@ impl Held {
         let Some(rest) = u64::from(len).checked_sub(self.room).filter(|rest| *rest > 0) else {
             return Ok(Read::Whole(len));
         };
-        if !self.merges {
+        if rest == self.beyond.len() as u64 {
             return Ok(Read::Lost);
         }
         let rest = u32::try_from(rest).expect("part of a length");
-        self.unfinished = Some(Unfinished { len, rest, until: Instant::now() + PATIENCE });
+        self.unfinished = Some(Unfinished { len, rest, until: Instant::now() + self.patience });
         Ok(Read::Part)
     }
 
@@ -137,6 +142,7 @@ impl Held {
     pub(super) fn go_on(&mut self, mem: &GuestMemory) -> Option<Read> {
         let enough = self.is_enough();
         let Unfinished { len, rest, .. } = self.unfinished.take()?;
+        self.patience = if enough { PATIENCE } else { NO_PATIENCE };
         if !enough {
             return Some(Read::Lost);
         }

@@ -424,6 +424,23 @@ fn a_packet_that_waits_for_buffers_in_vain_is_dropped_and_the_next_one_comes() {
 }
 
 #[test]
+fn a_packet_is_never_cut_though_the_interface_has_larger_ones_than_it_had() {
+    in_network_namespace("a_packet_is_never_cut_though_the_interface_has_larger_ones_than_it_had", || {
+        let (device, wire) = device();
+        set_mtu("t0", 9000);
+        let mut driver = FakeDriver::new(device);
+        // Without segmentation nothing larger than the MTU is expected.
+        driver.start(net::F_MRG_RXBUF);
+        let mut buffers = add_buffers(&mut driver, 6);
+        wire.send(&frame(1, 8000));
+        wire.send(&frame(2, 3000));
+        wire.send(&frame(3, 60));
+        assert_eq!(receive_merged_frame(&mut driver, &mut buffers), frame(2, 3000));
+        assert_eq!(receive_merged_frame(&mut driver, &mut buffers), frame(3, 60));
+    });
+}
+
+#[test]
 fn a_held_buffer_is_given_back_by_a_reset_and_the_device_starts_again() {
     in_network_namespace("a_held_buffer_is_given_back_by_a_reset_and_the_device_starts_again", || {
         let (device, wire) = device();
