@@ -7,14 +7,15 @@ use crate::balloon::{SCRIPT, comes_back, pss_mib};
 use crate::guest::needs_linux;
 use crate::support::patient;
 
-/// How long it may take from when memory is freed: the agent looks once a second and again, and then has two seconds.
-const AT_ONCE: Duration = Duration::from_millis(1250 + 2000);
+/// How long it may take from when memory is freed: the agent looks once a second and again, and then has two seconds (0.9 to 1.8 were seen in the
+/// emulated host), and as long again where a host's processors have other work.
+const AT_ONCE: Duration = Duration::from_millis(2 * (1250 + 2000));
 /// The most that an idle machine of 128 MiB may hold, in MiB: both of its processes.
 const IDLE_MIB: u64 = 40;
 
 #[test]
 fn freed_memory_is_back_as_soon_as_the_agent_has_noticed() {
-    needs_linux!();
+    needs_linux!(alone);
     let flags = ["-i", "--privileged", "-m1G"];
     let mut running = shell(needs_image!(), &flags, SCRIPT).open_input().start();
     running.wait_for(b"up");
