@@ -333,3 +333,34 @@ fn requests_and_bytes_in_a_second_are_limited_over_all_queues() {
         assert!(text.parse::<Bandwidth>().is_err(), "{text}");
     }
 }
+
+#[test]
+fn queues_that_share_a_thread_share_a_limit_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    std::fs::write(&path, (0..LEN).map(pattern).collect::<Vec<_>>()).unwrap();
+    // More than there are processors, mostly, so that the first and the last have the same thread.
+    let queues = u32::from(config::MAX_QUEUES);
+    let count = NonZeroU16::new(config::MAX_QUEUES);
+    let processors =
+        std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap());
+    let config = Config { path, queues: count, iops: NonZeroU64::new(20), ..Config::default() };
+    let mut driver = FakeDriver::started(open(&config));
+    let pair = [0, processors.min(queues - 1)];
+    for queue in pair {
+        for _ in 0..5 {
+            let request = driver.alloc_with(&header(blk::T_IN, 0));
+            let data = driver.alloc(513);
+            driver.queues[queue as usize].add(&[Part::Read(request, 16), Part::Write(data, 513)]);
+        }
+    }
+    pair.iter().for_each(|queue| driver.notify(*queue));
+    let mut done = [0; 2];
+    wait_until("seven of ten requests are done", || {
+        for (done, queue) in done.iter_mut().zip(pair) {
+            *done += std::iter::from_fn(|| driver.queues[queue as usize].used()).count();
+        }
+        done.iter().sum::<usize>() >= 7
+    });
+    assert!(done.iter().all(|done| *done >= 2), "{done:?}");
+}

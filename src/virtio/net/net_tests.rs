@@ -1,3 +1,4 @@
+use super::pump::RX_BURST;
 use super::testing::*;
 use super::*;
 use crate::virtio::core::spec::{mmio, status};
@@ -406,6 +407,27 @@ fn a_packet_that_finds_too_few_buffers_waits_for_more_and_is_whole() {
             // On the way to which it is given up, where it had too few.
             driver.write(mmio::STATUS, 0);
             driver.start(u64::MAX);
+        }
+    });
+}
+
+#[test]
+fn a_packet_whose_rest_waits_at_the_end_of_a_burst_is_not_forgotten() {
+    in_network_namespace("a_packet_whose_rest_waits_at_the_end_of_a_burst_is_not_forgotten", || {
+        let (device, wire) = device();
+        set_mtu("t0", 9000);
+        let mut driver = FakeDriver::started(device);
+        // What the host has to say of a new interface of its own accord is over, mostly.
+        std::thread::sleep(Duration::from_millis(300));
+        for (mark, len) in [(1, 60), (2, 60), (3, 8000)] {
+            wire.send(&frame(mark, len));
+        }
+        // A burst is three packets in tests.
+        let mut buffers = add_buffers(&mut driver, RX_BURST);
+        std::thread::sleep(Duration::from_millis(20));
+        buffers.extend(add_buffers(&mut driver, 4));
+        for (mark, len) in [(1, 60), (2, 60), (3, 8000)] {
+            assert_eq!(receive_merged_frame(&mut driver, &mut buffers), frame(mark, len));
         }
     });
 }

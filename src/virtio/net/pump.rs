@@ -31,7 +31,7 @@ use crate::virtio::core::spec::net;
 use crate::virtio::core::worker::Stop;
 
 /// Packets that are received before the other sources get their turn.
-const RX_BURST: usize = if cfg!(test) { 3 } else { 256 };
+pub(super) const RX_BURST: usize = if cfg!(test) { 3 } else { 256 };
 /// An Ethernet header, the least that a packet has.
 const MIN_FRAME: u32 = 14;
 /// The largest packet that any header could announce, and then some: beyond it nothing is worth a system call.
