@@ -71,33 +71,6 @@ impl Block {
             dirty: AtomicBool::new(false),
             throttle: throttle.clone(),
         });
-        // A thread that takes its requests one after the other has one queue. One with a ring hardly waits for any, and more of those than
-        // there are processors would only take turns.
-        let queues_of_all = usize::from(queues);
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let with_rings =
-            if Ring::takes_reads(&server.disk) { queues_of_all.min(processors) } else { queues_of_all };
-        let rings = || {
-            (0..with_rings)
-                .map(|_| Ring::new(&server.disk, queues_of_all.div_ceil(with_rings)))
-                .collect::<io::Result<Vec<_>>>()
-        };
-        let rings = match config.aio {
-            Some(Aio::Sync) => None,
-            Some(Aio::IoUring) => Some(rings().map_err(|error| {
-                io::Error::new(
-                    error.kind(),
-                    format!("{name}: aio=io_uring: this host has none, or not for us: {error}"),
-                )
-            })?),
-            None => rings()
-                .inspect_err(|error| log::debug!("{name}: one request after the other: no io_uring: {error}"))
-                .ok(),
-        };
-        let mut rings: Vec<Option<Ring>> = match rings {
-            Some(rings) => rings.into_iter().map(Some).collect(),
-            None => (0..queues).map(|_| None).collect(),
-        };
         let worker = |(index, mut ring): (usize, Option<Ring>)| {
             let name = if queues > 1 { format!("{name}.q{index}") } else { name.to_owned() };
             let (server, throttle) = (server.clone(), throttle.clone());
@@ -117,8 +90,34 @@ impl Block {
                 job
             })
         };
-        let workers = rings.drain(..).enumerate().map(worker).collect::<io::Result<_>>()?;
+        let threads = rings(config, &server.disk, name)?;
+        let workers = threads.into_iter().enumerate().map(worker).collect::<io::Result<_>>()?;
         Ok(Self { features, config_space, queue_sizes: vec![QUEUE_SIZE; queues.into()], workers })
+    }
+}
+
+/// What each of the disk's threads serves its queues with: a ring, or nothing.
+///
+/// A thread that takes its requests one after the other has one queue. One with a ring hardly waits for any, and more of those than there are
+/// processors would only take turns.
+fn rings(config: &Config, disk: &Disk, name: &str) -> io::Result<Vec<Option<Ring>>> {
+    let queues = usize::from(config.queues());
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if Ring::takes_reads(disk) { queues.min(processors) } else { queues };
+    let rings = || {
+        (0..threads).map(|_| Ring::new(disk, queues.div_ceil(threads)).map(Some)).collect::<io::Result<_>>()
+    };
+    let without = || (0..queues).map(|_| None).collect();
+    match config.aio {
+        Some(Aio::Sync) => Ok(without()),
+        Some(Aio::IoUring) => rings().map_err(|error| {
+            let why = format!("{name}: aio=io_uring: this host has none, or not for us: {error}");
+            io::Error::new(error.kind(), why)
+        }),
+        None => Ok(rings().unwrap_or_else(|error| {
+            log::debug!("{name}: one request after the other: no io_uring: {error}");
+            without()
+        })),
     }
 }
 
