@@ -261,6 +261,7 @@ impl Service<'_> {
             left.resize(count, Left::Nothing);
             for queue in (self.first..self.first + count).map(|index| index % count) {
                 left[queue] = self.take(queue, stop);
+                self.queues[queue].interrupt_if_needed();
             }
             if stops && self.slots.in_flight() == 0 {
                 return;
@@ -305,7 +306,7 @@ impl Service<'_> {
         (!again).then(|| Until::Event(left.iter().filter_map(ready_at).min()))
     }
 
-    /// Begins what a queue has on offer.
+    /// Begins what a queue has on offer. What is done the driver need not have heard of yet.
     fn take(&mut self, index: usize, stop: &Stop) -> Left {
         let shares = self.queues.len() > 1;
         let mut moved = 0;
@@ -315,17 +316,12 @@ impl Service<'_> {
         for _ in 0..queue.size() {
             let in_flight = self.in_flight[index];
             if stop.is_set() || in_flight == MAX_IN_FLIGHT {
-                queue.interrupt_if_needed();
                 return Left::NoRoom;
             }
             if let Some(ready_at) = queue.ready_at() {
-                queue.interrupt_if_needed();
                 return Left::Limit(ready_at);
             }
-            let Some(chain) = queue.pop() else {
-                queue.interrupt_if_needed();
-                return Left::Nothing;
-            };
+            let Some(chain) = queue.pop() else { return Left::Nothing };
             let bytes = u64::from(chain.readable_len()) + u64::from(chain.writable_len());
             if server.takes_long(&chain, mem) {
                 queue.interrupt_if_needed();
@@ -351,7 +347,6 @@ impl Service<'_> {
                     if in_flight > 0 && transfer.kind == TransferKind::Write && !server.disk.is_cached() {
                         // Through the page cache, where others may be on their way past it to the same page.
                         queue.put_back(chain);
-                        queue.interrupt_if_needed();
                         return Left::NoRoom;
                     }
                     soon = transfer.kind == TransferKind::Write && server.disk.is_cached() && !*write_through;
@@ -374,7 +369,6 @@ impl Service<'_> {
                 break;
             }
         }
-        queue.interrupt_if_needed();
         Left::Something
     }
 
