@@ -9,6 +9,10 @@ use std::thread::JoinHandle;
 /// What a thread does before anything else, told its own name.
 type First = Arc<dyn Fn(&str) + Send + Sync>;
 
+/// Bytes of a thread's stack. Of the usual 2 MiB the host, where it makes huge pages of all memory that it can, gives a stack all at once if it
+/// happens to begin at the right address.
+pub const STACK: usize = 512 << 10;
+
 /// Starts threads.
 #[derive(Clone, Default)]
 pub struct Spawner {
@@ -32,7 +36,7 @@ impl Spawner {
     ) -> io::Result<JoinHandle<T>> {
         let first = self.first.clone();
         let own_name = name.to_owned();
-        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        std::thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(move || {
             let whole = || {
                 if let Some(first) = first {
                     first(&own_name);

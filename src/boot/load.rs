@@ -11,10 +11,13 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::image::{Blob, KernelFormat, KernelImage, Segment};
 use super::{BootError, Protocol, Start};
-use crate::memory::{GuestMemory, PAGE_SIZE, layout};
+use crate::memory::{self, GuestMemory, PAGE_SIZE, layout};
 
 /// Entry of a bzImage's 64-bit code, behind the start of its 32-bit code.
 const BZIMAGE_ENTRY_64: u64 = 0x200;
+
+/// Between two segments so many bytes are worth small pages: half a huge page.
+const GAP: u64 = 1 << 20;
 
 /// A kernel in memory.
 pub(super) struct Loaded {
@@ -46,6 +49,9 @@ pub(super) fn kernel(mem: &GuestMemory, memory_mib: u64, image: &KernelImage) ->
         KernelFormat::Elf { segments, entry, pvh_entry } => {
             let end = segments.iter().map(|s| s.gpa.saturating_add(s.mem_len)).max().unwrap_or(0);
             check_fits(&image.blob, end, low_end)?;
+            for (gpa, len) in gaps(segments) {
+                memory::leave_unused(mem, GuestAddress(gpa), len);
+            }
             for segment in segments {
                 load_segment(mem, &image.blob, *segment)?;
             }
@@ -60,6 +66,14 @@ pub(super) fn kernel(mem: &GuestMemory, memory_mib: u64, image: &KernelImage) ->
             Ok(Loaded { start, end, initrd_max: u64::MAX, setup_header: None })
         }
     }
+}
+
+/// What a kernel leaves free between its segments (start, length in bytes), where that is enough to be worth small pages.
+fn gaps(segments: &[Segment]) -> Vec<(u64, u64)> {
+    let mut segments: Vec<_> = segments.iter().map(|s| (s.gpa, s.gpa.saturating_add(s.mem_len))).collect();
+    segments.sort_unstable();
+    let between = segments.windows(2).map(|pair| (pair[0].1, pair[1].0.saturating_sub(pair[0].1)));
+    between.filter(|(_, len)| *len >= GAP).collect()
 }
 
 fn check_fits(blob: &Blob, end: u64, low_end: u64) -> Result<(), BootError> {
@@ -106,5 +120,20 @@ pub(super) fn initrd(
             mib: blob.len.div_ceil(1 << 20),
             room_mib: limit.saturating_sub(kernel.end) >> 20,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_counts_from_half_a_huge_page_on() {
+        let segment = |mib: u64, mem_len| Segment { gpa: mib << 20, offset: 0, file_len: 0, mem_len };
+        let close = segment(20, (1 << 20) + 1);
+        let kernel = [segment(2, 5 << 19), segment(8, 4096), close, segment(22, 1)];
+        assert_eq!(gaps(&kernel), [(9 << 19, 7 << 19), ((8 << 20) + 4096, (12 << 20) - 4096)]);
+        assert_eq!(gaps(&[close, segment(2, 17 << 20)]), [(19 << 20, 1 << 20)], "in any order");
+        assert_eq!(gaps(&[segment(2, 4 << 20), segment(4, 1)]), [], "they may overlap");
     }
 }

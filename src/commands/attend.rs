@@ -18,6 +18,7 @@ use super::terminal::{self, Escape, HELP, Key, RawTerminal};
 use super::{carry, say};
 use crate::outcome::Outcome;
 use crate::poll::{self, Source};
+use crate::thread;
 use crate::timeline::Times;
 use crate::vmm::control::{Counts, News, Order, Report};
 use crate::vmm::process::VmProcess;
@@ -341,8 +342,11 @@ impl Output {
             drop(guard);
             written
         };
-        let thread =
-            std::thread::Builder::new().name("console".into()).spawn(body).context("can't start a thread")?;
+        let thread = std::thread::Builder::new()
+            .name("console".into())
+            .stack_size(thread::STACK)
+            .spawn(body)
+            .context("can't start a thread")?;
         Ok(Self { thread, done })
     }
 

@@ -14,7 +14,7 @@ use std::os::fd::AsRawFd;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use thiserror::Error;
-use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 pub use discard::{Afterwards, discard};
 
@@ -221,6 +221,21 @@ fn region(start: u64, len: u64, backing: Backing) -> io::Result<GuestRegionMmap>
         .ok_or_else(|| io::Error::other(format!("{start:#x} + {len:#x} overflows")))
 }
 
+/// Of these bytes, which are in guest memory, nothing will be used for a while: the huge pages that they touch are made of small pages, so that
+/// what else is in those doesn't bring them along.
+pub fn leave_unused(mem: &GuestMemory, gpa: GuestAddress, len: u64) {
+    let Some((region, at)) = mem.to_region_addr(gpa) else { return };
+    if region.flags() & libc::MAP_HUGETLB != 0 {
+        return;
+    }
+    let huge = HUGE_PAGE as u64;
+    let end = at.0.saturating_add(len).min(region.len());
+    let (first, last) = (at.0 / huge * huge, end.next_multiple_of(huge).min(region.len()));
+    if let (Ok(first), Ok(len)) = (usize::try_from(first), usize::try_from(last - first)) {
+        advise(region.as_ptr().wrapping_add(first), len, libc::MADV_NOHUGEPAGE);
+    }
+}
+
 /// Makes every page be there.
 #[expect(unsafe_code, reason = "madvise has no safe wrapper")]
 fn prefault(start: *mut u8, len: usize) -> io::Result<()> {
@@ -243,7 +258,7 @@ fn prefault(start: *mut u8, len: usize) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::{Bytes, GuestMemoryBackend};
+    use vm_memory::Bytes;
 
     #[test]
     fn memory_past_the_hole_goes_on_above_4_gib() {
@@ -289,6 +304,33 @@ mod tests {
         let mut after = resident_kib(50 << 10);
         after.retain(|kib| !before.contains(kib));
         assert_eq!((before, after.contains(&(50 << 10))), (vec![], true), "{after:?}");
+    }
+
+    #[test]
+    fn beside_what_is_unused_only_what_is_used_is_there() {
+        let mem = create(42, Backing::default()).unwrap();
+        let flags_at = |gpa| {
+            let at = mem.get_host_address(GuestAddress(gpa)).unwrap().addr();
+            let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let mut here = false;
+            for line in smaps.lines() {
+                let first = line.split_whitespace().next().unwrap();
+                if let Some((start, end)) = first.split_once('-') {
+                    let [start, end] = [start, end].map(|text| usize::from_str_radix(text, 16).unwrap());
+                    here = (start..end).contains(&at);
+                } else if here && first == "VmFlags:" {
+                    return ["hg", "nh"].map(|flag| line.split_whitespace().any(|word| word == flag));
+                }
+            }
+            panic!("no mapping has {gpa:#x}");
+        };
+        let (huge, small) = ([true, false], [false, true]);
+        leave_unused(&mem, GuestAddress((9 << 20) + 5), 2 << 20);
+        let mib = [7, 8, 11, 12, 41].map(|mib| flags_at(mib << 20));
+        assert_eq!(mib, [huge, small, small, huge, huge]);
+        leave_unused(&mem, GuestAddress(41 << 20), u64::from(u32::MAX));
+        leave_unused(&mem, GuestAddress(42 << 20), 1);
+        assert_eq!([39, 40, 41].map(|mib| flags_at(mib << 20)), [huge, small, small]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //!
 //! With cgroup v2 the rule is a BPF program on the container's cgroup, which the kernel runs at each open and each mknod.
 
+use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 
@@ -35,9 +36,22 @@ const JUMP_IF_EQUAL: u8 = 0x15;
 const JUMP_UNLESS_EQUAL: u8 = 0x55;
 const EXIT: u8 = 0x95;
 
+/// Whether the kernel compiles programs from now on.
+const COMPILE: &str = "/proc/sys/net/core/bpf_jit_enable";
+
 /// Puts the rule on the container's cgroup.
+///
+/// It is interpreted, where the kernel can do that: to compile even one program takes 2 MiB, which is much of an idle machine's memory, and some
+/// time of its start; and the rule is asked rarely. The container's own programs (seccomp filters above all) are compiled.
 pub(crate) fn restrict(cgroup: &Cgroup) -> io::Result<()> {
-    sys::attach_device_rule(cgroup.as_fd(), &rule())
+    let before = fs::read_to_string(COMPILE).unwrap_or_default();
+    // A kernel that compiles all of them, or none, stays as it is.
+    let interpreted = fs::write(COMPILE, "0").is_ok();
+    let attached = sys::attach_device_rule(cgroup.as_fd(), &rule());
+    if interpreted {
+        fs::write(COMPILE, before.trim())?;
+    }
+    attached
 }
 
 fn rule() -> Vec<BpfInstruction> {

@@ -123,8 +123,10 @@ impl Sweep {
             say!("which blocks of memory are reported can't be changed: {error}");
             *self = Self::Over;
         }
-        // If not even that much can be had, there is nothing to report.
-        let _nothing_free = stir();
+        if matches!(self, Self::Until(_)) {
+            // If not even that much can be had, there is nothing to report.
+            let _nothing_free = stir();
+        }
     }
 }
 

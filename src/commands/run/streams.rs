@@ -14,6 +14,7 @@ use bothy_guest::protocol::Token;
 
 use crate::commands::carry;
 use crate::poll::{self, Source};
+use crate::thread;
 
 /// The most that is read from standard input at once, in bytes.
 const PIECE: usize = 64 << 10;
@@ -142,6 +143,10 @@ fn close(socket: &UnixStream, how: Shutdown) {
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
-    std::thread::Builder::new().name(name.into()).spawn(body).context("can't start a thread")?;
+    std::thread::Builder::new()
+        .name(name.into())
+        .stack_size(thread::STACK)
+        .spawn(body)
+        .context("can't start a thread")?;
     Ok(())
 }

@@ -11,6 +11,7 @@
 
 mod control;
 mod held;
+mod interface;
 mod offload;
 mod pump;
 pub mod tap;

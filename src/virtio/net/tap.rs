@@ -5,16 +5,16 @@
 //! interface stays. [`AUTO`] in a name's place makes one, which takes CAP_NET_ADMIN: it is up, has the address that the guest has for its
 //! gateway (if it has one), and is gone with the descriptor. Packets get no further than this host unless it forwards them.
 
-use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use bothy_guest::addr::IpPrefix;
 use bothy_guest::netlink::Netlink;
 use thiserror::Error;
 
+use super::interface::{self, done, request};
 use super::{Config, offload};
 use crate::virtio::core::spec::net;
 
@@ -89,12 +89,16 @@ impl Tap {
         let name = config.tap.as_str();
         let io = |call| move |source| OpenError::Io { name: name.to_owned(), call, source };
         // TUNSETIFF with the right to do so makes what is missing, in silence: look first.
-        let index = interface_index(name).ok_or_else(|| OpenError::Missing(name.to_owned()))?;
-        let kind = interface_kind(name).map_err(io("looking at the interface"))?;
+        let index = interface::index(name).ok_or_else(|| OpenError::Missing(name.to_owned()))?;
+        let kind = interface::kind(name).map_err(io("looking at the interface"))?;
         if kind != "a tap" {
             return Err(OpenError::NotATap { name: name.to_owned(), kind });
         }
         let several = config.queues() > 1;
+        // The kernel lets anybody have one more queue: each program would get some of the packets. While the interface is down nobody can tell.
+        if several && interface::has_link(name).map_err(io("looking for its link"))? {
+            return Err(OpenError::Busy(name.to_owned()));
+        }
         let open = |_| {
             let file = tun(name)?;
             attach(&file, name, several).map_err(|source| match source.raw_os_error() {
@@ -109,7 +113,7 @@ impl Tap {
             Ok(TapQueue(file))
         };
         let queues = (0..config.queues()).map(open).collect::<Result<Vec<_>, _>>()?;
-        if interface_index(name) != Some(index) {
+        if interface::index(name) != Some(index) {
             // It was deleted under our hands, and this is a new one, which goes away with the descriptor.
             return Err(OpenError::Missing(name.to_owned()));
         }
@@ -133,7 +137,7 @@ impl Tap {
             attach(&next, &name, several).map_err(io("TUNSETIFF"))?;
             queues.push(TapQueue(next));
         }
-        let index = interface_index(&name).ok_or_else(|| OpenError::Missing(name.clone()))?;
+        let index = interface::index(&name).ok_or_else(|| OpenError::Missing(name.clone()))?;
         let mut netlink = Netlink::open().map_err(io("rtnetlink"))?;
         if let (Some(ip), Some(gw)) = (config.ip, config.gw) {
             let address = IpPrefix { addr: gw, prefix_len: ip.prefix_len };
@@ -156,7 +160,7 @@ impl Tap {
         let first = &queues[0];
         // The header is virtio 1's.
         set_header_len(&first.0).map_err(io("TUNSETVNETHDRSZ"))?;
-        let mtu = interface_mtu(&name).map_err(io("SIOCGIFMTU"))?;
+        let mtu = interface::mtu(&name).map_err(io("SIOCGIFMTU"))?;
         let uso = first.set_offloads(offload::TAP_USO).is_ok();
         // Nothing is left to be computed by whoever gets a packet, until somebody says that it will.
         first.set_offloads(0).map_err(io("TUNSETOFFLOAD"))?;
@@ -240,94 +244,6 @@ pub(super) fn open_tun() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")
 }
 
-/// In the thread's own network namespace, which is why it doesn't look into /sys.
-#[expect(unsafe_code, reason = "if_nametoindex(3) has no wrapper among our crates")]
-pub(super) fn interface_index(name: &str) -> Option<u32> {
-    let name = CString::new(name).ok()?;
-    // SAFETY: a NUL-terminated string that lives through the call.
-    Some(unsafe { libc::if_nametoindex(name.as_ptr()) }).filter(|index| *index != 0)
-}
-
-/// An interface request for `name`, which is shorter than IFNAMSIZ.
-pub(super) fn request(name: &str, ifr_ifru: libc::__c_anonymous_ifr_ifru) -> libc::ifreq {
-    let mut request = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru };
-    // The last byte stays 0 whatever the name.
-    for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
-    }
-    request
-}
-
-/// Something to ask the kernel about interfaces with.
-#[expect(unsafe_code, reason = "socket(2)")]
-fn any_socket() -> io::Result<OwnedFd> {
-    // SAFETY: no pointers; a new descriptor or -1.
-    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-    if socket < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new, and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(socket) })
-}
-
-/// Bytes of the largest packet without its Ethernet header. A tap has no more than 65521.
-#[expect(unsafe_code, reason = "an ioctl on an interface")]
-fn interface_mtu(name: &str) -> io::Result<u16> {
-    let socket = any_socket()?;
-    let mut request = request(name, libc::__c_anonymous_ifr_ifru { ifru_mtu: 0 });
-    // SAFETY: SIOCGIFMTU reads and writes one ifreq, which lives on this stack.
-    done(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU, &raw mut request) })?;
-    // SAFETY: the call has filled in the MTU.
-    u16::try_from(unsafe { request.ifr_ifru.ifru_mtu }).map_err(io::Error::other)
-}
-
-/// "a tap", "a tun" or "an interface of driver X", by what the driver says of itself (ETHTOOL_GDRVINFO, which needs no rights).
-#[expect(unsafe_code, reason = "an ethtool ioctl")]
-fn interface_kind(name: &str) -> io::Result<String> {
-    /// `struct ethtool_drvinfo` of linux/ethtool.h.
-    #[repr(C)]
-    struct DriverInfo {
-        cmd: u32,
-        driver: [u8; 32],
-        version: [u8; 32],
-        firmware: [u8; 32],
-        bus: [u8; 32],
-        rest: [u8; 64],
-    }
-    const SIOCETHTOOL: libc::Ioctl = 0x8946;
-    const ETHTOOL_GDRVINFO: u32 = 3;
-
-    let socket = any_socket()?;
-    let mut info = DriverInfo {
-        cmd: ETHTOOL_GDRVINFO,
-        driver: [0; 32],
-        version: [0; 32],
-        firmware: [0; 32],
-        bus: [0; 32],
-        rest: [0; 64],
-    };
-    let data = libc::__c_anonymous_ifr_ifru { ifru_data: (&raw mut info).cast() };
-    let mut request = request(name, data);
-    // SAFETY: SIOCETHTOOL takes an ifreq whose data points to the command's structure, and both live on this stack. The kernel
-    // fills in `sizeof(struct ethtool_drvinfo)`, 196 bytes, which is what `DriverInfo` has.
-    if unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) } < 0 {
-        let error = io::Error::last_os_error();
-        // Loopback has no driver to ask.
-        return if error.raw_os_error() == Some(libc::EOPNOTSUPP) {
-            Ok("an interface of another kind".to_owned())
-        } else {
-            Err(error)
-        };
-    }
-    let text =
-        |bytes: &[u8]| String::from_utf8_lossy(bytes.split(|b| *b == 0).next().unwrap_or(&[])).into_owned();
-    Ok(match (text(&info.driver).as_str(), text(&info.bus).as_str()) {
-        ("tun", "tap") => "a tap".to_owned(),
-        ("tun", _) => "a tun".to_owned(),
-        (driver, _) => format!("an interface of kind {driver}"),
-    })
-}
-
 /// TUNSETIFF: makes the descriptor the other end of the interface, or one of several. Returns the interface's name: a `%d` in `name`
 /// stands for any number that is free.
 #[expect(unsafe_code, reason = "a tap ioctl")]
@@ -347,10 +263,6 @@ fn set_header_len(file: &File) -> io::Result<()> {
     let len = net::HEADER_LEN.cast_signed();
     // SAFETY: TUNSETVNETHDRSZ reads one int, which lives on this stack.
     done(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const len) })
-}
-
-fn done(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

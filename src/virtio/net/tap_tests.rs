@@ -42,7 +42,7 @@ fn a_tap_that_does_not_exist_is_not_created() {
         let error = refused("t0");
         assert!(matches!(error, OpenError::Missing(_)), "{error:?}");
         assert!(error.to_string().contains("ip tuntap add dev t0 mode tap"));
-        assert_eq!(interface_index("t0"), None);
+        assert_eq!(interface::index("t0"), None);
     });
 }
 
@@ -67,7 +67,7 @@ fn a_tap_of_its_own_is_made_with_the_gateways_address_and_goes_with_its_descript
                 drop((first, second));
                 // A child that another test forks has a copy of each descriptor until it calls exec.
                 wait_until("its end", || {
-                    interface_index("bothy0").is_none() && interface_index("bothy1").is_none()
+                    interface::index("bothy0").is_none() && interface::index("bothy1").is_none()
                 });
             }
         },
@@ -106,7 +106,20 @@ fn a_tap_that_is_open_is_busy_until_it_is_closed() {
         assert!(matches!(refused("t0"), OpenError::Busy(_)));
         drop(tap);
         drop(open_when_free(&config("t0")));
-        assert!(interface_index("t0").is_some(), "the interface stays");
+        assert!(interface::index("t0").is_some(), "the interface stays");
+    });
+}
+
+#[test]
+fn a_tap_with_several_queues_is_for_one_vm_as_well() {
+    in_network_namespace("a_tap_with_several_queues_is_for_one_vm_as_well", || {
+        make("m0", libc::IFF_TAP | libc::IFF_MULTI_QUEUE);
+        let config = Config { queues: std::num::NonZeroU16::new(2), ..config("m0") };
+        let tap = open_when_free(&config);
+        set_up("m0", true);
+        assert!(matches!(Tap::open(&config), Err(OpenError::Busy(_))));
+        drop(tap);
+        drop(open_when_free(&config));
     });
 }
 

@@ -6,7 +6,8 @@ use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::Config;
-use super::tap::{OpenError, Tap, interface_index, open_tun, request};
+use super::interface::{self, request};
+use super::tap::{OpenError, Tap, open_tun};
 use crate::virtio::core::testing::wait_until;
 
 /// The Ethernet type that is set aside for experiments: nothing else on the wire has it.
@@ -87,7 +88,7 @@ pub(super) fn set_mtu(name: &str, mtu: libc::c_int) {
 
 /// `ip link del NAME`, whoever has it open.
 pub(super) fn delete(name: &str) {
-    let index = interface_index(name).unwrap();
+    let index = interface::index(name).unwrap();
     // struct nlmsghdr (length, type, flags, sequence, port) and struct ifinfomsg (family, type, index, flags, mask).
     let flags = u16::try_from(libc::NLM_F_REQUEST | libc::NLM_F_ACK).unwrap();
     let mut message = 32_u32.to_ne_bytes().to_vec();
@@ -116,7 +117,7 @@ impl Wire {
         let mut address: libc::sockaddr_ll = unsafe { zeroed() };
         address.sll_family = u16::try_from(libc::AF_PACKET).unwrap();
         address.sll_protocol = protocol;
-        address.sll_ifindex = interface_index(name).unwrap().cast_signed();
+        address.sll_ifindex = interface::index(name).unwrap().cast_signed();
         let len = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).unwrap();
         // SAFETY: a live sockaddr_ll and its length.
         let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) };
