@@ -73,6 +73,25 @@ pub(super) enum Begun {
     Done(u32),
     /// The transfer is to be made, and then [`finished`](Server::finish).
     Transfer(Transfer),
+    /// The disk is to be [`changed`](Server::change), which may take long.
+    Change(Change),
+}
+
+/// A DISCARD or WRITE_ZEROES, everything about it checked.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Change {
+    zeroes: bool,
+    ranges: Vec<Range>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Range {
+    /// Bytes into the disk.
+    offset: u64,
+    /// In bytes.
+    len: u64,
+    /// Whether its space may be given back.
+    unmap: bool,
 }
 
 impl Server {
@@ -85,43 +104,32 @@ impl Server {
         iovs: &mut IoVecs,
         write_through: bool,
     ) -> u32 {
-        match self.begin(chain, mem, write_through) {
+        match self.begin(chain, mem) {
             Begun::Done(written) => written,
             Begun::Transfer(transfer) => {
                 let done = self.perform(&transfer, chain, mem, iovs);
                 self.finish(&transfer, done, chain, mem, write_through)
             }
+            Begun::Change(change) => self.change(&change, chain, mem, write_through),
         }
     }
 
-    /// Whether to begin it may take long. No more than a hint: the driver may change what it says.
-    pub(super) fn takes_long(&self, chain: &Chain, mem: &GuestMemory) -> bool {
-        let kind = header(&mut chain.reader(mem)).map(|(kind, _)| kind);
-        matches!(kind, Some(blk::T_DISCARD | blk::T_WRITE_ZEROES))
-    }
-
-    /// Looks at the request in `chain`, and does all of it but a transfer.
-    pub(super) fn begin(&self, chain: &Chain, mem: &GuestMemory, write_through: bool) -> Begun {
+    /// Looks at the request in `chain`, and does all of it but a transfer or a change.
+    pub(super) fn begin(&self, chain: &Chain, mem: &GuestMemory) -> Begun {
         let Some(data_len) = chain.writable_len().checked_sub(1) else {
             // Nowhere to say so but the log.
             self.log.warn("a request has no room for its status byte");
             return Begun::Done(0);
         };
-        match self.look(chain, mem, data_len, write_through) {
+        match self.look(chain, mem, data_len) {
             Ok(Begun::Done(written)) => Begun::Done(answer(chain, mem, Ok(written))),
-            Ok(transfer) => transfer,
+            Ok(begun) => begun,
             Err(failure) => Begun::Done(answer(chain, mem, Err(failure))),
         }
     }
 
-    /// Returns a transfer, or how many bytes of the data were written.
-    fn look(
-        &self,
-        chain: &Chain,
-        mem: &GuestMemory,
-        data_len: u32,
-        write_through: bool,
-    ) -> Result<Begun, Failure> {
+    /// What `begin` returns, but for the status byte: of the data so many bytes were written.
+    fn look(&self, chain: &Chain, mem: &GuestMemory, data_len: u32) -> Result<Begun, Failure> {
         let mut reader = chain.reader(mem);
         let (kind, sector) = header(&mut reader).ok_or(Failure::IoErr)?;
         let transfer = |kind, offset, len| Ok(Begun::Transfer(Transfer { kind, offset, len }));
@@ -137,11 +145,8 @@ impl Server {
                 transfer(TransferKind::Write, offset, reader.len())
             }
             blk::T_DISCARD | blk::T_WRITE_ZEROES => {
-                self.change_ranges(kind, &mut reader)?;
-                if write_through {
-                    self.flush()?;
-                }
-                Ok(Begun::Done(0))
+                let ranges = self.check_ranges(kind, &mut reader)?;
+                Ok(Begun::Change(Change { zeroes: kind == blk::T_WRITE_ZEROES, ranges }))
             }
             blk::T_FLUSH => transfer(self.flush_begins(), 0, 0),
             blk::T_GET_ID => {
@@ -197,8 +202,37 @@ impl Server {
         }
     }
 
-    /// DISCARD and WRITE_ZEROES: a list of ranges, none of which is touched if there is anything wrong with one.
-    fn change_ranges(&self, kind: u32, reader: &mut Reader<'_>) -> Result<(), Failure> {
+    /// Makes the change, and answers its request.
+    pub(super) fn change(
+        &self,
+        change: &Change,
+        chain: &Chain,
+        mem: &GuestMemory,
+        write_through: bool,
+    ) -> u32 {
+        let mut result = change.ranges.iter().try_for_each(|range| self.change_range(change.zeroes, range));
+        if write_through {
+            result = result.and_then(|()| self.flush());
+        }
+        answer(chain, mem, result.map(|()| 0))
+    }
+
+    fn change_range(&self, zeroes: bool, &Range { offset, len, unmap }: &Range) -> Result<(), Failure> {
+        self.dirty.store(true, Ordering::SeqCst);
+        let done =
+            if zeroes { self.disk.write_zeroes(offset, len, unmap) } else { self.disk.discard(offset, len) };
+        // Again: another queue's flush may have come between the two.
+        self.dirty.store(true, Ordering::SeqCst);
+        self.or_io_error(done, "discard or zeroing")?;
+        if zeroes {
+            // They may have been written.
+            self.throttle.charge_bytes(len);
+        }
+        Ok(())
+    }
+
+    /// The ranges of a DISCARD or WRITE_ZEROES that aren't empty; an error if there is anything wrong with one.
+    fn check_ranges(&self, kind: u32, reader: &mut Reader<'_>) -> Result<Vec<Range>, Failure> {
         if self.disk.read_only() {
             self.log.warn("a discard or zeroing on a read-only disk");
             return Err(Failure::IoErr);
@@ -211,28 +245,12 @@ impl Server {
         while let Some(range) = reader.read_array() {
             ranges.push(self.check_change(kind, range)?);
         }
-        self.dirty.store(true, Ordering::SeqCst);
-        for (offset, len, may_discard) in ranges.into_iter().filter(|(_, len, _)| *len > 0) {
-            let done = match kind {
-                blk::T_DISCARD => self.disk.discard(offset, len),
-                _ => self.disk.write_zeroes(offset, len, may_discard),
-            };
-            self.dirty.store(true, Ordering::SeqCst);
-            self.or_io_error(done, "discard or zeroing")?;
-            if kind == blk::T_WRITE_ZEROES {
-                // They may have been written.
-                self.throttle.charge_bytes(len);
-            }
-        }
-        Ok(())
+        ranges.retain(|range| range.len > 0);
+        Ok(ranges)
     }
 
-    /// Offset and length of a range in bytes, and whether its space may be given back (§5.2.6).
-    fn check_change(
-        &self,
-        kind: u32,
-        range: [u8; blk::RANGE_LEN as usize],
-    ) -> Result<(u64, u64, bool), Failure> {
+    /// A range as the driver says it (§5.2.6).
+    fn check_change(&self, kind: u32, range: [u8; blk::RANGE_LEN as usize]) -> Result<Range, Failure> {
         let range = u128::from_le_bytes(range);
         let word = |shift: u32| u32::try_from(range >> shift & u128::from(u32::MAX)).unwrap_or(u32::MAX);
         let (sector, sectors, flags) = (u64::from(word(0)) | u64::from(word(32)) << 32, word(64), word(96));
@@ -248,7 +266,7 @@ impl Server {
             return Err(Failure::IoErr);
         }
         let len = u64::from(sectors) * blk::SECTOR_SIZE;
-        Ok((self.check_bytes(sector, len)?, len, flags & blk::RANGE_UNMAP != 0))
+        Ok(Range { offset: self.check_bytes(sector, len)?, len, unmap: flags & blk::RANGE_UNMAP != 0 })
     }
 
     fn flush(&self) -> Result<(), Failure> {

@@ -323,14 +323,15 @@ impl Service<'_> {
             }
             let Some(chain) = queue.pop() else { return Left::Nothing };
             let bytes = u64::from(chain.readable_len()) + u64::from(chain.writable_len());
-            if server.takes_long(&chain, mem) {
-                queue.interrupt_if_needed();
-            }
             self.first = (index + 1) % self.in_flight.len();
             // Whether the next one may come before the driver hears of this one.
             let mut soon = false;
-            let written = match server.begin(&chain, mem, *write_through) {
+            let written = match server.begin(&chain, mem) {
                 Begun::Done(written) => written,
+                Begun::Change(change) => {
+                    queue.interrupt_if_needed();
+                    server.change(&change, &chain, mem, *write_through)
+                }
                 Begun::Transfer(transfer) => {
                     let slot = self.slots.take();
                     let Slot { request, iovs } = &mut self.slots.slots[slot];
