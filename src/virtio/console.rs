@@ -11,6 +11,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bothy_guest::protocol::WindowSize;
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::core::active::ActiveQueue;
@@ -18,6 +19,7 @@ use super::core::chain::Chain;
 use super::core::device::{Activation, ConfigChange, VirtioDevice, read_config_bytes};
 use super::core::queue::Queue;
 use super::core::spec::{console, feature, id};
+use super::core::state::{Remembered, recall, remember};
 use super::core::worker::{Stop, Worker};
 use crate::memory::GuestMemory;
 use crate::poll::{self, Source};
@@ -162,6 +164,35 @@ impl VirtioDevice for Console {
         let queues = |job: Job| [job.receive, job.transmit].map(|queue| queue.map(ActiveQueue::into_queue));
         self.worker.stop().map(|job| queues(job).into()).unwrap_or_default()
     }
+
+    fn state(&self) -> Remembered {
+        let state = self.port.state();
+        remember(&Waiting {
+            input: state.input.iter().copied().collect(),
+            output: state.output.iter().copied().collect(),
+        })
+    }
+
+    fn restore(&mut self, state: &Remembered) -> Result<(), String> {
+        let Waiting { input, output } = recall(state)?;
+        // A last chain may have gone over the output's limit.
+        if input.len() > INPUT_CAPACITY || output.len() > OUTPUT_CAPACITY + MAX_PER_CHAIN as usize {
+            return Err("more bytes wait than can".to_owned());
+        }
+        let mut state = self.port.state();
+        (state.input, state.output) = (input.into(), output.into());
+        // There is something to take.
+        signal(&self.port.host_evt);
+        Ok(())
+    }
+}
+
+/// Bytes on their way.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Waiting {
+    input: Vec<u8>,
+    output: Vec<u8>,
 }
 
 /// What the worker works on between `start` and `stop`.

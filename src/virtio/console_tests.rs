@@ -140,3 +140,24 @@ fn a_broken_ring_stops_its_own_direction_only() {
     driver.notify(0);
     assert_eq!(received(&mut driver, buffer), b"still");
 }
+
+#[test]
+fn bytes_on_their_way_arrive_at_another_console() {
+    let (mut driver, port, _) = started();
+    driver.request(1, b"said", 0);
+    assert_eq!(port.give(b"typed"), 5);
+    let new_size = WindowSize { rows: 50, columns: 80 };
+    let (console, port, host_evt) = device(Some(new_size));
+    driver.move_to(console);
+    assert!(host_evt.read().is_ok());
+    assert_eq!(port.take(), b"said");
+    let buffer = driver.alloc(100);
+    driver.queues[0].add(&[Part::Write(buffer, 100)]);
+    driver.notify(0);
+    assert_eq!(received(&mut driver, buffer), b"typed");
+    assert_eq!(driver.config::<4>(0), [80, 0, 50, 0], "and the terminal is another one");
+    let too_much = format!(r#"{{"input": {:?}, "output": []}}"#, vec![0; INPUT_CAPACITY + 1]);
+    let mut state = driver.suspend();
+    state.device = serde_json::from_str(&too_much).unwrap();
+    assert!(driver.replace(device(Some(SIZE)).0, &state).is_err());
+}

@@ -178,3 +178,19 @@ fn a_broken_ring_stops_one_queue_and_the_others_go_on() {
     driver.start(u64::MAX);
     send_numbers(&mut driver, 0, &[first_page()]);
 }
+
+#[test]
+fn another_balloon_is_as_large_and_asks_for_nothing() {
+    let (mut driver, handle) = started();
+    handle.reclaim(8 * balloon::PAGE_SIZE);
+    wait_until("the target", || target(&driver) == 8);
+    write_actual(&driver, 5);
+    let (balloon, handle) = device();
+    driver.move_to(balloon);
+    assert_eq!(driver.config::<8>(0), [0, 0, 0, 0, 5, 0, 0, 0]);
+    assert_eq!(handle.figures().actual, 5 * balloon::PAGE_SIZE);
+    assert_ne!(driver.read(mmio::INTERRUPT_STATUS) & mmio::INT_CONFIG, 0, "the driver looks at the target");
+    fill(&driver, 2);
+    send_numbers(&mut driver, 0, &[first_page()]);
+    assert_eq!(filled(&driver, 2), [1]);
+}

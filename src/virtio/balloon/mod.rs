@@ -33,6 +33,7 @@ use super::core::chain::Chain;
 use super::core::device::{Activation, ConfigChange, VirtioDevice, read_config_bytes};
 use super::core::queue::Queue;
 use super::core::spec::{balloon, feature, id};
+use super::core::state::{Remembered, recall, remember};
 use super::core::worker::{Stop, Worker};
 use crate::memory::{self, Afterwards, GuestMemory};
 use crate::poll::{self, Source};
@@ -209,6 +210,16 @@ impl VirtioDevice for Balloon {
         let queues =
             |job: Job| job.queues.into_iter().map(|queue| queue.map(ActiveQueue::into_queue)).collect();
         self.worker.stop().map(queues).unwrap_or_default()
+    }
+
+    /// The size that the guest says that it has. What it was asked for it is asked for no more.
+    fn state(&self) -> Remembered {
+        remember(&self.shared.state().actual)
+    }
+
+    fn restore(&mut self, state: &Remembered) -> Result<(), String> {
+        self.shared.state().actual = recall(state)?;
+        Ok(())
     }
 }
 

@@ -364,3 +364,44 @@ fn queues_that_share_a_thread_share_a_limit_as_well() {
     });
     assert!(done.iter().all(|done| *done >= 2), "{done:?}");
 }
+
+#[test]
+fn another_device_goes_on_with_the_same_disk_and_no_request_is_lost() {
+    for aio in [Aio::IoUring, Aio::Sync] {
+        let (_dir, config, _) = device(false, None);
+        let config = Config { aio: Some(aio), ..config };
+        let mut driver = FakeDriver::started(open(&config));
+        for round in 0..30_u64 {
+            let mut buffers = Vec::new();
+            for sector in 0..7 {
+                let head = driver.alloc_with(&header(blk::T_OUT, 8 * sector));
+                let data = driver.alloc_with(&[u8::try_from(round + sector).unwrap(); 4096]);
+                let status = driver.alloc(1);
+                let table = driver.alloc(64);
+                let parts = [Part::Read(head, 16), Part::Read(data, 4096), Part::Write(status, 1)];
+                driver.queues[0].add_indirect(table, &parts);
+                buffers.push(status);
+            }
+            driver.notify(0);
+            // Some are done by then, some are on their way, and some have not been seen.
+            let state = driver.suspend();
+            driver.transport.stop();
+            assert!(state.device.is_null() && state.running);
+            // The one that was there holds the disk's lock: it goes with its transport.
+            driver.transport = FakeDriver::new(Echo::default()).transport;
+            driver.replace(open(&config), &state).unwrap();
+            driver.transport.resume();
+            for _ in 0..7 {
+                assert_eq!(driver.wait_used(0).1, 1);
+            }
+            assert!(buffers.iter().all(|status| driver.bytes(*status, 1) == [blk::S_OK]), "{aio:?}");
+            assert_eq!(driver.queues[0].used(), None, "none is answered twice");
+            let bytes = std::fs::read(&config.path).unwrap();
+            for sector in 0..7 {
+                let expected = u8::try_from(round).unwrap() + u8::try_from(sector).unwrap();
+                assert_eq!(bytes[sector * 4096..][..4096], [expected; 4096]);
+            }
+            driver.free_all();
+        }
+    }
+}

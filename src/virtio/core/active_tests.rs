@@ -48,7 +48,7 @@ fn a_stop_leaves_the_chains_that_were_not_popped() {
     };
     active.run(&stop, Notify::EachChain, &mut answer);
     assert_eq!(served, 1);
-    let state = active.into_queue().state();
+    let state = active.into_queue().position();
     assert_eq!((state.next_avail, state.next_used), (1, 1));
 }
 

@@ -5,8 +5,9 @@
 //! [`Interrupt`]s and the kick eventfds of [`ActiveQueue`]: atomics and eventfds, nothing that takes a lock.
 //!
 //! A device's life: built (its threads and descriptors exist, parked) -> `start` at DRIVER_OK -> running ->
-//! `stop` -> built again. Reset by the guest, pause and (later) a snapshot are the same `stop` followed by different
-//! code. Nothing is created between `start` and `stop`: no thread, no descriptor, no ring.
+//! `stop` -> built again. Reset by the guest, pause and a snapshot are the same `stop` followed by different
+//! code: for the last two the device says what it remembers (`state`), and it, or another one like it, is told before the next `start`
+//! (`restore`). Nothing is created between `start` and `stop`: no thread, no descriptor, no ring.
 //!
 //! A device never handles a driver that breaks a ring: [`ActiveQueue`] stops serving that queue and raises
 //! [`NeedsReset`] by itself. The other queues of the device go on.
@@ -21,6 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub use super::active::ActiveQueue;
 use super::guest_log::GuestLog;
 use super::queue::Queue;
+use super::state::Remembered;
 use crate::bus::MsiRoute;
 use crate::memory::GuestMemory;
 
@@ -57,6 +59,19 @@ pub trait VirtioDevice: Send {
     /// thread of the device touches guest memory or raises an interrupt. Called on a vCPU thread (reset) or the VM's main
     /// thread (pause, the end). Twice is fine: a stopped device returns an empty vector.
     fn stop(&mut self) -> Vec<Option<Queue>>;
+
+    /// What the device remembers of its driver that neither its configuration nor its queues say. Called when the device is stopped. Most
+    /// devices remember nothing: that is the default.
+    fn state(&self) -> Remembered {
+        Remembered::Null
+    }
+
+    /// Makes the device what another one, of the same configuration, was when its `state` was taken: the next `start` goes on where that one
+    /// stopped. Called when the device is stopped; what it is given is as little trusted as a guest. On `Err`, which says what is wrong with
+    /// it, the device is as it was. The default takes nothing but nothing.
+    fn restore(&mut self, state: &Remembered) -> Result<(), String> {
+        if state.is_null() { Ok(()) } else { Err("it remembers nothing".to_owned()) }
+    }
 }
 
 /// What a device gets at `start`.

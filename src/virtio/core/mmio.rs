@@ -10,12 +10,14 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{Interrupt, VirtioDevice};
 use super::guest_log::GuestLog;
 use super::queue::QueueLayout;
 use super::spec::mmio as reg;
+use super::state::{State, StateError, recall, remember};
 use super::transport::{Attached, Signals, Transport, set_high, set_low};
 use crate::bus::{BusDevice, Doorbell, Doorbells};
 use crate::memory::GuestMemory;
@@ -153,9 +155,46 @@ impl Inner {
     }
 }
 
+/// What the registers remember.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Registers {
+    interrupt_status: u32,
+    device_features_sel: u32,
+    driver_features_sel: u32,
+    queue_sel: u32,
+}
+
 impl Attached for MmioTransport {
     fn stop(&self) {
         drop(self.inner().transport.stop());
+    }
+
+    fn suspend(&self) -> State {
+        let mut inner = self.inner();
+        let state = inner.transport.suspend();
+        let registers = remember(&Registers {
+            interrupt_status: self.interrupt_status.load(Ordering::SeqCst),
+            device_features_sel: inner.device_features_sel,
+            driver_features_sel: inner.driver_features_sel,
+            queue_sel: inner.queue_sel,
+        });
+        State { registers, ..state }
+    }
+
+    fn restore(&self, state: &State) -> Result<(), StateError> {
+        let registers = recall(&state.registers).map_err(|why| StateError { kind: state.kind, why })?;
+        let mut inner = self.inner();
+        inner.transport.restore(state)?;
+        let Registers { interrupt_status, device_features_sel, driver_features_sel, queue_sel } = registers;
+        self.interrupt_status.store(interrupt_status & (reg::INT_VRING | reg::INT_CONFIG), Ordering::SeqCst);
+        (inner.device_features_sel, inner.driver_features_sel) = (device_features_sel, driver_features_sel);
+        inner.queue_sel = queue_sel;
+        Ok(())
+    }
+
+    fn resume(&self) {
+        self.inner().transport.resume();
     }
 }
 

@@ -21,6 +21,7 @@ pub mod mmio;
 pub mod pci;
 pub mod queue;
 pub mod spec;
+pub mod state;
 #[cfg(test)]
 pub mod testing;
 pub mod transport;

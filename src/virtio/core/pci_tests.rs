@@ -1,5 +1,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32};
 
+use vm_memory::{Bytes, GuestAddress};
+
 use super::super::spec::pci as spec;
 use super::super::spec::{feature, status};
 use super::*;
@@ -438,4 +440,72 @@ fn no_access_to_any_offset_of_any_width_does_harm() {
             driver.write(offset, &[value; 1]);
         }
     }
+}
+
+#[test]
+fn another_function_goes_on_with_the_vectors_that_the_driver_has_chosen() {
+    let mut driver = Driver::started();
+    driver.write(MSIX_TABLE.start + 16, &[0xfee0_1000_u32, 0, 0x41, 0].map(u32::to_le_bytes).concat());
+    driver.write(MSIX_TABLE.start + 32, &[0xfee0_2000_u32, 0, 0x42, 1].map(u32::to_le_bytes).concat());
+    driver.echo(0);
+    driver.echo(1);
+    let space: [u8; 256] = driver.get(0);
+    let suspended = |driver: &Driver| {
+        let state = serde_json::to_string(&driver.function.suspend()).unwrap();
+        serde_json::from_str::<State>(&state).unwrap()
+    };
+    let state = suspended(&driver);
+
+    let other = Driver::new(Echo::default());
+    other.function.restore(&state).unwrap();
+    assert_eq!(other.get::<256>(0), space);
+    assert_eq!(suspended(&other), state);
+    let calls = other.calls();
+    assert_eq!(calls.iter().filter(|call| call.ends_with("live")).collect::<Vec<_>>(), ["1 live"]);
+    assert!(calls.iter().any(|call| call == "1 -> 0xfee01000 0x41"), "{calls:?}");
+    assert!(calls.iter().any(|call| call == "2 -> 0xfee02000 0x42"), "{calls:?}");
+    // The driver's memory goes with the device.
+    let mem = |driver: &Driver| driver.mem.clone();
+    let mut bytes = vec![0; usize::try_from(MEM_END).unwrap()];
+    mem(&driver).read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    mem(&other).write_slice(&bytes, GuestAddress(0)).unwrap();
+    let mut driver = Driver { queues: std::mem::take(&mut driver.queues), ..other };
+    for queue in &mut driver.queues {
+        queue.mem = driver.mem.clone();
+    }
+    driver.function.resume();
+    for vector in 0..3 {
+        driver.wait_raised(vector);
+    }
+    for index in [1, 0] {
+        driver.queues[usize::from(index)].set_used_event(1);
+        driver.echo(index);
+        driver.wait_raised(usize::from(index) + 1);
+    }
+}
+
+#[test]
+fn registers_that_could_not_have_come_about_are_refused() {
+    let driver = Driver::started();
+    let good = driver.function.suspend();
+    for (why, field, value) in [
+        ("another number of vectors", "queue_vectors", "[1]"),
+        ("another length", "msix", "[[0, 0, 0, 1]]"),
+        ("a configuration space", "config_space", "[1, 2, 3]"),
+        ("invalid value", "queue_select", "70000"),
+        ("unknown field", "anything", "1"),
+    ] {
+        let mut state = good.clone();
+        state.registers[field] = serde_json::from_str(value).unwrap();
+        let error = Driver::new(Echo::default()).function.restore(&state).unwrap_err();
+        assert!(error.to_string().contains(why), "{why}: {error}");
+    }
+    // Whatever a driver could write is what it could have written.
+    let mut state = good;
+    state.registers["config_vector"] = 9.into();
+    state.registers["config_space"] = vec![0xff_u8; 256].into();
+    let driver = Driver::new(Echo::default());
+    driver.function.restore(&state).unwrap();
+    assert_eq!(driver.read16(reg::CONFIG_MSIX_VECTOR), NO_VECTOR);
+    assert_eq!((driver.word(0), driver.word(2)), (0x1af4, 0x1040 + 42));
 }

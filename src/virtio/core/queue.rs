@@ -3,13 +3,14 @@
 //! The avail ring is `virtio-queue`'s, with its arithmetic and its memory barriers. The walk along a chain is ours ([`Chain`]), because it
 //! refuses what that crate passes over, and so is the used ring, because that crate has no way to show the driver several entries
 //! at once. A queue is plain data: it holds no thread, no descriptor
-//! and no guest memory, so its [`QueueState`] is all there is to it.
+//! and no guest memory, so where the driver put it ([`QueueLayout`]) and how far it got ([`Position`]) is all there is to it.
 //!
 //! A malformed ring or chain is reported once, by the `pop` that met it. From then on the queue is *failed*: it pops nothing
 //! any more, while chains that are in flight can still be completed.
 
 use std::sync::atomic::{Ordering, fence};
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use virtio_queue::{QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
@@ -19,7 +20,8 @@ use super::spec::{feature, ring};
 use crate::memory::GuestMemory;
 
 /// Where the driver put a queue, as it says: nothing is checked yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct QueueLayout {
     /// Number of descriptors.
     pub size: u32,
@@ -29,6 +31,18 @@ pub struct QueueLayout {
     pub avail_ring: u64,
     /// GPA of the used ring (the "device area").
     pub used_ring: u64,
+}
+
+/// How far a queue got: 0 and 0 when it begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Position {
+    /// The index in the avail ring from which the next chain will be taken.
+    pub next_avail: u16,
+    /// The index in the used ring at which the next one will be put.
+    pub next_used: u16,
+    /// The driver has broken it.
+    pub failed: bool,
 }
 
 /// What a driver can do wrong with a queue.
@@ -99,6 +113,18 @@ impl Queue {
         features: u64,
         mem: &GuestMemory,
     ) -> Result<Self, QueueError> {
+        Self::at(Position::default(), layout, max_size, features, mem)
+    }
+
+    /// The same, for one that got so far already. Any position is good: one that the driver doesn't know of is found out by
+    /// [`pop`](Self::pop).
+    pub fn at(
+        position: Position,
+        layout: &QueueLayout,
+        max_size: u16,
+        features: u64,
+        mem: &GuestMemory,
+    ) -> Result<Self, QueueError> {
         let size = u16::try_from(layout.size)
             .ok()
             .filter(|size| size.is_power_of_two() && *size <= max_size)
@@ -120,8 +146,8 @@ impl Queue {
         }
         let ring = virtio_queue::Queue::try_from(QueueState {
             max_size,
-            next_avail: 0,
-            next_used: 0,
+            next_avail: position.next_avail,
+            next_used: position.next_used,
             event_idx_enabled: features & feature::EVENT_IDX != 0,
             size,
             ready: true,
@@ -130,13 +156,15 @@ impl Queue {
             used_ring: layout.used_ring,
         })?;
         let indirect = features & feature::INDIRECT_DESC != 0;
-        Ok(Self { ring, indirect, failed: false, in_flight: 0, unsignalled: 0, spare: Vec::new() })
+        let failed = position.failed;
+        Ok(Self { ring, indirect, failed, in_flight: 0, unsignalled: 0, spare: Vec::new() })
     }
 
-    /// The queue as it stands. No chain may be in flight.
-    pub fn state(&self) -> QueueState {
-        debug_assert_eq!(self.in_flight, 0, "a state is taken when every chain is completed");
-        self.ring.state()
+    /// How far it got. No chain may be in flight.
+    pub fn position(&self) -> Position {
+        debug_assert_eq!(self.in_flight, 0, "a position is taken when every chain is completed");
+        let (next_avail, next_used) = (self.ring.next_avail(), self.ring.next_used());
+        Position { next_avail, next_used, failed: self.failed }
     }
 
     /// Number of descriptors.

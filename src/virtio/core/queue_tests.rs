@@ -47,10 +47,10 @@ fn a_chain_that_was_put_back_comes_again() {
     let (first, second) = (driver.add(&[Part::Write(A, 1)]), driver.add(&[Part::Write(A, 2)]));
     let chain = pop(&mut queue, &mem);
     queue.complete(&mem, chain, 0).unwrap();
-    let before = queue.state();
+    let before = queue.position();
     let chain = pop(&mut queue, &mem);
     queue.put_back(chain);
-    assert_eq!(queue.state(), before);
+    assert_eq!(queue.position(), before);
     let chain = pop(&mut queue, &mem);
     assert_eq!(chain.head(), second);
     queue.complete(&mem, chain, 0).unwrap();

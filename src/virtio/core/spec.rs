@@ -312,6 +312,8 @@ pub mod vsock {
     pub const HOST_CID: u64 = 2;
     /// The type of a connection that is a stream (§5.10.6).
     pub const TYPE_STREAM: u16 = 1;
+    /// An event: all connections are gone (§5.10.6.7).
+    pub const EVENT_TRANSPORT_RESET: u32 = 0;
     /// In a SHUTDOWN's flags: the sender receives no more (§5.10.6.5).
     pub const SHUTDOWN_RCV: u32 = 1;
     /// In a SHUTDOWN's flags: the sender sends no more (§5.10.6.5).

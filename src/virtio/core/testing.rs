@@ -18,6 +18,8 @@ use super::device::{Activation, ConfigChange, VirtioDevice, read_config_bytes};
 use super::mmio::MmioTransport;
 use super::queue::{Queue, QueueLayout};
 use super::spec::{feature, mmio as reg, status};
+use super::state::{State, StateError};
+use super::transport::Attached;
 use super::worker::{Stop, Worker};
 use crate::bus::{BusDevice, Doorbell, Doorbells};
 use crate::memory::GuestMemory;
@@ -281,6 +283,30 @@ impl FakeDriver {
         let mut driver = Self::new(device);
         driver.start(u64::MAX);
         driver
+    }
+
+    /// Suspends the device, and returns its state as another process would read it.
+    pub fn suspend(&self) -> State {
+        let state = serde_json::to_string(&self.transport.suspend()).unwrap();
+        serde_json::from_str(&state).unwrap()
+    }
+
+    /// Puts another device in the place of the one that there is, with a state, in the same guest memory. It is not resumed yet.
+    pub fn replace(&mut self, device: impl VirtioDevice + 'static, state: &State) -> Result<(), StateError> {
+        self.transport.stop();
+        let (irq_evt, doorbells) = (EventFd::new(libc::EFD_NONBLOCK).unwrap(), RecordedDoorbells::default());
+        (self.irq_evt, self.doorbells) = (Arc::new(irq_evt), Arc::new(doorbells));
+        let (device, mem) = (Box::new(device), self.mem.clone());
+        let transport = MmioTransport::new(device, BASE, mem, &self.irq_evt, self.doorbells.clone()).unwrap();
+        self.transport = Arc::new(transport);
+        self.transport.restore(state)
+    }
+
+    /// Suspends the device, and has another one go on in its place.
+    pub fn move_to(&mut self, device: impl VirtioDevice + 'static) {
+        let state = self.suspend();
+        self.replace(device, &state).unwrap();
+        self.transport.resume();
     }
 
     pub fn read(&self, offset: u32) -> u32 {

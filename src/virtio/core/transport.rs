@@ -13,6 +13,7 @@ use super::device::{Activation, ConfigChange, Interrupt, NeedsReset, VirtioDevic
 use super::guest_log::GuestLog;
 use super::queue::{Queue, QueueError, QueueLayout};
 use super::spec::{feature, status};
+use super::state::{QueueState, Remembered, State, StateError};
 use crate::bus::{Doorbell, Doorbells};
 use crate::memory::GuestMemory;
 
@@ -39,11 +40,33 @@ struct QueueSlot {
     doorbell: bool,
 }
 
-/// A device behind a transport of either kind, for the VM's end.
+/// A device behind a transport of either kind, as the VM sees it. Called on the VM's main thread, when no vCPU runs.
 pub trait Attached: Send + Sync {
-    /// Stops the device: requests in flight are finished, and afterwards nothing touches guest memory. Twice is fine. Called on the
-    /// VM's main thread, when no vCPU runs any more.
+    /// Stops the device: requests in flight are finished, and afterwards nothing touches guest memory. Twice is fine.
     fn stop(&self);
+
+    /// The same for a pause, which [`resume`](Self::resume) ends: the driver sees nothing of it. Returns everything about the device.
+    fn suspend(&self) -> State;
+
+    /// Makes the device what another one, of the same configuration, was when it was suspended. Guest memory must be what it was then; nothing
+    /// reads it but the addresses of queues. On `Err` the device is good for nothing but its end.
+    fn restore(&self, state: &State) -> Result<(), StateError>;
+
+    /// Goes on after `suspend` or `restore`. Every interrupt is raised once: one that was on its way may be lost, and to a driver one too
+    /// many is nothing. So the driver also looks at the configuration space again, where something may have changed meanwhile.
+    fn resume(&self);
+}
+
+/// All bits of the status that a driver may set.
+const KNOWN_STATUS: u32 =
+    status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK | status::FAILED;
+
+/// Whether a device is at work.
+enum Life {
+    Stopped,
+    Running,
+    /// It was at work, and is to go on with these.
+    Suspended(Vec<Option<Queue>>),
 }
 
 pub(super) struct Transport {
@@ -56,7 +79,7 @@ pub(super) struct Transport {
     log: Arc<GuestLog>,
     status: u32,
     driver_features: u64,
-    running: bool,
+    life: Life,
 }
 
 impl Transport {
@@ -88,7 +111,7 @@ impl Transport {
             log,
             status: 0,
             driver_features: 0,
-            running: false,
+            life: Life::Stopped,
         })
     }
 
@@ -243,10 +266,35 @@ impl Transport {
         if self.needs_reset.is_raised() {
             return;
         }
-        let queues = match self.activate_queues() {
-            Ok(queues) => queues,
-            Err(error) => return self.needs_reset.raise(error),
+        match self.fresh_queues() {
+            Ok(queues) => self.launch(queues),
+            Err(error) => self.needs_reset.raise(error),
+        }
+    }
+
+    fn fresh_queues(&self) -> Result<Vec<Option<Queue>>, QueueError> {
+        let fresh = |slot: &QueueSlot| {
+            let queue = || Queue::new(&slot.layout, slot.max_size, self.driver_features, &self.mem);
+            slot.ready.then(queue).transpose()
         };
+        self.queues.iter().map(fresh).collect()
+    }
+
+    fn launch(&mut self, queues: Vec<Option<Queue>>) {
+        let activate = |(index, (slot, queue)): (usize, (&QueueSlot, Option<Queue>))| {
+            queue.map(|queue| {
+                let (kick_evt, interrupt) = (slot.kick_evt.clone(), slot.interrupt.clone());
+                ActiveQueue::new(
+                    index,
+                    queue,
+                    self.mem.clone(),
+                    kick_evt,
+                    interrupt,
+                    self.needs_reset.clone(),
+                )
+            })
+        };
+        let queues = self.queues.iter().zip(queues).enumerate().map(activate).collect();
         let activation = Activation {
             mem: self.mem.clone(),
             features: self.driver_features,
@@ -257,29 +305,12 @@ impl Transport {
         if let Err(error) = self.device.start(activation) {
             return self.needs_reset.raise(format_args!("the device did not start: {error}"));
         }
-        self.running = true;
+        self.life = Life::Running;
         // Last: a doorbell is a speed-up, and until it is there the driver's writes arrive as exits.
         for slot in self.queues.iter_mut().filter(|slot| slot.ready) {
             self.doorbells.add(slot.bell, &slot.kick_evt);
             slot.doorbell = true;
         }
-    }
-
-    fn activate_queues(&self) -> Result<Vec<Option<ActiveQueue>>, QueueError> {
-        let activate = |(index, slot): (usize, &QueueSlot)| {
-            if !slot.ready {
-                return Ok(None);
-            }
-            Ok(Some(ActiveQueue::new(
-                index,
-                Queue::new(&slot.layout, slot.max_size, self.driver_features, &self.mem)?,
-                self.mem.clone(),
-                slot.kick_evt.clone(),
-                slot.interrupt.clone(),
-                self.needs_reset.clone(),
-            )))
-        };
-        self.queues.iter().enumerate().map(activate).collect()
     }
 
     /// Stops the device and removes its doorbells. The driver sees nothing of it. Returns the queues as they stand, or nothing
@@ -290,7 +321,94 @@ impl Transport {
                 self.doorbells.remove(slot.bell, &slot.kick_evt);
             }
         }
-        if std::mem::take(&mut self.running) { self.device.stop() } else { Vec::new() }
+        match std::mem::replace(&mut self.life, Life::Stopped) {
+            Life::Running => self.device.stop(),
+            Life::Suspended(queues) => queues,
+            Life::Stopped => Vec::new(),
+        }
+    }
+
+    /// Stops the device until `resume`. What the registers remember is the caller's to fill in.
+    pub(super) fn suspend(&mut self) -> State {
+        let queues = self.stop();
+        let running = !queues.is_empty();
+        let position = |index: usize| queues.get(index).and_then(Option::as_ref).map(Queue::position);
+        let state = State {
+            kind: self.device.kind(),
+            status: self.status,
+            features: self.driver_features,
+            needs_reset: self.needs_reset.is_raised(),
+            generation: self.generation(),
+            running,
+            queues: (0..)
+                .zip(&self.queues)
+                .map(|(index, slot)| QueueState {
+                    layout: slot.layout,
+                    enabled: slot.ready,
+                    position: position(index).unwrap_or_default(),
+                })
+                .collect(),
+            device: self.device.state(),
+            registers: Remembered::Null,
+        };
+        if running {
+            self.life = Life::Suspended(queues);
+            if let Err(why) = self.device.restore(&state.device) {
+                log::error!("virtio device {} refuses its own state: {why}", state.kind);
+            }
+        }
+        state
+    }
+
+    /// Becomes what was suspended. The device must be fresh.
+    pub(super) fn restore(&mut self, state: &State) -> Result<(), StateError> {
+        self.take_over(state).map_err(|why| StateError { kind: self.device.kind(), why })
+    }
+
+    fn take_over(&mut self, state: &State) -> Result<(), String> {
+        let refuse = |refused: bool, why: &str| if refused { Err(why.to_owned()) } else { Ok(()) };
+        let (kind, offered) = (self.device.kind(), self.device.features() | feature::VERSION_1);
+        refuse(state.kind != kind, "it is of another kind of device")?;
+        refuse(state.queues.len() != self.queues.len(), "it has another number of queues")?;
+        let is_sealed = state.status & status::FEATURES_OK != 0;
+        refuse(is_sealed && state.features & !offered != 0, "its driver uses features that are not offered")?;
+        let is_sound = is_sealed && state.features & feature::VERSION_1 != 0;
+        refuse(state.status & !KNOWN_STATUS != 0, "its status has bits that mean nothing")?;
+        refuse(state.status & status::DRIVER_OK != 0 && !is_sound, "its driver was ready too early")?;
+        refuse(state.running && state.status & status::DRIVER_OK == 0, "it was at work without a driver")?;
+        let queue = |(index, (slot, queue)): (usize, (&QueueSlot, &QueueState))| {
+            let (layout, max_size) = (&queue.layout, slot.max_size);
+            let made = || Queue::at(queue.position, layout, max_size, state.features, &self.mem);
+            queue.enabled.then(made).transpose().map_err(|error| format!("queue {index}: {error}"))
+        };
+        let queues = self.queues.iter().zip(&state.queues).enumerate().map(queue);
+        let queues = queues.collect::<Result<Vec<_>, _>>()?;
+        self.device.restore(&state.device)?;
+        for (slot, queue) in self.queues.iter_mut().zip(&state.queues) {
+            slot.layout = queue.layout;
+            slot.ready = queue.enabled;
+        }
+        self.status = state.status;
+        self.driver_features = state.features;
+        *self.config_change.generation() = state.generation;
+        if state.needs_reset {
+            self.needs_reset.raise_unannounced("it had to when it was suspended");
+        }
+        self.life = if state.running { Life::Suspended(queues) } else { Life::Stopped };
+        Ok(())
+    }
+
+    /// Goes on after `suspend` or `restore`; nothing if the device was not at work.
+    pub(super) fn resume(&mut self) {
+        match std::mem::replace(&mut self.life, Life::Stopped) {
+            Life::Suspended(queues) => self.launch(queues),
+            other => return self.life = other,
+        }
+        for slot in self.queues.iter().filter(|slot| slot.ready) {
+            slot.interrupt.signal();
+        }
+        // What stands in the space may be another machine's by now.
+        self.config_change.apply(|| {});
     }
 
     /// §2.4.1, §4.2.2.1: everything as it was before the driver came.

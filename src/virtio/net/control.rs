@@ -2,7 +2,7 @@
 //!
 //! The kernel spreads an interface's packets over all of its queues, so those that the driver doesn't use are detached from it.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -26,9 +26,18 @@ impl Pairs {
         Self { queues, count: Mutex::new(1), log }
     }
 
+    /// How many queues get packets.
+    pub(super) fn count(&self) -> usize {
+        *self.lock()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, usize> {
+        self.count.lock().expect("a panic under this lock ends the process")
+    }
+
     /// From now on packets come to the first `count` queues alone.
     pub(super) fn set_count(&self, count: usize) {
-        let mut before = self.count.lock().expect("a panic under this lock ends the process");
+        let mut before = self.lock();
         // Each change waits for all of the host's network: none that isn't one.
         for index in count.min(*before)..count.max(*before) {
             let (queue, wake) = &self.queues[index];

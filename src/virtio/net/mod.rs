@@ -41,6 +41,7 @@ use super::core::guest_log::GuestLog;
 use super::core::limit::{self, Throttle};
 use super::core::queue::Queue;
 use super::core::spec::{feature, id, net};
+use super::core::state::{Remembered, recall, remember};
 use super::core::worker::{Stop, Worker};
 use crate::thread::Spawner;
 
@@ -189,6 +190,8 @@ pub struct Net {
     control: Option<Worker<ActiveQueue>>,
     /// Which queue it serves.
     control_index: usize,
+    /// How many pairs the driver uses when the device starts: one, unless it goes on after a pause.
+    first_count: usize,
 }
 
 impl Net {
@@ -243,6 +246,7 @@ impl Net {
             workers,
             control,
             control_index: 2,
+            first_count: 1,
         })
     }
 }
@@ -278,7 +282,7 @@ impl VirtioDevice for Net {
         self.control_index = if activation.features & net::F_MQ != 0 { 2 * self.workers.len() } else { 2 };
         let control = queues.get_mut(self.control_index).and_then(Option::take);
         // Until the driver says otherwise.
-        self.pairs.set_count(1);
+        self.pairs.set_count(std::mem::replace(&mut self.first_count, 1));
         if let (Some(worker), Some(queue)) = (&mut self.control, control) {
             worker.start(queue);
         }
@@ -310,6 +314,20 @@ impl VirtioDevice for Net {
             }
         }
         queues
+    }
+
+    /// How many pairs the driver uses.
+    fn state(&self) -> Remembered {
+        remember(&self.pairs.count())
+    }
+
+    fn restore(&mut self, state: &Remembered) -> Result<(), String> {
+        let count = recall(state)?;
+        if !(1..=self.workers.len()).contains(&count) {
+            return Err(format!("{count} queue pairs"));
+        }
+        self.first_count = count;
+        Ok(())
     }
 }
 

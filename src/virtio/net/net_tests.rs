@@ -467,3 +467,29 @@ fn a_rate_holds_in_each_direction() {
 /// Packets for which the driver's buffers are small or few.
 #[path = "held_tests.rs"]
 mod held;
+
+#[test]
+fn another_device_uses_as_many_queue_pairs_as_the_driver_had_said() {
+    in_network_namespace("another_device_uses_as_many_queue_pairs_as_the_driver_had_said", || {
+        let (device, wire) = device_with_two_pairs();
+        let mut driver = FakeDriver::started(device);
+        assert_eq!(command(&mut driver, &[4, 0, 2, 0]), net::ctrl::OK);
+        let state = driver.suspend();
+        for bad in [0, 3] {
+            let mut state = state.clone();
+            state.device = bad.into();
+            assert!(driver.transport.restore(&state).unwrap_err().to_string().contains("queue pairs"));
+        }
+        // The device that there is has the tap.
+        driver.transport.restore(&state).unwrap();
+        driver.transport.resume();
+        assert_eq!(driver.suspend().device, state.device);
+        driver.transport.resume();
+        transmit(&mut driver, &[0; HEADER], &frame(1, 60));
+        assert_eq!(wait_frame(&wire), frame(1, 60));
+        // After a reset it is one, as ever.
+        driver.free_all();
+        driver.start(u64::MAX);
+        assert_eq!(driver.suspend().device, serde_json::json!(1));
+    });
+}

@@ -31,6 +31,7 @@ use super::core::device::{Activation, VirtioDevice, read_config_bytes};
 use super::core::guest_log::GuestLog;
 use super::core::queue::Queue;
 use super::core::spec::{feature, id};
+use super::core::state::Remembered;
 use super::core::worker::{Stop, Worker};
 use crate::thread::Spawner;
 
@@ -90,6 +91,8 @@ impl Config {
 pub struct Vsock {
     cid: u64,
     worker: Worker<Queues>,
+    /// The driver goes on after a pause, and has to hear that its connections are gone.
+    lost_connections: bool,
 }
 
 impl Vsock {
@@ -101,7 +104,7 @@ impl Vsock {
             muxer.run(&mut queues, stop);
             queues
         })?;
-        Ok(Self { cid, worker })
+        Ok(Self { cid, worker, lost_connections: false })
     }
 }
 
@@ -126,7 +129,9 @@ impl VirtioDevice for Vsock {
     fn start(&mut self, activation: Activation) -> io::Result<()> {
         let mut queues = activation.queues.into_iter();
         let mut next = || queues.next().flatten();
-        self.worker.start(Queues { rx: next(), tx: next(), event: next() });
+        let [rx, tx, event] = [next(), next(), next()];
+        let reset_due = std::mem::take(&mut self.lost_connections);
+        self.worker.start(Queues { rx, tx, event, reset_due });
         Ok(())
     }
 
@@ -135,6 +140,15 @@ impl VirtioDevice for Vsock {
             [queues.rx, queues.tx, queues.event].map(|queue| queue.map(|queue| queue.into_queue()))
         };
         self.worker.stop().map(back).map(Vec::from).unwrap_or_default()
+    }
+
+    /// No connection outlives a stop, so that the driver is told so when it goes on.
+    fn restore(&mut self, state: &Remembered) -> Result<(), String> {
+        if !state.is_null() {
+            return Err("it remembers nothing".to_owned());
+        }
+        self.lost_connections = true;
+        Ok(())
     }
 }
 

@@ -22,7 +22,7 @@ use crate::virtio::core::active::ActiveQueue;
 use crate::virtio::core::chain::Chain;
 use crate::virtio::core::guest_log::GuestLog;
 use crate::virtio::core::iovec::IoVecs;
-use crate::virtio::core::spec::vsock::{HOST_CID, TYPE_STREAM};
+use crate::virtio::core::spec::vsock::{EVENT_TRANSPORT_RESET, HOST_CID, TYPE_STREAM};
 use crate::virtio::core::worker::Stop;
 
 /// Connections of one guest, those that the host is still asking for included.
@@ -38,14 +38,35 @@ const STOP: u64 = 0;
 const RX: u64 = 1;
 const TX: u64 = 2;
 const LISTENER: u64 = 3;
-const FIRST_TOKEN: u64 = 4;
+const EVENT: u64 = 4;
+const FIRST_TOKEN: u64 = 5;
 
 /// What the worker gets at `start` and gives back at `stop`.
 pub(super) struct Queues {
     pub(super) rx: Option<ActiveQueue>,
     pub(super) tx: Option<ActiveQueue>,
-    /// For events of the transport, of which there are none yet.
+    /// For events of the transport.
     pub(super) event: Option<ActiveQueue>,
+    /// The driver has to be told that all of its connections are gone, as soon as it has a buffer for that.
+    pub(super) reset_due: bool,
+}
+
+impl Queues {
+    /// Tells the driver, if it has to be told and can be.
+    fn announce_reset(&mut self) {
+        let Some(queue) = &mut self.event else { return };
+        queue.drain_kick();
+        while self.reset_due {
+            if let Some(chain) = queue.pop() {
+                let written = chain.writer(queue.mem()).write(&EVENT_TRANSPORT_RESET.to_le_bytes());
+                queue.complete(chain, written);
+                queue.interrupt_if_needed();
+                self.reset_due = false;
+            } else if !queue.enable_notification() {
+                return;
+            }
+        }
+    }
 }
 
 /// What stays with the worker from one start to the next.
@@ -88,7 +109,9 @@ impl Muxer {
 
     /// Serves the queues until `stop` is set. Whatever stops it, a driver that starts again knows of no connection, so none is kept.
     pub(super) fn run(&mut self, queues: &mut Queues, stop: &Stop) {
-        let kicks = [(STOP, Some(stop.as_raw_fd())), (RX, fd(&queues.rx)), (TX, fd(&queues.tx))];
+        let event = fd(&queues.event).filter(|_| queues.reset_due);
+        let kicks =
+            [(STOP, Some(stop.as_raw_fd())), (RX, fd(&queues.rx)), (TX, fd(&queues.tx)), (EVENT, event)];
         for (token, fd) in kicks.iter().filter_map(|(token, fd)| Some((*token, (*fd)?))) {
             let event = EpollEvent::new(EventSet::IN, token);
             if let Err(error) = self.epoll.ctl(ControlOperation::Add, fd, event) {
@@ -108,6 +131,7 @@ impl Muxer {
         let mut held = None;
         let mut events = vec![EpollEvent::default(); 64];
         // What was available before the start may have no kick to come.
+        queues.announce_reset();
         let mut tx_waits = self.take_packets(queues, stop, &mut iovs);
         let mut rx_waits = self.give_packets(queues, stop, &mut held, &mut iovs);
         while !stop.is_set() {
@@ -122,6 +146,7 @@ impl Muxer {
             for event in &events[..count] {
                 match event.data() {
                     STOP | RX => {}
+                    EVENT => queues.announce_reset(),
                     TX => take = true,
                     LISTENER => self.accept(),
                     token => self.wake(token, event.event_set()),

@@ -17,6 +17,7 @@ use crate::virtio::core::testing::*;
 pub(super) const CID: u64 = 3;
 pub(super) const RX: usize = 0;
 pub(super) const TX: usize = 1;
+pub(super) const EVENT: usize = 2;
 pub(super) const BUFFER: u32 = 4096;
 /// What the guest says of its buffer, unless a test wants to know.
 pub(super) const PLENTY: u32 = 1 << 20;

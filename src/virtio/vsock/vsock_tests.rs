@@ -12,6 +12,7 @@ use super::testing::*;
 use super::*;
 use crate::virtio::core::spec::vsock::{SHUTDOWN_BOTH, SHUTDOWN_RCV, SHUTDOWN_SEND};
 use crate::virtio::core::testing::*;
+use crate::virtio::core::transport::Attached;
 
 #[test]
 fn the_configuration_space_has_the_context_id() {
@@ -521,4 +522,40 @@ fn connections_that_come_and_go_while_the_guest_takes_nothing_leave_nothing() {
     }
     assert!(told < 20, "{told} packets waited");
     guest.works(8);
+}
+
+#[test]
+fn a_driver_that_goes_on_hears_that_its_connections_are_gone() {
+    let mut guest = Guest::new();
+    let service = guest.service(7);
+    let (ports, mut host) = guest.connect(&service, 7);
+    let event = guest.driver.alloc(4);
+    guest.driver.queues[EVENT].add(&[Part::Write(event, 4)]);
+    guest.driver.suspend();
+    assert_eq!(host.read(&mut [0; 1]).unwrap(), 0, "the host's end is closed");
+    guest.driver.transport.resume();
+    assert_eq!(guest.driver.wait_used(EVENT).1, 4);
+    assert_eq!(guest.driver.bytes(event, 4), [0; 4]);
+    guest.send(Op::Rw, ports, 0, b"still there?");
+    guest.expect(Op::Rst, ports);
+    guest.works(8);
+    // A driver without a buffer for it hears it when it has one, and only once.
+    guest.driver.suspend();
+    guest.driver.transport.resume();
+    guest.works(9);
+    guest.driver.mem.write_slice(&[0xee; 4], GuestAddress(event)).unwrap();
+    for _ in 0..2 {
+        guest.driver.queues[EVENT].add(&[Part::Write(event, 4)]);
+        guest.driver.notify(2);
+    }
+    assert_eq!(guest.driver.wait_used(EVENT).1, 4);
+    assert_eq!(guest.driver.bytes(event, 4), [0; 4]);
+    guest.works(10);
+    assert_eq!(guest.driver.queues[EVENT].used(), None);
+    // One that has just started has none to lose.
+    guest.driver.start(u64::MAX);
+    guest.driver.queues[EVENT].add(&[Part::Write(event, 4)]);
+    guest.driver.notify(2);
+    guest.expect_silence();
+    assert_eq!(guest.driver.queues[EVENT].used(), None);
 }

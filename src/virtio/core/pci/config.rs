@@ -145,6 +145,21 @@ impl Registers {
         &mut self.bytes[at..at + 4]
     }
 
+    /// Every byte of it.
+    pub(super) fn state(&self) -> Vec<u8> {
+        self.bytes.to_vec()
+    }
+
+    /// Takes over what a driver may change of such a space, and returns the message control word of MSI-X; `None` if it isn't one.
+    pub(super) fn restore(&mut self, state: &[u8]) -> Option<u16> {
+        if state.len() != USED {
+            return None;
+        }
+        // A write, the effects of which are somebody else's business.
+        let _effect = self.write(0, state);
+        Some(self.word(self.msix + 2))
+    }
+
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         let rest =

@@ -16,6 +16,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 pub use self::config::{CONFIG_LEN, ConfigSpace};
@@ -24,6 +25,7 @@ use self::msix::Msix;
 use super::device::{Interrupt, VirtioDevice, read_config_bytes};
 use super::guest_log::GuestLog;
 use super::spec::pci::{NO_VECTOR, common as reg, msix as msix_spec};
+use super::state::{State, StateError, recall, remember};
 use super::transport::{Attached, Signals, Transport, set_high, set_low};
 use crate::bus::{BusDevice, Doorbell, Doorbells, MsiRoutes};
 use crate::memory::GuestMemory;
@@ -284,9 +286,62 @@ impl Inner {
     }
 }
 
+/// What the registers remember.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Remembered {
+    config_space: Vec<u8>,
+    msix: msix::State,
+    device_feature_select: u32,
+    driver_feature_select: u32,
+    queue_select: u16,
+    config_vector: u16,
+    queue_vectors: Vec<u16>,
+}
+
 impl Attached for Function {
     fn stop(&self) {
         drop(lock(&self.inner).transport.stop());
+    }
+
+    fn suspend(&self) -> State {
+        let (registers, mut inner) = (lock(&self.registers), lock(&self.inner));
+        let state = inner.transport.suspend();
+        let vector = |chosen: &Arc<AtomicU16>| chosen.load(Ordering::SeqCst);
+        let registers = remember(&Remembered {
+            config_space: registers.state(),
+            msix: lock(&self.msix).state(),
+            device_feature_select: inner.device_feature_select,
+            driver_feature_select: inner.driver_feature_select,
+            queue_select: inner.queue_select,
+            config_vector: vector(&inner.config_vector),
+            queue_vectors: inner.queue_vectors.iter().map(vector).collect(),
+        });
+        State { registers, ..state }
+    }
+
+    fn restore(&self, state: &State) -> Result<(), StateError> {
+        let refuse = |why: &str| StateError { kind: state.kind, why: why.to_owned() };
+        let old: Remembered = recall(&state.registers).map_err(|why| refuse(&why))?;
+        let (mut registers, mut inner) = (lock(&self.registers), lock(&self.inner));
+        if old.queue_vectors.len() != inner.queue_vectors.len() {
+            return Err(refuse("it has another number of vectors"));
+        }
+        inner.transport.restore(state)?;
+        let control = registers.restore(&old.config_space).ok_or_else(|| refuse("a configuration space"))?;
+        lock(&self.msix).restore(&old.msix, control).map_err(refuse)?;
+        let vectors = old.queue_vectors.iter().chain([&old.config_vector]);
+        for (chosen, vector) in inner.queue_vectors.iter().chain([&inner.config_vector]).zip(vectors) {
+            chosen.store(inner.checked_vector(*vector), Ordering::SeqCst);
+        }
+        inner.device_feature_select = old.device_feature_select;
+        inner.driver_feature_select = old.driver_feature_select;
+        inner.queue_select = old.queue_select;
+        Ok(())
+    }
+
+    fn resume(&self) {
+        lock(&self.inner).transport.resume();
     }
 }
 

@@ -6,6 +6,8 @@
 use std::io;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::{MsiMessage, MsiRoute, MsiRoutes};
 use crate::poll;
 use crate::virtio::core::guest_log::GuestLog;
@@ -28,6 +30,11 @@ struct Entry {
     masked: bool,
 }
 
+/// The words of each entry, as the driver has written them.
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct State(Vec<[u32; 4]>);
+
 impl Msix {
     /// A table with so many vectors, all masked.
     pub(super) fn new(count: u16, routes: Arc<dyn MsiRoutes>, log: Arc<GuestLog>) -> io::Result<Self> {
@@ -39,6 +46,25 @@ impl Msix {
     /// The eventfds.
     pub(super) fn vectors(&self) -> &Arc<[MsiRoute]> {
         &self.vectors
+    }
+
+    /// The table.
+    pub(super) fn state(&self) -> State {
+        State(self.entries.iter().map(|entry| entry.words).collect())
+    }
+
+    /// Takes over a table, under this message control word.
+    pub(super) fn restore(&mut self, State(entries): &State, control: u16) -> Result<(), &'static str> {
+        if entries.len() != self.entries.len() {
+            return Err("its table of vectors has another length");
+        }
+        for (index, words) in entries.iter().enumerate() {
+            for (word, value) in words.iter().enumerate() {
+                self.write_word(index, word, *value);
+            }
+        }
+        self.set_control(control);
+        Ok(())
     }
 
     /// The driver has written the message control word.
