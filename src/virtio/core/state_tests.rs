@@ -107,7 +107,8 @@ fn a_position_that_the_driver_does_not_know_of_breaks_that_queue() {
 fn a_state_that_could_not_have_come_about_is_refused() {
     let mut driver = FakeDriver::started(Echo::default());
     let good = driver.suspend();
-    let changes: [(&str, fn(&mut State)); 14] = [
+    type Change = fn(&mut State);
+    let changes: [(&str, Change); 14] = [
         ("another kind", |state| state.kind = 2),
         ("number of queues", |state| state.queues.truncate(1)),
         ("number of queues", |state| state.queues.push(state.queues[0])),
