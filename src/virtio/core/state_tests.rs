@@ -108,7 +108,7 @@ fn a_state_that_could_not_have_come_about_is_refused() {
     let mut driver = FakeDriver::started(Echo::default());
     let good = driver.suspend();
     type Change = fn(&mut State);
-    let changes: [(&str, Change); 14] = [
+    let changes: [(&str, Change); 15] = [
         ("another kind", |state| state.kind = 2),
         ("number of queues", |state| state.queues.truncate(1)),
         ("number of queues", |state| state.queues.push(state.queues[0])),
@@ -122,6 +122,7 @@ fn a_state_that_could_not_have_come_about_is_refused() {
         ("queue 0: a queue of 3", |state| state.queues[0].layout.size = 3),
         ("queue 0: the avail ring", |state| state.queues[0].layout.avail_ring += 1),
         ("remembers nothing", |state| state.device = remember(&7)),
+        ("not there", |state| (state.running, state.device) = (false, remember(&7))),
         ("missing field", |state| state.registers = remember(&std::collections::HashMap::<u8, u8>::new())),
     ];
     for (why, change) in changes {

@@ -348,7 +348,8 @@ impl Transport {
                     position: position(index).unwrap_or_default(),
                 })
                 .collect(),
-            device: self.device.state(),
+            // Of a driver that is gone nothing is worth remembering.
+            device: if running { self.device.state() } else { Remembered::Null },
             registers: Remembered::Null,
         };
         if running {
@@ -383,7 +384,11 @@ impl Transport {
         };
         let queues = self.queues.iter().zip(&state.queues).enumerate().map(queue);
         let queues = queues.collect::<Result<Vec<_>, _>>()?;
-        self.device.restore(&state.device)?;
+        if state.running {
+            self.device.restore(&state.device)?;
+        } else {
+            refuse(!state.device.is_null(), "it remembers a driver that is not there")?;
+        }
         for (slot, queue) in self.queues.iter_mut().zip(&state.queues) {
             slot.layout = queue.layout;
             slot.ready = queue.enabled;

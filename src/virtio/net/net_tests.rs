@@ -487,7 +487,9 @@ fn another_device_uses_as_many_queue_pairs_as_the_driver_had_said() {
         driver.transport.resume();
         transmit(&mut driver, &[0; HEADER], &frame(1, 60));
         assert_eq!(wait_frame(&wire), frame(1, 60));
-        // After a reset it is one, as ever.
+        // After a reset it is one, as ever; also when there was a pause in between.
+        driver.write(crate::virtio::core::spec::mmio::STATUS, 0);
+        driver.transport.restore(&driver.suspend()).unwrap();
         driver.free_all();
         driver.start(u64::MAX);
         assert_eq!(driver.suspend().device, serde_json::json!(1));
