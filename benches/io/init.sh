@@ -39,12 +39,13 @@ offload() { ethtool -K eth0 rx "$1" tx "$1" gso "$1" tso "$1" gro "$1" >/tmp/out
 # pings HOW-MANY BYTES: those that are lost
 pings() { ping -c "$1" -s "$2" -i 0.1 -W 20 "$host" >/tmp/out; awk -F'[ %]' '/packet loss/ { print "RESULT", $7 }' /tmp/out; }
 
-# stream SECONDS iperf3's own words: bits in a second, as received
+# stream SECONDS iperf3's own words: bits in a second, as received. On a slow machine iperf3 may know what came and not how long it took: it says null then.
 stream() {
     seconds=$1
     shift
     iperf3 --client "$host" --time "$seconds" --json "$@" >/tmp/out 2>&1 || { cat /tmp/out; return; }
-    awk '/"sum_received"/ { sum = 1 } sum && /bits_per_second/ { gsub(/[^0-9.e+]/, "", $2); print "RESULT", $2; exit }' /tmp/out
+    awk -v seconds="$seconds" '/"sum_received"/ { sum = 1 } sum { gsub(/[^0-9.e+]/, "", $2) }
+        sum && /"bytes"/ { bytes = $2 } sum && /bits_per_second/ { print "RESULT", $2 == "" ? bytes * 8 / seconds : $2; exit }' /tmp/out
 }
 
 # turns SECONDS PORT: a byte there and a byte back, times in a second
