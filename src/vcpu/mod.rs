@@ -5,7 +5,9 @@
 //! hand it to their own threads.
 
 mod cpuid;
+mod gate;
 mod registers;
+mod state;
 mod stats;
 
 use std::io;
@@ -21,7 +23,9 @@ use thiserror::Error;
 use vm_memory::GuestMemoryError;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+pub use gate::Gate;
 pub use registers::Entry;
+pub use state::State;
 pub use stats::StatsFd;
 
 use crate::bus::Bus;
@@ -56,6 +60,22 @@ pub enum VcpuError {
     /// Its tables don't fit into guest memory.
     #[error("can't write the boot processor's tables")]
     Memory(#[from] GuestMemoryError),
+    /// The host's processors can do less than those that the vCPU's state comes from.
+    #[error(
+        "this host's processors, or its KVM, lack a feature that the guest has seen (CPUID leaf {leaf:#x})"
+    )]
+    Missing {
+        /// Where the feature is.
+        leaf: u32,
+    },
+    /// An MSR of a vCPU's state can't be set.
+    #[error("this host's KVM refuses MSR {index:#x} with value {value:#x}")]
+    Msr {
+        /// Its number.
+        index: u32,
+        /// What it was to be.
+        value: u64,
+    },
     /// No thread for it.
     #[error("can't start the thread of vCPU {id}")]
     Thread {
@@ -81,6 +101,8 @@ pub struct Machine {
     pub mmio: Arc<Bus>,
     /// Where an end is reported, and looked up.
     pub end: Arc<End>,
+    /// Where vCPUs wait during a pause.
+    pub gate: Arc<Gate>,
     /// Where the first instruction's time goes.
     pub timeline: Arc<Timeline>,
 }
@@ -96,6 +118,16 @@ pub struct UserExits {
     pub interrupted: AtomicU64,
     /// Everything else.
     pub other: AtomicU64,
+}
+
+/// How an entry of the guest went.
+enum Step {
+    /// It wanted something, and has it.
+    Served,
+    /// It was left for no reason of its own.
+    Interrupted,
+    /// The VM can't go on.
+    Ended(Outcome),
 }
 
 /// A vCPU that is set up and not yet running.
@@ -159,22 +191,47 @@ impl Vcpu {
             machine.timeline.record(Mark::FirstInstruction);
         }
         while machine.end.outcome().is_none() {
-            if let Some(outcome) = self.step(machine) {
+            if machine.gate.is_closed() {
+                self.finish_access(machine);
+                machine.gate.wait(self.id, &self.fd);
+                continue;
+            }
+            if let Step::Ended(outcome) = self.step(machine) {
                 machine.end.report(outcome);
             }
         }
     }
 
-    /// Enters the guest once and answers its exit; `Some` if the VM can't go on.
-    fn step(&mut self, machine: &Machine) -> Option<Outcome> {
+    /// What the guest reads only arrives in its registers when it is entered the next time, and one instruction may have several accesses:
+    /// enters it for as long as there are some, and no further.
+    fn finish_access(&mut self, machine: &Machine) {
+        self.fd.set_kvm_immediate_exit(1);
+        loop {
+            match self.step(machine) {
+                Step::Served => {}
+                Step::Interrupted => break,
+                Step::Ended(outcome) => {
+                    machine.end.report(outcome);
+                    break;
+                }
+            }
+        }
+        self.fd.set_kvm_immediate_exit(0);
+    }
+
+    /// Enters the guest once and answers its exit.
+    fn step(&mut self, machine: &Machine) -> Step {
         let exit = match self.fd.run() {
             Ok(exit) => exit,
             Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
                 count(&self.exits.interrupted);
-                return None;
+                return Step::Interrupted;
             }
             Err(error) => {
-                return Some(Outcome::KvmError(format!("KVM_RUN failed on vCPU {}: {error}", self.id)));
+                return Step::Ended(Outcome::KvmError(format!(
+                    "KVM_RUN failed on vCPU {}: {error}",
+                    self.id
+                )));
             }
         };
         match exit {
@@ -183,14 +240,14 @@ impl Vcpu {
                 if !machine.mmio.read(addr, data) {
                     log::trace!("read of {addr:#x}, where nothing is");
                 }
-                None
+                Step::Served
             }
             VcpuExit::MmioWrite(addr, data) => {
                 count(&self.exits.mmio);
                 if !machine.mmio.write(addr, data) {
                     log::trace!("write of {data:x?} to {addr:#x}, where nothing is");
                 }
-                None
+                Step::Served
             }
             VcpuExit::IoIn(port, data) => {
                 let (data, len) = (data.as_mut_ptr(), data.len());
@@ -204,7 +261,7 @@ impl Vcpu {
                         log::trace!("read of port {port:#x}, where nothing is");
                     }
                 }
-                None
+                Step::Served
             }
             VcpuExit::IoOut(port, data) => {
                 let (data, len) = (data.as_ptr(), data.len());
@@ -217,11 +274,11 @@ impl Vcpu {
                         log::trace!("write of {unit:x?} to port {port:#x}, where nothing is");
                     }
                 }
-                None
+                Step::Served
             }
             VcpuExit::Intr => {
                 count(&self.exits.interrupted);
-                None
+                Step::Interrupted
             }
             VcpuExit::Shutdown => {
                 let at = format!("vCPU {} at RIP {}", self.id, self.rip());
@@ -242,10 +299,9 @@ impl Vcpu {
         }
     }
 
-    #[expect(clippy::unnecessary_wraps, reason = "the arms of `step` end with it")]
-    fn ended(&self, outcome: Outcome) -> Option<Outcome> {
+    fn ended(&self, outcome: Outcome) -> Step {
         count(&self.exits.other);
-        Some(outcome)
+        Step::Ended(outcome)
     }
 
     /// Bytes of one access of the last exit, which was a port access: a string instruction makes several at once.
@@ -317,17 +373,41 @@ pub fn start_all(vcpus: Vec<Vcpu>, machine: &Machine, spawner: &Spawner) -> Resu
 }
 
 impl Running {
+    /// Has all vCPUs leave the guest and wait, until the gate is opened; with `msrs`, the numbers of all that this host's KVM has, they say
+    /// what they are. `None` if the VM ends meanwhile.
+    pub fn pause(
+        &self,
+        machine: &Machine,
+        msrs: Option<Arc<[u32]>>,
+    ) -> Result<Option<Vec<State>>, VcpuError> {
+        machine.gate.close(msrs);
+        loop {
+            self.kick();
+            if machine.gate.all_wait(self.threads.len(), KICK_AGAIN) {
+                return machine.gate.take_states().map(Some);
+            }
+            if machine.end.outcome().is_some() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Has those that are in the guest leave it. One that arrives between a vCPU's look at what it is to do and its entry is lost.
+    fn kick(&self) {
+        for thread in self.threads.iter().filter(|thread| !thread.is_finished()) {
+            if let Err(error) = thread.kill(SIGRTMIN()) {
+                log::debug!("kicking a vCPU: {error}");
+            }
+        }
+    }
+
     /// Waits until no vCPU runs any more, and none holds the buses. Called once the machine's end is reported; kicks those
     /// that are in the guest.
     pub fn join(self) {
         let mut left = self.threads.len();
         while left > 0 {
-            // A kick that arrives between a vCPU's look at the end and its entry is lost, so it is repeated.
-            for thread in self.threads.iter().filter(|thread| !thread.is_finished()) {
-                if let Err(error) = thread.kill(SIGRTMIN()) {
-                    log::debug!("kicking a vCPU: {error}");
-                }
-            }
+            // Repeated, because a kick may be lost.
+            self.kick();
             while left > 0 && self.done.recv_timeout(KICK_AGAIN).is_ok() {
                 left -= 1;
             }

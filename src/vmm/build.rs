@@ -132,7 +132,8 @@ pub(super) fn build(
         Protocol::Linux64 => Entry::Linux64 { rip: start.rip },
     };
     let vcpus = vcpu::create_all(&vm, &supported_cpuid.finish()?, &mem, config.cpus(), entry)?;
-    let machine = Machine { ports: Arc::new(buses.ports), mmio: Arc::new(buses.mmio), end, timeline };
+    let (ports, mmio) = (Arc::new(buses.ports), Arc::new(buses.mmio));
+    let machine = Machine { ports, mmio, end, gate: Arc::default(), timeline };
     let has_disks = !config.disk.is_empty();
     Ok(Vmm {
         vm,
