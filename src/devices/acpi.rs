@@ -26,7 +26,7 @@ pub const SLEEP_TYPE_S5: u8 = 5;
 pub const RESET_VALUE: u8 = 1;
 /// Event bit: the power button was pressed.
 pub const EVENT_POWER_BUTTON: u32 = 1;
-/// Event bit: the VM generation ID has changed. A guest is ready to hear it; what changes it are snapshots, once there are some.
+/// Event bit: the VM generation ID has changed, because the guest goes on from a snapshot.
 pub const EVENT_GENERATION: u32 = 2;
 
 /// SLP_EN of the sleep control register (ACPI 6.5 table 4.19).
@@ -52,11 +52,26 @@ impl Events {
         Self { pending: AtomicU32::new(0), interrupt_evt }
     }
 
+    /// Events that the guest hasn't read yet, as plain data.
+    pub fn state(&self) -> u32 {
+        self.pending.load(Ordering::SeqCst)
+    }
+
+    /// The guest goes on in another VM than the one that it was in, or in one of several: beside what it hadn't read there (`state`) it hears
+    /// that its generation ID is another one.
+    pub fn renew(&self, state: u32) {
+        self.raise(state & EVENT_POWER_BUTTON | EVENT_GENERATION);
+    }
+
     /// Presses the power button. Callable from any thread; a guest that doesn't listen ignores it.
     pub fn press_power_button(&self) {
-        self.pending.fetch_or(EVENT_POWER_BUTTON, Ordering::SeqCst);
+        self.raise(EVENT_POWER_BUTTON);
+    }
+
+    fn raise(&self, events: u32) {
+        self.pending.fetch_or(events, Ordering::SeqCst);
         if let Err(error) = self.interrupt_evt.write(1) {
-            log::warn!("can't raise the power button's interrupt: {error}");
+            log::warn!("can't raise the interrupt of an event: {error}");
         }
     }
 }

@@ -6,8 +6,9 @@
 //! Registers as in the Intel 82093AA data sheet. Owns the routes; no thread.
 
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{BusDevice, MsiMessage, MsiRoute, MsiRoutes};
@@ -39,7 +40,10 @@ pub struct Ioapic {
     pins: Vec<OnceLock<MsiRoute>>,
 }
 
-struct Registers {
+/// What a guest has written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Registers {
     select: u8,
     id: u8,
     entries: Vec<u64>,
@@ -68,8 +72,30 @@ impl Ioapic {
         Ok(evt)
     }
 
+    /// Its registers, as plain data.
+    pub fn state(&self) -> Registers {
+        self.lock().clone()
+    }
+
+    /// Becomes what another one was, with its routes. `Err` says what is wrong.
+    pub fn restore(&self, state: Registers) -> Result<(), String> {
+        let mut registers = self.lock();
+        if state.entries.len() != registers.entries.len() {
+            return Err(format!("an IOAPIC with {} pins", state.entries.len()));
+        }
+        for (pin, (before, after)) in registers.entries.iter().zip(&state.entries).enumerate() {
+            self.apply(pin, *before, *after).map_err(|error| format!("interrupt {pin}: {error}"))?;
+        }
+        *registers = state;
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Registers> {
+        self.registers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn read_selected(&self) -> u32 {
-        let registers = self.registers.lock().unwrap_or_else(PoisonError::into_inner);
+        let registers = self.lock();
         match registers.select {
             REG_ID | REG_ARBITRATION => u32::from(registers.id) << 24,
             REG_VERSION => VERSION | self.last_pin() << 16,
@@ -91,7 +117,7 @@ impl Ioapic {
     }
 
     fn write_selected(&self, value: u32) {
-        let mut registers = self.registers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut registers = self.lock();
         let select = registers.select;
         if select == REG_ID {
             registers.id = value.to_le_bytes()[3] & 0xf;
@@ -121,7 +147,7 @@ impl Ioapic {
 impl BusDevice for Ioapic {
     fn read(&self, offset: u64, data: &mut [u8]) {
         let value = match offset {
-            IOREGSEL => self.registers.lock().unwrap_or_else(PoisonError::into_inner).select.into(),
+            IOREGSEL => self.lock().select.into(),
             IOWIN => self.read_selected(),
             _ => 0,
         };
@@ -134,7 +160,7 @@ impl BusDevice for Ioapic {
     fn write(&self, offset: u64, data: &[u8]) {
         match (offset, data) {
             (IOREGSEL, [select, ..]) => {
-                self.registers.lock().unwrap_or_else(PoisonError::into_inner).select = *select;
+                self.lock().select = *select;
             }
             (IOWIN, &[a, b, c, d]) => self.write_selected(u32::from_le_bytes([a, b, c, d])),
             _ => {}
@@ -233,6 +259,23 @@ mod tests {
         ioapic.wire(7).unwrap();
         ioapic.wire(4).unwrap();
         assert_eq!(read(&ioapic, 1), 0x0007_0011);
+    }
+
+    #[test]
+    fn another_one_sends_what_the_guest_has_set() {
+        let ioapic = Ioapic::new(Arc::new(Recorder::default()));
+        ioapic.wire(4).unwrap();
+        write(&ioapic, 0x10 + 2 * 4, 0x0031);
+        write(&ioapic, 0x10 + 2 * 5, 0x0032);
+        let recorder = Arc::new(Recorder::default());
+        let other = Ioapic::new(recorder.clone());
+        other.wire(4).unwrap();
+        other.restore(ioapic.state()).unwrap();
+        assert_eq!(*recorder.calls.lock().unwrap(), ["0 -> 0xfee00000 0x31", "0 masked false"]);
+        assert_eq!(read(&other, 0x10 + 2 * 5), 0x32);
+        let mut bad = ioapic.state();
+        bad.entries.pop();
+        assert!(other.restore(bad).is_err());
     }
 
     #[test]

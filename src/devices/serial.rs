@@ -12,6 +12,7 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
@@ -60,7 +61,10 @@ pub struct Serial {
     host_evt: EventFd,
 }
 
-struct Port {
+/// Its registers, and the bytes that wait.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Port {
     ier: u8,
     lcr: u8,
     mcr: u8,
@@ -89,6 +93,27 @@ impl Serial {
             transmit: VecDeque::new(),
         };
         Self { port: Mutex::new(port), interrupt_evt, host_evt }
+    }
+
+    /// All of it, as plain data.
+    pub fn state(&self) -> Port {
+        self.lock().clone()
+    }
+
+    /// Becomes what another port was. On `Err`, which says what is wrong, it is as it was. Its interrupt is raised, in case one was on its
+    /// way: to a driver one too many is nothing.
+    pub fn restore(&self, state: Port) -> Result<(), String> {
+        if state.receive.len() > RECEIVE_CAPACITY
+            || state.transmit.len() > TRANSMIT_CAPACITY + TRANSMIT_OVERRUN
+            || state.ier & !IER_VALID != 0
+            || state.mcr & !MCR_VALID != 0
+        {
+            return Err("no serial port can be like that".to_owned());
+        }
+        *self.lock() = state;
+        signal(&self.host_evt);
+        self.interrupt();
+        Ok(())
     }
 
     /// How many bytes [`give`](Self::give) accepts now.
@@ -395,5 +420,31 @@ mod tests {
             assert_eq!(data, [0xff; 2]);
         }
         assert_eq!(serial.read_register(9), 0xff);
+    }
+
+    #[test]
+    fn another_port_goes_on_with_the_bytes_that_wait() {
+        let (port, evts) = (|| {
+            let evts = [EventFd::new(libc::EFD_NONBLOCK).unwrap(), EventFd::new(libc::EFD_NONBLOCK).unwrap()];
+            let [a, b] = [evts[0].try_clone().unwrap(), evts[1].try_clone().unwrap()];
+            (Serial::new(a, b), evts)
+        })();
+        for (register, value) in [(MCR, MCR_RTS), (IER, IER_RECEIVED), (SCR, 7), (DATA, b'x')] {
+            port.write(register, &[value]);
+        }
+        assert_eq!(port.give(b"typed"), 5);
+        let state = serde_json::to_string(&port.state()).unwrap();
+        let [_, _] = evts.map(|evt| evt.read());
+        let evts = [EventFd::new(libc::EFD_NONBLOCK).unwrap(), EventFd::new(libc::EFD_NONBLOCK).unwrap()];
+        let other = Serial::new(evts[0].try_clone().unwrap(), evts[1].try_clone().unwrap());
+        other.restore(serde_json::from_str(&state).unwrap()).unwrap();
+        assert!(evts.iter().all(|evt| evt.read().is_ok()), "the guest and the host look");
+        assert_eq!((other.state(), other.take()), (port.state(), b"x".to_vec()));
+        let mut byte = [0];
+        other.read(DATA, &mut byte);
+        assert_eq!(byte, *b"t");
+        let mut bad = other.state();
+        bad.receive.resize(RECEIVE_CAPACITY + 1, 0);
+        assert!(other.restore(bad).is_err());
     }
 }
