@@ -12,11 +12,12 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use kvm_bindings::{
     CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES,
-    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, KvmIrqRouting, kvm_enable_cap,
-    kvm_irq_routing_entry, kvm_userspace_memory_region,
+    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, KvmIrqRouting, kvm_clock_data,
+    kvm_enable_cap, kvm_irq_routing_entry, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use thiserror::Error;
@@ -243,6 +244,22 @@ impl Vm {
     /// Makes vCPU number `id`, which is also its APIC id. Number 0 is the boot processor.
     pub fn create_vcpu(&self, id: u8) -> Result<VcpuFd, KvmError> {
         self.fd.create_vcpu(id.into()).map_err(ioctl("KVM_CREATE_VCPU"))
+    }
+
+    /// The guest's clock (kvmclock), as plain data.
+    pub fn clock(&self) -> Result<kvm_clock_data, KvmError> {
+        self.fd.get_clock().map_err(ioctl("KVM_GET_CLOCK"))
+    }
+
+    /// The guest's clock goes on from where another one stood: the time between is none for the guest.
+    pub fn set_clock(&self, clock: &kvm_clock_data) -> Result<(), KvmError> {
+        let clock = kvm_clock_data { clock: clock.clock, ..Default::default() };
+        self.fd.set_clock(&clock).map_err(ioctl("KVM_SET_CLOCK"))
+    }
+
+    /// The numbers of all MSRs that are a part of a vCPU's state on this host.
+    pub fn msrs(&self) -> Result<Arc<[u32]>, KvmError> {
+        Ok(self.kvm.get_msr_index_list().map_err(ioctl("KVM_GET_MSR_INDEX_LIST"))?.as_slice().into())
     }
 
     /// Replaces the whole routing table: one MSI route for each `(gsi, message)`.

@@ -1,8 +1,9 @@
 //! Giving pages of guest memory back to the host.
 //!
 //! KVM forgets pages that are given back by its MMU notifier, and the next access gets fresh ones. How they are given back depends on what
-//! memory is made of: of a private mapping they are dropped (MADV_DONTNEED), which would leave those of a file in memory where
-//! they are, so that a hole is made in it (MADV_REMOVE). Of a pool's huge pages only whole ones can go.
+//! memory is made of: of anonymous memory they are dropped (MADV_DONTNEED), which would leave those of a file in memory where
+//! they are, so that a hole is made in it (MADV_REMOVE); and of a snapshot's file it would bring back what the file has, so that fresh anonymous
+//! pages take their place. Of a pool's huge pages only whole ones can go.
 //!
 //! **Huge pages.** A part of a huge page that is given back is no longer mapped, and still isn't free: the kernel keeps the whole until memory
 //! is short. So where only a small part goes, the huge page is split first (that is what MADV_COLD does with a part of one), and
@@ -12,7 +13,7 @@ use std::io;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::{GuestMemory, HUGE_PAGE, SMALL_PAGE, advise};
+use super::{GuestMemory, HUGE_PAGE, PROTECTION, SMALL_PAGE, advise};
 
 /// What will be done with memory that is given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,22 +44,43 @@ pub fn discard(
         let whole = (slice.len() - head) / page * page;
         if whole > 0 {
             let first = start.wrapping_add(head);
-            if flags & libc::MAP_HUGETLB == 0 {
-                prepare(mem, GuestAddress(gpa.0 + head as u64), first, whole, afterwards);
-            }
-            let advice = if flags & libc::MAP_SHARED == 0 { libc::MADV_DONTNEED } else { libc::MADV_REMOVE };
-            #[expect(unsafe_code, reason = "madvise has no safe wrapper")]
-            // SAFETY: the range lies in a mapping of guest memory, which lives as long as `mem`, and is of whole pages. That its
-            // content changes under whoever looks is what guest memory does all the time: nobody has a reference into it.
-            let ret = unsafe { libc::madvise(first.cast(), whole, advice) };
-            if ret != 0 {
-                return Err(io::Error::last_os_error());
+            if flags & (libc::MAP_SHARED | libc::MAP_ANONYMOUS) == 0 {
+                replace(first, whole)?;
+            } else {
+                if flags & libc::MAP_HUGETLB == 0 {
+                    prepare(mem, GuestAddress(gpa.0 + head as u64), first, whole, afterwards);
+                }
+                drop_pages(first, whole, flags)?;
             }
             given += whole;
         }
         gpa = GuestAddress(gpa.0 + slice.len() as u64);
     }
     Ok(given)
+}
+
+/// Drops the pages of `len` bytes of a mapping that was made with these flags.
+fn drop_pages(start: *mut u8, len: usize, flags: libc::c_int) -> io::Result<()> {
+    let advice = if flags & libc::MAP_SHARED == 0 { libc::MADV_DONTNEED } else { libc::MADV_REMOVE };
+    #[expect(unsafe_code, reason = "madvise has no safe wrapper")]
+    // SAFETY: the range lies in a mapping of guest memory, which lives as long as the VM's process, and is of whole pages. That its
+    // content changes under whoever looks is what guest memory does all the time: nobody has a reference into it.
+    let ret = unsafe { libc::madvise(start.cast(), len, advice) };
+    if ret != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Puts fresh anonymous pages in the place of `len` bytes of a private mapping of a file.
+fn replace(start: *mut u8, len: usize) -> io::Result<()> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    #[expect(unsafe_code, reason = "std has no mmap")]
+    // SAFETY: the range lies in a mapping of guest memory, which lives as long as the VM's process; that its content changes under whoever
+    // looks is what guest memory does all the time.
+    let mapped = unsafe { libc::mmap(start.cast(), len, PROTECTION, flags, -1, 0) };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    advise(start, len, libc::MADV_DONTDUMP);
+    Ok(())
 }
 
 /// Bytes of the pages of a mapping that was made with these flags.

@@ -6,6 +6,7 @@
 //! them costs no more. Owns the mappings; no thread, no descriptor.
 
 mod discard;
+pub mod image;
 pub mod layout;
 
 use std::fs::File;
@@ -137,15 +138,23 @@ fn pool_file(page_mib: u64) -> String {
 /// Makes guest memory of `mib` MiB (within [`MIN_MIB`] and [`MAX_MIB`]). Nothing is touched, unless it is to be: a page costs the host
 /// something once the guest uses it.
 pub fn create(mib: u64, backing: Backing) -> Result<GuestMemory, MemoryError> {
-    let make = |(start, len)| {
-        region(start, len, backing).map_err(|source| match (backing.pages, source.raw_os_error()) {
-            (Pages::Pool(page), Some(libc::ENOMEM | libc::EINVAL | libc::ENOSYS)) => {
-                MemoryError::Pool { mib, page }
-            }
-            _ => MemoryError::Map { mib, source },
-        })
-    };
-    let regions = ranges(mib).into_iter().map(make).collect::<Result<_, _>>()?;
+    from_ranges(mib, |start, len| region(start, len, backing)).map_err(|error| match (backing.pages, error) {
+        (Pages::Pool(page), MemoryError::Map { source, .. })
+            if matches!(source.raw_os_error(), Some(libc::ENOMEM | libc::EINVAL | libc::ENOSYS)) =>
+        {
+            MemoryError::Pool { mib, page }
+        }
+        (_, error) => error,
+    })
+}
+
+/// Guest memory of `mib` MiB, of regions that are made one after the other.
+fn from_ranges(
+    mib: u64,
+    mut make: impl FnMut(u64, u64) -> io::Result<GuestRegionMmap>,
+) -> Result<GuestMemory, MemoryError> {
+    let regions = ranges(mib).into_iter().map(|(start, len)| make(start, len));
+    let regions = regions.collect::<io::Result<_>>().map_err(|source| MemoryError::Map { mib, source })?;
     GuestMemory::from_regions(regions).map_err(|error| MemoryError::Regions(error.to_string()))
 }
 
@@ -155,11 +164,17 @@ const SMALL_PAGE: usize = 4096;
 /// Size of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Maps `len` bytes that begin at a huge page, as guest memory does: only then can KVM map huge pages of the host as huge pages of
-/// the guest.
-fn map_aligned(len: usize, backing: Backing) -> io::Result<*mut u8> {
+/// Maps `len` bytes, of a file from `offset` on if there is one, at an address that begins a huge page, as guest memory does, and a page of
+/// `page_size`: only then can KVM map huge pages of the host as huge pages of the guest.
+fn map_at(
+    len: usize,
+    page_size: usize,
+    flags: libc::c_int,
+    fd: libc::c_int,
+    offset: libc::off_t,
+) -> io::Result<*mut u8> {
     // First only the addresses, and then what is to be there.
-    let align = backing.page_size().max(HUGE_PAGE);
+    let align = page_size.max(HUGE_PAGE);
     let padded = len.checked_add(align).ok_or(io::ErrorKind::OutOfMemory)?;
     let reserve = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
     #[expect(unsafe_code, reason = "std has no mmap")]
@@ -170,8 +185,6 @@ fn map_aligned(len: usize, backing: Backing) -> io::Result<*mut u8> {
     }
     let start = start.cast::<u8>();
     let head = start.align_offset(align);
-    let file = backing.file(len)?;
-    let fd = file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
     #[expect(unsafe_code, reason = "the parts beside the aligned range are given back")]
     // SAFETY: `head` is at most `align`, so the aligned range and both rests lie within the mapping made above; nobody else
     // knows of them.
@@ -182,8 +195,8 @@ fn map_aligned(len: usize, backing: Backing) -> io::Result<*mut u8> {
                 return Err(io::Error::last_os_error());
             }
         }
-        let flags = backing.flags() | libc::MAP_FIXED;
-        if libc::mmap(aligned.cast(), len, PROTECTION, flags, fd, 0) == libc::MAP_FAILED {
+        let flags = flags | libc::MAP_FIXED;
+        if libc::mmap(aligned.cast(), len, PROTECTION, flags, fd, offset) == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         Ok(aligned)
@@ -202,12 +215,9 @@ fn advise(start: *mut u8, len: usize, advice: libc::c_int) {
 
 fn region(start: u64, len: u64, backing: Backing) -> io::Result<GuestRegionMmap> {
     let len = usize::try_from(len).map_err(io::Error::other)?;
-    let hva = map_aligned(len, backing)?;
-    #[expect(unsafe_code, reason = "vm-memory can't align a mapping by itself")]
-    // SAFETY: the range is a mapping of `len` bytes made just now, and nothing ever unmaps it: guest memory lives as long as the VM's
-    // process.
-    let region = unsafe { MmapRegion::build_raw(hva, len, PROTECTION, backing.flags()) };
-    let region = region.map_err(io::Error::other)?;
+    let file = backing.file(len)?;
+    let fd = file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+    let hva = map_at(len, backing.page_size(), backing.flags(), fd, 0)?;
     advise(hva, len, libc::MADV_DONTDUMP);
     if backing.pages == Pages::Transparent {
         let small = if start == 0 { HUGE_PAGE.min(len) } else { 0 };
@@ -217,8 +227,23 @@ fn region(start: u64, len: u64, backing: Backing) -> io::Result<GuestRegionMmap>
     if backing.prefault {
         prefault(hva, len)?;
     }
-    GuestRegionMmap::new(region, GuestAddress(start))
-        .ok_or_else(|| io::Error::other(format!("{start:#x} + {len:#x} overflows")))
+    guest_region(hva, len, backing.flags(), GuestAddress(start))
+}
+
+/// A mapping of `len` bytes, made just now with these flags, as a region of guest memory.
+fn guest_region(
+    hva: *mut u8,
+    len: usize,
+    flags: libc::c_int,
+    start: GuestAddress,
+) -> io::Result<GuestRegionMmap> {
+    #[expect(unsafe_code, reason = "vm-memory can't align a mapping by itself")]
+    // SAFETY: the range is a mapping of `len` bytes made just now, and nothing ever unmaps it: guest memory lives as long as the VM's
+    // process.
+    let region = unsafe { MmapRegion::build_raw(hva, len, PROTECTION, flags) };
+    let region = region.map_err(io::Error::other)?;
+    GuestRegionMmap::new(region, start)
+        .ok_or_else(|| io::Error::other(format!("{start:?} + {len:#x} overflows")))
 }
 
 /// Of these bytes, which are in guest memory, nothing will be used for a while: the huge pages that they touch are made of small pages, so that
