@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! main -> cli -> commands -> { bench, vmm, guest_files, image, agent, report }
-//! vmm -> { config, vcpu, boot } -> { virtio devices, devices } -> virtio::core -> bus -> memory
+//! vmm -> { config, vcpu, boot, snapshot } -> { virtio devices, devices } -> virtio::core -> bus -> memory
 //! { vmm, vcpu } -> kvm -> memory         (nobody else names kvm, but for `bothy doctor`)
-//! bench, image, agent                    (name only themselves)
+//! bench, image, agent, snapshot          (name only themselves)
 //! outcome, timeline, poll, random, thread (small, and used by all of the above)
 //! ```
 //!
@@ -27,6 +27,7 @@ pub mod outcome;
 pub mod poll;
 pub mod random;
 pub mod report;
+pub mod snapshot;
 pub mod thread;
 pub mod timeline;
 pub mod vcpu;

@@ -31,10 +31,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("agent", &[]),
     ("bench", &[]),
+    ("snapshot", &[]),
     ("image", &[]),
     ("guest_files", &["boot::image", "memory"]),
     ("report", &["vmm::control"]),
-    ("vmm", &["config", "vcpu", "boot", "virtio", "devices", "bus", "kvm", "memory"]),
+    ("vmm", &["config", "vcpu", "boot", "snapshot", "virtio", "devices", "bus", "kvm", "memory"]),
     ("config", &["virtio::blk", "virtio::net", "virtio::vsock", "vcpu", "memory"]),
     ("vcpu", &["kvm", "bus", "memory"]),
     // The tables name the registers' numbers.

@@ -153,6 +153,17 @@ pub fn create_all(
     Ok(vcpus)
 }
 
+/// Makes the vCPUs that other ones were. `supported` is what KVM can give a guest on this host.
+pub fn restore_all(vm: &Vm, supported: &CpuId, states: &[State]) -> Result<Vec<Vcpu>, VcpuError> {
+    let count = u8::try_from(states.len()).unwrap_or(u8::MAX);
+    let restore = |(id, state): (u8, &State)| {
+        let fd = vm.create_vcpu(id)?;
+        state::put(&fd, &cpuid::for_vcpu(supported, id, count), state)?;
+        Ok(Vcpu { id, fd, exits: Arc::default() })
+    };
+    (0..count).zip(states).map(restore).collect()
+}
+
 fn create(vm: &Vm, supported: &CpuId, id: u8, count: u8) -> Result<Vcpu, VcpuError> {
     let fd = vm.create_vcpu(id)?;
     fd.set_cpuid2(&cpuid::for_vcpu(supported, id, count)).map_err(VcpuError::ioctl("KVM_SET_CPUID2"))?;
