@@ -20,7 +20,7 @@ use crate::outcome::Outcome;
 use crate::poll::{self, Source};
 use crate::thread;
 use crate::timeline::Times;
-use crate::vmm::control::{Counts, News, Order, Report};
+use crate::vmm::control::{Counts, Heard, News, Order, Report};
 use crate::vmm::process::VmProcess;
 
 /// How long a guest may take to power off after SIGTERM.
@@ -120,8 +120,10 @@ impl Attendant<'_> {
             let [report, signal, stdin, socket, output] =
                 poll::wait(sources, self.next_wakeup()).context("can't wait for events")?;
             if report.readable {
-                if !self.news.guest_has_ended().context("can't hear the VM")? {
-                    return Ok(());
+                match self.news.hear().context("can't hear the VM")? {
+                    Heard::Report => return Ok(()),
+                    Heard::Snapshot { .. } => continue,
+                    Heard::GuestEnded => {}
                 }
                 // It did what it was asked to. Its disks take as long as they take, unless the user has lost patience, or does.
                 self.guest_ended = true;

@@ -19,8 +19,8 @@ use crate::guest_files::GuestFiles;
 use crate::report::timing::Timing;
 use crate::timeline::{self, Mark, Timeline};
 use crate::virtio::{blk, vsock};
-use crate::vmm::Resources;
 use crate::vmm::process::VmProcess;
+use crate::vmm::{Origin, Resources};
 
 /// Boots a VM, attends to it, and gives its exit code.
 pub(super) fn boot(args: &BootArgs, exec_ns: u64, log: Option<RawFd>) -> Result<u8, Failure> {
@@ -87,7 +87,8 @@ fn open(config: &mut VmConfig, args: &BootArgs, log: Option<RawFd>) -> Result<Re
     let vsock = config.vsock.as_ref().map(listen).transpose()?;
     let count = args.timing.is_some();
     let console_size = terminal::size().filter(|_| io::stdin().is_terminal());
-    Ok(Resources { kvm, kernel, initrd, cmdline, disks, nets, vsock, console_size, place: None, count, log })
+    let origin = Origin::Kernel { kernel, initrd, cmdline };
+    Ok(Resources { kvm, origin, snapshot: None, disks, nets, vsock, console_size, place: None, count, log })
 }
 
 fn kernel_and_initrd(config: &VmConfig) -> anyhow::Result<(KernelImage, Option<Blob>)> {

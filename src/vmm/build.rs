@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::event_loop::Wakeups;
 use super::wiring::{DoorbellQueue, KvmRoutes};
-use super::{Resources, Vmm};
+use super::{Origin, Resources, Vmm, rest};
 use crate::boot::acpi::{Platform, VirtioSlot};
 use crate::boot::{self, BootError, Protocol};
 use crate::bus::{Bus, BusError};
@@ -25,12 +25,14 @@ use crate::devices::serial::Serial;
 use crate::kvm::{self, KvmError};
 use crate::memory::{self, GuestMemory, MemoryError, layout};
 use crate::outcome::End;
+use crate::snapshot::{self, SnapshotError};
 use crate::thread::Spawner;
 use crate::timeline::{Mark, Timeline};
 use crate::vcpu::{self, Entry, Machine, VcpuError};
 use crate::virtio::core::device::VirtioDevice;
 use crate::virtio::core::mmio::MmioTransport;
 use crate::virtio::core::pci;
+use crate::virtio::core::state::StateError;
 use crate::virtio::core::transport::Attached;
 use crate::virtio::{balloon, blk, console, net, rng, vsock};
 
@@ -49,6 +51,15 @@ pub enum BuildError {
     /// A vCPU can't be made.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+    /// The snapshot can't be read.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A device's state isn't one of this VM's.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The snapshot is of another VM.
+    #[error("the snapshot is of another kind of VM: {0}")]
+    Foreign(String),
     /// Two devices on one address. A bug of ours.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -90,7 +101,17 @@ pub(super) fn build(
     check_vcpus(&vm, config.cpus())?;
     timeline.record(Mark::KvmReady);
 
-    let mem = Arc::new(memory::create(config.memory_mib(), config.backing())?);
+    let (at_rest, mem) = match &resources.origin {
+        Origin::Kernel { .. } => (None, memory::create(config.memory_mib(), config.backing())?),
+        Origin::Snapshot(file) => {
+            let (state, part) = snapshot::read::<rest::State>(file)?;
+            check_shape(config, &state, part.len)?;
+            let mem = memory::image::map(config.memory_mib(), file, part.offset)?;
+            rest::renew_generation(&mem).map_err(io("a generation ID"))?;
+            (Some(state), mem)
+        }
+    };
+    let mem = Arc::new(mem);
     vm.add_memory(&mem)?;
     timeline.record(Mark::MemoryReady);
 
@@ -117,21 +138,43 @@ pub(super) fn build(
         Transport::Pci => (Vec::new(), sockets.plug_pci(devices)?),
     };
 
-    let start = boot::load(&boot::Request {
-        mem: &mem,
-        memory_mib: config.memory_mib(),
-        kernel: &resources.kernel,
-        initrd: resources.initrd.as_ref(),
-        cmdline: &resources.cmdline,
-        platform: &Platform { cpus: config.cpus(), serial: serial.is_some(), virtio, pci },
-    })?;
-    timeline.record(Mark::KernelLoaded);
-
-    let entry = match start.protocol {
-        Protocol::Pvh => Entry::Pvh { rip: start.rip },
-        Protocol::Linux64 => Entry::Linux64 { rip: start.rip },
+    let vcpus = match resources.origin {
+        Origin::Kernel { kernel, initrd, cmdline } => {
+            let start = boot::load(&boot::Request {
+                mem: &mem,
+                memory_mib: config.memory_mib(),
+                kernel: &kernel,
+                initrd: initrd.as_ref(),
+                cmdline: &cmdline,
+                platform: &Platform { cpus: config.cpus(), serial: serial.is_some(), virtio, pci },
+            })?;
+            timeline.record(Mark::KernelLoaded);
+            let entry = match start.protocol {
+                Protocol::Pvh => Entry::Pvh { rip: start.rip },
+                Protocol::Linux64 => Entry::Linux64 { rip: start.rip },
+            };
+            vcpu::create_all(&vm, &supported_cpuid.finish()?, &mem, config.cpus(), entry)?
+        }
+        Origin::Snapshot(_) => {
+            let state = at_rest.expect("it was read above");
+            vm.set_clock(&state.clock)?;
+            ioapic.restore(state.ioapic).map_err(BuildError::Foreign)?;
+            if let (Some(serial), Some(state)) = (&serial, state.serial) {
+                serial.restore(state).map_err(BuildError::Foreign)?;
+            }
+            if state.devices.len() != devices.len() {
+                let (wanted, own) = (state.devices.len(), devices.len());
+                return Err(BuildError::Foreign(format!("{wanted} virtio devices, where this VM has {own}")));
+            }
+            for (device, state) in devices.iter().zip(&state.devices) {
+                device.restore(state)?;
+            }
+            timeline.record(Mark::KernelLoaded);
+            let vcpus = vcpu::restore_all(&vm, &supported_cpuid.finish()?, &state.vcpus)?;
+            events.renew(state.events);
+            vcpus
+        }
     };
-    let vcpus = vcpu::create_all(&vm, &supported_cpuid.finish()?, &mem, config.cpus(), entry)?;
     let (ports, mmio) = (Arc::new(buses.ports), Arc::new(buses.mmio));
     let machine = Machine { ports, mmio, end, gate: Arc::default(), timeline };
     let has_disks = !config.disk.is_empty();
@@ -141,6 +184,9 @@ pub(super) fn build(
         machine,
         vcpus,
         devices,
+        ioapic,
+        shape: rest::Shape::of(config),
+        snapshot: resources.snapshot,
         has_disks,
         events,
         serial,
@@ -167,6 +213,18 @@ impl CpuidQuery {
     fn finish(self) -> Result<CpuId, KvmError> {
         self.0.join().expect("a panic in a thread ends the process")
     }
+}
+
+/// What a guest that goes on could tell.
+fn check_shape(config: &VmConfig, state: &rest::State, memory_len: u64) -> Result<(), BuildError> {
+    let own = rest::Shape::of(config);
+    if state.shape != own {
+        return Err(BuildError::Foreign(format!("{:?}, and this one is {own:?}", state.shape)));
+    }
+    if memory_len != config.memory_mib() << 20 || state.vcpus.len() != usize::from(config.cpus()) {
+        return Err(BuildError::Foreign("its memory or its vCPUs are not what it says".to_owned()));
+    }
+    Ok(())
 }
 
 fn check_vcpus(vm: &kvm::Vm, wanted: u8) -> Result<(), BuildError> {

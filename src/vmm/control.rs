@@ -1,6 +1,6 @@
 //! What the command's process and the VM's process say to each other.
 //!
-//! From the command: [`Order`]s, of a few bytes each. From the VM: the byte [`GUEST_ENDED`] when the guest has ended by itself and its disks may take a while, one
+//! From the command: [`Order`]s, of a few bytes each. From the VM: a byte for each snapshot that was asked for, the byte [`GUEST_ENDED`] when the guest has ended by itself and its disks may take a while, one
 //! [`Report`] as JSON when the VM has let go of everything or failed to start, and then the end of the stream. A VM that dies
 //! without a report is told by the stream's end alone.
 
@@ -29,6 +29,8 @@ pub enum Order {
         /// So much.
         mib: u32,
     },
+    /// Write the VM to the file that it has for that, and go on.
+    Snapshot,
     /// The terminal behind a virtio console has another size.
     Resize {
         /// The new one.
@@ -43,6 +45,7 @@ impl Order {
             Self::PressPowerButton => vec![b'p'],
             Self::Quit => vec![b'q'],
             Self::Kill => vec![b'k'],
+            Self::Snapshot => vec![b's'],
             Self::Reclaim { mib } => [&b"r"[..], &mib.to_le_bytes()].concat(),
             Self::Resize { size: WindowSize { rows, columns } } => {
                 [&b"w"[..], &rows.to_le_bytes(), &columns.to_le_bytes()].concat()
@@ -58,6 +61,7 @@ impl Order {
             b'p' => Self::PressPowerButton,
             b'q' => Self::Quit,
             b'k' => Self::Kill,
+            b's' => Self::Snapshot,
             b'r' => Self::Reclaim { mib: u32::from_le_bytes(read_array(from)?) },
             b'w' => {
                 let (rows, columns) = (read_array(from)?, read_array(from)?);
@@ -79,11 +83,36 @@ fn read_array<const N: usize>(from: &mut impl Read) -> io::Result<[u8; N]> {
 /// Says that the guest has ended, by itself and not by an order: what is left to wait for are its disks. No JSON starts so.
 const GUEST_ENDED: u8 = b'E';
 
+/// Say whether a snapshot is written.
+const SNAPSHOT: u8 = b'S';
+const NO_SNAPSHOT: u8 = b'N';
+
+/// Tells the command whether the snapshot that it asked for is written.
+pub(super) fn send_snapshot(socket: &mut UnixStream, written: bool) {
+    if let Err(error) = socket.write_all(&[if written { SNAPSHOT } else { NO_SNAPSHOT }]) {
+        log::debug!("nobody hears of the snapshot: {error}");
+    }
+}
+
 /// Tells the command that the guest has ended by itself.
 pub(super) fn send_guest_ended(socket: &mut UnixStream) {
     if let Err(error) = socket.write_all(&[GUEST_ENDED]) {
         log::debug!("nobody hears that the guest has ended: {error}");
     }
+}
+
+/// What there is to hear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// The guest has ended, and the report is still to come.
+    GuestEnded,
+    /// The snapshot that was asked for is written, or can't be; the log says why not.
+    Snapshot {
+        /// Whether it is.
+        written: bool,
+    },
+    /// The report, or the end of the stream.
+    Report,
 }
 
 /// What the VM says, as the command hears it.
@@ -98,17 +127,20 @@ impl News {
         Self { socket, first: None }
     }
 
-    /// Called when there is something to read: `true` if the guest has ended and the report is still to come, `false` if the
-    /// report, or the end of the stream, is what there is.
-    pub fn guest_has_ended(&mut self) -> io::Result<bool> {
+    /// Called when there is something to read: says what it is.
+    pub fn hear(&mut self) -> io::Result<Heard> {
         let mut byte = [0];
         match self.socket.read(&mut byte) {
-            Ok(1) if byte[0] == GUEST_ENDED => return Ok(true),
-            Ok(1) => self.first = Some(byte[0]),
+            Ok(1) => match byte[0] {
+                GUEST_ENDED => return Ok(Heard::GuestEnded),
+                SNAPSHOT => return Ok(Heard::Snapshot { written: true }),
+                NO_SNAPSHOT => return Ok(Heard::Snapshot { written: false }),
+                first => self.first = Some(first),
+            },
             Err(error) if error.kind() != io::ErrorKind::ConnectionReset => return Err(error),
             Ok(_) | Err(_) => {}
         }
-        Ok(false)
+        Ok(Heard::Report)
     }
 
     /// Reads the report; `None` if the VM's process died without one.
@@ -189,7 +221,7 @@ mod tests {
     /// The report, as somebody hears it who waits for it and expects no other news.
     fn heard(socket: UnixStream) -> io::Result<Option<Report>> {
         let mut news = News::new(socket);
-        assert!(!news.guest_has_ended()?);
+        assert_eq!(news.hear()?, Heard::Report);
         news.report()
     }
 
@@ -198,10 +230,10 @@ mod tests {
         let (mut vm, command) = UnixStream::pair().unwrap();
         send_guest_ended(&mut vm);
         let mut news = News::new(command);
-        assert!(news.guest_has_ended().unwrap());
+        assert_eq!(news.hear().unwrap(), Heard::GuestEnded);
         Report::Failed(vec!["a".into()]).send(&mut vm).unwrap();
         drop(vm);
-        assert!(!news.guest_has_ended().unwrap());
+        assert_eq!(news.hear().unwrap(), Heard::Report);
         assert!(news.report().unwrap().is_some());
     }
 
@@ -237,7 +269,8 @@ mod tests {
     #[test]
     fn every_order_is_understood_and_nothing_else() {
         let resize = Order::Resize { size: WindowSize { rows: 24, columns: 300 } };
-        let orders = [Order::PressPowerButton, Order::Reclaim { mib: 300 }, resize, Order::Quit, Order::Kill];
+        let reclaim = Order::Reclaim { mib: 300 };
+        let orders = [Order::PressPowerButton, reclaim, resize, Order::Snapshot, Order::Quit, Order::Kill];
         let bytes = orders.map(Order::encode).concat();
         let mut bytes = bytes.as_slice();
         assert_eq!(orders.map(|_| Order::read(&mut bytes).unwrap()), orders);

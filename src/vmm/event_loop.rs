@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Vmm;
-use super::control::Order;
+use super::control::{self, Order};
 use crate::devices::serial::Serial;
 use crate::outcome::Outcome;
 use crate::poll::{self, Source};
+use crate::vcpu::Running;
 use crate::virtio::console;
 
 /// What wakes the main thread, besides its two sockets.
@@ -37,7 +38,7 @@ impl Wakeups {
 const PANIC_GRACE: Duration = Duration::from_secs(1);
 
 /// Serves the VM until it has ended, and says how.
-pub(super) fn run(vmm: &mut Vmm, control: &mut UnixStream) -> io::Result<Outcome> {
+pub(super) fn run(vmm: &mut Vmm, vcpus: &Running, control: &mut UnixStream) -> io::Result<Outcome> {
     let mut console = match (vmm.serial.clone(), vmm.console.take()) {
         (Some(serial), Some(socket)) => Some(Console::new(serial, vmm.port.clone(), socket)?),
         _ => None,
@@ -82,7 +83,7 @@ pub(super) fn run(vmm: &mut Vmm, control: &mut UnixStream) -> io::Result<Outcome
             continue;
         }
         if ordered.readable {
-            asked |= obey(vmm, control);
+            asked |= obey(vmm, vcpus, control);
         }
         if doorbell.readable {
             drain(&vmm.wakeups.doorbell_evt);
@@ -106,7 +107,7 @@ fn drain(evt: &EventFd) {
 }
 
 /// Does what the command says, and returns whether it wants the VM to end.
-fn obey(vmm: &Vmm, control: &mut UnixStream) -> bool {
+fn obey(vmm: &mut Vmm, vcpus: &Running, control: &mut UnixStream) -> bool {
     match Order::read(control) {
         Ok(Order::Reclaim { mib }) => {
             if let Some(balloon) = &vmm.balloon {
@@ -118,6 +119,15 @@ fn obey(vmm: &Vmm, control: &mut UnixStream) -> bool {
             if let Some(port) = &vmm.port {
                 port.resize(size);
             }
+            return false;
+        }
+        Ok(Order::Snapshot) => {
+            // Once: the file is no longer empty.
+            let written = vmm.snapshot.take().map(|file| vmm.write_to(vcpus, &file));
+            if let Some(Err(error)) = &written {
+                log::warn!("no snapshot: {error}");
+            }
+            control::send_snapshot(control, matches!(written, Some(Ok(()))));
             return false;
         }
         Ok(Order::PressPowerButton) => vmm.events.press_power_button(),

@@ -9,6 +9,7 @@ mod build;
 pub mod control;
 mod event_loop;
 pub mod process;
+mod rest;
 mod wiring;
 
 use std::fs::File;
@@ -23,6 +24,7 @@ pub use build::BuildError;
 
 use crate::boot::image::{Blob, KernelImage};
 use crate::devices::acpi::Events;
+use crate::devices::ioapic::Ioapic;
 use crate::devices::serial::Serial;
 use crate::kvm::Vm;
 use crate::memory::GuestMemory;
@@ -40,12 +42,10 @@ use wiring::DoorbellQueue;
 pub struct Resources {
     /// /dev/kvm.
     pub kvm: File,
-    /// The kernel.
-    pub kernel: KernelImage,
-    /// The initramfs.
-    pub initrd: Option<Blob>,
-    /// The kernel's whole command line.
-    pub cmdline: String,
+    /// Where the guest begins.
+    pub origin: Origin,
+    /// Where the VM is written to when that is asked for: an empty file.
+    pub snapshot: Option<File>,
     /// Block devices.
     pub disks: Vec<blk::Disk>,
     /// Network devices.
@@ -62,11 +62,39 @@ pub struct Resources {
     pub log: Option<RawFd>,
 }
 
+/// Where a guest begins.
+pub enum Origin {
+    /// At its kernel's entry.
+    Kernel {
+        /// The kernel.
+        kernel: KernelImage,
+        /// The initramfs.
+        initrd: Option<Blob>,
+        /// The kernel's whole command line.
+        cmdline: String,
+    },
+    /// Where another VM, of the same shape, was when it was written to this file.
+    Snapshot(File),
+}
+
+impl Origin {
+    fn descriptors(&self) -> Vec<RawFd> {
+        match self {
+            Self::Kernel { kernel, initrd, .. } => {
+                let blobs = initrd.iter().chain([&kernel.blob]);
+                blobs.map(|blob| blob.file.as_raw_fd()).collect()
+            }
+            Self::Snapshot(file) => vec![file.as_raw_fd()],
+        }
+    }
+}
+
 impl Resources {
     /// Every descriptor in it.
     fn descriptors(&self) -> Vec<RawFd> {
-        let mut fds = vec![self.kvm.as_raw_fd(), self.kernel.blob.file.as_raw_fd()];
-        fds.extend(self.initrd.iter().map(|blob| blob.file.as_raw_fd()));
+        let mut fds = vec![self.kvm.as_raw_fd()];
+        fds.extend(self.origin.descriptors());
+        fds.extend(self.snapshot.iter().map(AsRawFd::as_raw_fd));
         fds.extend(self.disks.iter().flat_map(blk::Disk::descriptors));
         fds.extend(self.nets.iter().flat_map(net::Tap::descriptors));
         fds.extend(self.vsock.iter().map(AsRawFd::as_raw_fd));
@@ -83,6 +111,9 @@ struct Vmm {
     machine: Machine,
     vcpus: Vec<Vcpu>,
     devices: Vec<Arc<dyn Attached>>,
+    ioapic: Arc<Ioapic>,
+    shape: rest::Shape,
+    snapshot: Option<File>,
     /// Whether stopping the devices may take long.
     has_disks: bool,
     events: Arc<Events>,
@@ -119,8 +150,12 @@ impl Vmm {
 
     /// Starts the vCPUs, serves them until the VM has ended, finishes requests in flight and lets go of disks and taps.
     fn run(mut self, control: &mut UnixStream) -> Result<(Outcome, Remains), VcpuError> {
+        // Those that go on from a snapshot; others have nothing to go on with.
+        for device in &self.devices {
+            device.resume();
+        }
         let vcpus = vcpu::start_all(std::mem::take(&mut self.vcpus), &self.machine, &self.spawner)?;
-        let outcome = event_loop::run(&mut self, control).unwrap_or_else(|error| {
+        let outcome = event_loop::run(&mut self, &vcpus, control).unwrap_or_else(|error| {
             Outcome::KvmError(format!("the VM's main thread can't wait for events: {error}"))
         });
         if self.has_disks && !matches!(outcome, Outcome::Quit | Outcome::Killed) {

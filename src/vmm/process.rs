@@ -108,7 +108,7 @@ impl VmProcess {
         if self.words.is_some() {
             return match order {
                 Order::PressPowerButton | Order::Quit | Order::Kill => self.kill(),
-                Order::Reclaim { .. } | Order::Resize { .. } => {}
+                Order::Reclaim { .. } | Order::Resize { .. } | Order::Snapshot => {}
             };
         }
         if let Err(error) = self.control.write_all(&order.encode()) {

@@ -50,8 +50,8 @@ use crate::report::timing::Timing;
 use crate::timeline::{self, Mark, Timeline};
 use crate::virtio::blk::Cache;
 use crate::virtio::{blk, net, vsock};
-use crate::vmm::Resources;
 use crate::vmm::process::VmProcess;
+use crate::vmm::{Origin, Resources};
 
 /// The size of a terminal that doesn't tell its own.
 const USUAL_SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
@@ -207,9 +207,12 @@ fn resources(
     let listener = config.vsock.as_ref().map(vsock::Config::listen).transpose();
     Ok(Resources {
         kvm,
-        kernel,
-        initrd: Some(parts.agent),
-        cmdline: format!("{} {}", machine::own_kernel_words(config.transport()), bothy_guest::KEY_AGENT),
+        origin: Origin::Kernel {
+            kernel,
+            initrd: Some(parts.agent),
+            cmdline: format!("{} {}", machine::own_kernel_words(config.transport()), bothy_guest::KEY_AGENT),
+        },
+        snapshot: None,
         disks,
         nets,
         vsock: listener.context("can't listen for the guest")?,

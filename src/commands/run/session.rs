@@ -15,7 +15,7 @@ use crate::commands::{RUN_FAILED, terminal};
 use crate::poll::{self, Source};
 use crate::report::timing::RunMoments;
 use crate::timeline::{Times, now_ns};
-use crate::vmm::control::{Counts, News, Order, Report};
+use crate::vmm::control::{Counts, Heard, News, Order, Report};
 use crate::vmm::process::VmProcess;
 
 /// The command's number; there is only one.
@@ -199,7 +199,7 @@ impl Session {
             }
             if news.readable
                 && !agent.readable
-                && !self.news.guest_has_ended().context("can't hear the VM")?
+                && self.news.hear().context("can't hear the VM")? == Heard::Report
             {
                 self.vm_is_gone = true;
                 if !matches!(self.phase, Phase::Ended(_)) {
@@ -357,9 +357,9 @@ impl Session {
         let mut killed = false;
         loop {
             match poll::wait([Source::readable(&self.news)], Some(deadline)) {
-                Ok([news]) if news.readable => match self.news.guest_has_ended() {
-                    Ok(true) => {}
-                    Ok(false) | Err(_) => break,
+                Ok([news]) if news.readable => match self.news.hear() {
+                    Ok(Heard::GuestEnded | Heard::Snapshot { .. }) => {}
+                    Ok(Heard::Report) | Err(_) => break,
                 },
                 _ if killed => break,
                 _ => {

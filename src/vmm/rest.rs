@@ -1,0 +1,114 @@
+//! A VM at rest: everything about it but its memory, as plain data; how one gets there, and how one goes on from there.
+
+use std::fs::File;
+use std::io;
+
+use kvm_bindings::kvm_clock_data;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::Vmm;
+use crate::config::{Balloon, Console, Transport, VmConfig};
+use crate::devices::{ioapic, serial};
+use crate::kvm::KvmError;
+use crate::memory::{self, GuestMemory, layout};
+use crate::random;
+use crate::snapshot;
+use crate::vcpu::{self, Running, VcpuError};
+use crate::virtio::core::state as virtio;
+
+/// Everything about a VM but its memory.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct State {
+    /// What of its configuration a guest can tell, but for what the devices' states say.
+    pub(super) shape: Shape,
+    pub(super) vcpus: Vec<vcpu::State>,
+    pub(super) clock: kvm_clock_data,
+    pub(super) ioapic: ioapic::Registers,
+    pub(super) serial: Option<serial::Port>,
+    /// Of the Generic Event Device.
+    pub(super) events: u32,
+    /// In the order in which they are plugged in.
+    pub(super) devices: Vec<virtio::State>,
+}
+
+/// What two VMs have to have in common, so that one can go on where the other was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Shape {
+    memory_mib: u64,
+    cpus: u8,
+    console: Console,
+    transport: Transport,
+    balloon: Balloon,
+}
+
+impl Shape {
+    pub(super) fn of(config: &VmConfig) -> Self {
+        Self {
+            memory_mib: config.memory_mib(),
+            cpus: config.cpus(),
+            console: config.console(),
+            transport: config.transport(),
+            balloon: config.balloon(),
+        }
+    }
+}
+
+/// Why a VM can't be brought to rest, or written.
+#[derive(Debug, Error)]
+pub(super) enum RestError {
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    #[error("the VM ended meanwhile")]
+    Ended,
+    #[error("can't write the snapshot")]
+    Write(#[from] io::Error),
+}
+
+impl Vmm {
+    /// Brings the VM to rest, writes it to an empty file, and has it go on. Called on the VM's main thread.
+    pub(super) fn write_to(&self, vcpus: &Running, file: &File) -> Result<(), RestError> {
+        let states = vcpus.pause(&self.machine, Some(self.vm.msrs()?));
+        let written = match states {
+            Ok(Some(states)) => self.write_at_rest(states, file),
+            Ok(None) => Err(RestError::Ended),
+            Err(error) => Err(error.into()),
+        };
+        // Whatever came of it, the guest goes on.
+        self.machine.gate.open();
+        written
+    }
+
+    fn write_at_rest(&self, vcpus: Vec<vcpu::State>, file: &File) -> Result<(), RestError> {
+        let devices = self.devices.iter().map(|device| device.suspend()).collect();
+        let state = self.vm.clock().map(|clock| State {
+            shape: self.shape.clone(),
+            vcpus,
+            clock,
+            ioapic: self.ioapic.state(),
+            serial: self.serial.as_ref().map(|serial| serial.state()),
+            events: self.events.state(),
+            devices,
+        });
+        let written = state.map_err(RestError::from).and_then(|state| {
+            let len = self.mem.iter().map(|region| region.len()).sum();
+            let memory = |offset| memory::image::write(&self.mem, file, offset).map(drop);
+            Ok(snapshot::write(file, &state, len, memory)?)
+        });
+        for device in &self.devices {
+            device.resume();
+        }
+        written
+    }
+}
+
+/// Gives a guest that goes on from a snapshot a generation ID that no other one has.
+pub(super) fn renew_generation(mem: &GuestMemory) -> io::Result<()> {
+    let id: [u8; 16] = random::bytes()?;
+    mem.write_slice(&id, GuestAddress(layout::GENERATION_ID_GPA)).map_err(io::Error::other)
+}
