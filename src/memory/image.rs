@@ -15,6 +15,7 @@ use super::{Backing, GuestMemory, MemoryError, SMALL_PAGE, advise, from_ranges, 
 
 /// Bytes that are looked at, and written, at once.
 const CHUNK: usize = 256 << 10;
+static ZEROS: [u8; SMALL_PAGE] = [0; SMALL_PAGE];
 
 /// Writes all of `mem` to `file` from `offset` on, where it must be empty, and returns how many bytes weren't zeros. Nothing may change memory
 /// meanwhile.
@@ -57,7 +58,7 @@ pub fn map(mib: u64, file: &File, offset: u64) -> Result<GuestMemory, MemoryErro
 fn runs(bytes: &[u8]) -> Vec<(usize, &[u8])> {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     for (number, page) in bytes.chunks(SMALL_PAGE).enumerate() {
-        if page.iter().all(|byte| *byte == 0) {
+        if page == &ZEROS[..page.len()] {
             continue;
         }
         let first = number * SMALL_PAGE;
