@@ -69,6 +69,9 @@ pub fn write(
     write_memory: impl FnOnce(u64) -> io::Result<()>,
 ) -> io::Result<()> {
     let state = serde_json::to_vec(state)?;
+    if state.len() as u64 > MAX_STATE {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
     let offset = (HEADER_LEN as u64 + state.len() as u64).next_multiple_of(ALIGN);
     write_memory(offset)?;
     file.set_len(offset + memory_len)?;

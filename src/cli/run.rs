@@ -95,6 +95,12 @@ pub struct RunArgs {
     /// Show this file system image (EROFS) to the container at /.bothy, read-only: what `bothy bench` runs
     #[arg(long, value_name = "FILE", hide = true, conflicts_with = "read_only")]
     pub lend: Option<PathBuf>,
+    /// Write the virtual machine to this file as soon as its agent is there, and go on
+    #[arg(long, value_name = "FILE", hide = true, conflicts_with = "vmm")]
+    pub snapshot: Option<PathBuf>,
+    /// Go on from what --snapshot has written of a virtual machine of the same image, processors, memory and devices, instead of booting
+    #[arg(long, value_name = "FILE", hide = true, conflicts_with_all = ["vmm", "snapshot"])]
+    pub from: Option<PathBuf>,
     /// Who runs the virtual machine; QEMU is for `bothy bench` to compare with
     #[arg(long, value_name = "VMM", hide = true, default_value = "bothy")]
     pub vmm: Vmm,

@@ -424,19 +424,18 @@ mod tests {
 
     #[test]
     fn another_port_goes_on_with_the_bytes_that_wait() {
-        let (port, evts) = (|| {
-            let evts = [EventFd::new(libc::EFD_NONBLOCK).unwrap(), EventFd::new(libc::EFD_NONBLOCK).unwrap()];
-            let [a, b] = [evts[0].try_clone().unwrap(), evts[1].try_clone().unwrap()];
-            (Serial::new(a, b), evts)
-        })();
+        let wired = || {
+            let evts = [(); 2].map(|()| EventFd::new(libc::EFD_NONBLOCK).unwrap());
+            let [interrupt, host] = [0, 1].map(|which: usize| evts[which].try_clone().unwrap());
+            (Serial::new(interrupt, host), evts)
+        };
+        let (port, _) = wired();
         for (register, value) in [(MCR, MCR_RTS), (IER, IER_RECEIVED), (SCR, 7), (DATA, b'x')] {
             port.write(register, &[value]);
         }
         assert_eq!(port.give(b"typed"), 5);
         let state = serde_json::to_string(&port.state()).unwrap();
-        let [_, _] = evts.map(|evt| evt.read());
-        let evts = [EventFd::new(libc::EFD_NONBLOCK).unwrap(), EventFd::new(libc::EFD_NONBLOCK).unwrap()];
-        let other = Serial::new(evts[0].try_clone().unwrap(), evts[1].try_clone().unwrap());
+        let (other, evts) = wired();
         other.restore(serde_json::from_str(&state).unwrap()).unwrap();
         assert!(evts.iter().all(|evt| evt.read().is_ok()), "the guest and the host look");
         assert_eq!((other.state(), other.take()), (port.state(), b"x".to_vec()));

@@ -1,9 +1,12 @@
 //! Giving pages of guest memory back to the host.
 //!
 //! KVM forgets pages that are given back by its MMU notifier, and the next access gets fresh ones. How they are given back depends on what
-//! memory is made of: of anonymous memory they are dropped (MADV_DONTNEED), which would leave those of a file in memory where
-//! they are, so that a hole is made in it (MADV_REMOVE); and of a snapshot's file it would bring back what the file has, so that fresh anonymous
-//! pages take their place. Of a pool's huge pages only whole ones can go.
+//! memory is made of: of a private mapping they are dropped (MADV_DONTNEED), which would leave those of a file in memory where
+//! they are, so that a hole is made in it (MADV_REMOVE). Of a pool's huge pages only whole ones can go.
+//!
+//! **A snapshot's file.** There MADV_DONTNEED brings back what the file has: the guest's own bytes of before, which cost nothing either, and of
+//! which nobody expects anything. Large ranges get fresh anonymous pages instead; each is a mapping of its own, and a process has some 65,000
+//! of them, so that small ones don't.
 //!
 //! **Huge pages.** A part of a huge page that is given back is no longer mapped, and still isn't free: the kernel keeps the whole until memory
 //! is short. So where only a small part goes, the huge page is split first (that is what MADV_COLD does with a part of one), and
@@ -24,8 +27,8 @@ pub enum Afterwards {
     UsedSoon,
 }
 
-/// Gives the whole pages of `len` bytes at `gpa` back to the host. Until somebody writes to them again they read as zeros, and
-/// cost nothing. Returns how many bytes that are. The range must be in guest memory. Callable from any thread.
+/// Gives the whole pages of `len` bytes at `gpa` back to the host. Until somebody writes to them again they read as zeros (of a
+/// snapshot's memory perhaps as what they were in the snapshot), and cost nothing. Returns how many bytes that are. The range must be in guest memory. Callable from any thread.
 pub fn discard(
     mem: &GuestMemory,
     gpa: GuestAddress,
@@ -44,10 +47,11 @@ pub fn discard(
         let whole = (slice.len() - head) / page * page;
         if whole > 0 {
             let first = start.wrapping_add(head);
-            if flags & (libc::MAP_SHARED | libc::MAP_ANONYMOUS) == 0 {
+            let is_snapshot = flags & (libc::MAP_SHARED | libc::MAP_ANONYMOUS) == 0;
+            if is_snapshot && whole >= HUGE_PAGE {
                 replace(first, whole)?;
             } else {
-                if flags & libc::MAP_HUGETLB == 0 {
+                if !is_snapshot && flags & libc::MAP_HUGETLB == 0 {
                     prepare(mem, GuestAddress(gpa.0 + head as u64), first, whole, afterwards);
                 }
                 drop_pages(first, whole, flags)?;

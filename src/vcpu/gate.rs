@@ -1,7 +1,8 @@
 //! Where vCPUs wait while the VM is paused.
 //!
 //! A closed gate stops each vCPU's thread before it enters its guest again; the main thread kicks those that are inside, and waits until all
-//! have come. Whoever wants their states gets them then: only a vCPU's own thread touches it.
+//! have come. Only then each says what it is, if that is wanted: while one of them runs it may still send interrupts to the others. Only a
+//! vCPU's own thread touches it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -24,7 +25,7 @@ pub struct Gate {
 #[derive(Default)]
 struct Inner {
     closed: bool,
-    /// Each is to leave its state; these are the MSRs that there are.
+    /// Each is to say what it is; these are the MSRs that there are.
     wanted: Option<Arc<[u32]>>,
     waiting: usize,
     states: Vec<(u8, Result<State, VcpuError>)>,
@@ -35,10 +36,10 @@ impl Gate {
         self.inner.lock().expect("a panic under this lock ends the process")
     }
 
-    /// No vCPU enters its guest from now on. If there is a list of this host's MSRs, each leaves its state.
-    pub(super) fn close(&self, msrs: Option<Arc<[u32]>>) {
+    /// No vCPU enters its guest from now on.
+    pub(super) fn close(&self) {
         let mut inner = self.inner();
-        (inner.closed, inner.wanted) = (true, msrs);
+        inner.closed = true;
         inner.states.clear();
         self.closed.store(true, Ordering::SeqCst);
     }
@@ -59,9 +60,17 @@ impl Gate {
         wait.expect("a panic under this lock ends the process").0.waiting == count
     }
 
-    /// What they have left, in the order of their numbers.
-    pub(super) fn take_states(&self) -> Result<Vec<State>, VcpuError> {
-        let mut states = std::mem::take(&mut self.inner().states);
+    /// What each of the vCPUs that wait, which is all of them, is, in the order of their numbers. `msrs` are the numbers of all MSRs that this
+    /// host's KVM has.
+    pub(super) fn states(&self, msrs: Arc<[u32]>) -> Result<Vec<State>, VcpuError> {
+        let mut inner = self.inner();
+        inner.wanted = Some(msrs);
+        self.changed.notify_all();
+        let inner = self.changed.wait_while(inner, |inner| inner.states.len() < inner.waiting);
+        let mut inner = inner.expect("a panic under this lock ends the process");
+        inner.wanted = None;
+        let mut states = std::mem::take(&mut inner.states);
+        drop(inner);
         states.sort_unstable_by_key(|(id, _)| *id);
         states.into_iter().map(|(_, state)| state).collect()
     }
@@ -73,14 +82,26 @@ impl Gate {
 
     /// On a vCPU's thread, outside of the guest, when no access of it is half done: waits while the gate is closed.
     pub(super) fn wait(&self, id: u8, vcpu: &VcpuFd) {
-        let wanted = self.inner().wanted.clone();
-        let state = wanted.map(|msrs| (id, state::take(vcpu, &msrs)));
         let mut inner = self.inner();
-        inner.states.extend(state);
         inner.waiting += 1;
         self.changed.notify_all();
-        let inner = self.changed.wait_while(inner, |inner| inner.closed);
-        inner.expect("a panic under this lock ends the process").waiting -= 1;
+        while inner.closed {
+            let has_said = inner.states.iter().any(|(of, _)| *of == id);
+            match inner.wanted.clone().filter(|_| !has_said) {
+                Some(msrs) => {
+                    drop(inner);
+                    let state = state::take(vcpu, &msrs);
+                    inner = self.inner();
+                    inner.states.push((id, state));
+                    self.changed.notify_all();
+                }
+                None => {
+                    let woken = self.changed.wait(inner);
+                    inner = woken.expect("a panic under this lock ends the process");
+                }
+            }
+        }
+        inner.waiting -= 1;
         self.changed.notify_all();
     }
 }

@@ -158,7 +158,7 @@ pub fn restore_all(vm: &Vm, supported: &CpuId, states: &[State]) -> Result<Vec<V
     let count = u8::try_from(states.len()).unwrap_or(u8::MAX);
     let restore = |(id, state): (u8, &State)| {
         let fd = vm.create_vcpu(id)?;
-        state::put(&fd, &cpuid::for_vcpu(supported, id, count), state)?;
+        state::put(&fd, &cpuid::for_vcpu(supported, id, count), state, id == 0)?;
         Ok(Vcpu { id, fd, exits: Arc::default() })
     };
     (0..count).zip(states).map(restore).collect()
@@ -384,21 +384,18 @@ pub fn start_all(vcpus: Vec<Vcpu>, machine: &Machine, spawner: &Spawner) -> Resu
 }
 
 impl Running {
-    /// Has all vCPUs leave the guest and wait, until the gate is opened; with `msrs`, the numbers of all that this host's KVM has, they say
-    /// what they are. `None` if the VM ends meanwhile.
-    pub fn pause(
-        &self,
-        machine: &Machine,
-        msrs: Option<Arc<[u32]>>,
-    ) -> Result<Option<Vec<State>>, VcpuError> {
-        machine.gate.close(msrs);
+    /// Has all vCPUs leave the guest and wait, until the gate is opened, and returns what they are. `msrs` are the numbers of all that this
+    /// host's KVM has. `None` if the VM ends meanwhile.
+    pub fn pause(&self, machine: &Machine, msrs: Arc<[u32]>) -> Result<Option<Vec<State>>, VcpuError> {
+        machine.gate.close();
         loop {
             self.kick();
-            if machine.gate.all_wait(self.threads.len(), KICK_AGAIN) {
-                return machine.gate.take_states().map(Some);
-            }
+            let all_wait = machine.gate.all_wait(self.threads.len(), KICK_AGAIN);
             if machine.end.outcome().is_some() {
                 return Ok(None);
+            }
+            if all_wait {
+                return machine.gate.states(msrs).map(Some);
             }
         }
     }

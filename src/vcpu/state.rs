@@ -17,6 +17,9 @@ const MSR_TSC: u32 = 0x10;
 /// When the local APIC's timer fires, as a time stamp.
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
 
+/// A time stamp that no guest gets to.
+const FAR: u64 = 1 << 62;
+
 /// Everything about a vCPU.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,6 +42,8 @@ pub struct State {
 pub(super) fn take(vcpu: &VcpuFd, msrs: &[u32]) -> Result<State, VcpuError> {
     // First what KVM brings up to date by looking at it: pending INIT and SIPI (KVM_GET_MP_STATE).
     let mp_state = vcpu.get_mp_state().map_err(VcpuError::ioctl("KVM_GET_MP_STATE"))?;
+    // Before the local APIC: a timer that fires between the two is then in both, and not in none.
+    let msrs = get_msrs(vcpu, msrs)?;
     Ok(State {
         cpuid: vcpu
             .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
@@ -54,12 +59,12 @@ pub(super) fn take(vcpu: &VcpuFd, msrs: &[u32]) -> Result<State, VcpuError> {
         debug: vcpu.get_debug_regs().map_err(VcpuError::ioctl("KVM_GET_DEBUGREGS"))?,
         lapic: Box::new(vcpu.get_lapic().map_err(VcpuError::ioctl("KVM_GET_LAPIC"))?),
         events: vcpu.get_vcpu_events().map_err(VcpuError::ioctl("KVM_GET_VCPU_EVENTS"))?,
-        msrs: get_msrs(vcpu, msrs)?,
+        msrs,
     })
 }
 
-/// Makes a fresh vCPU what another one was, if this host's processors have what it has seen: `own` is what they would show it.
-pub(super) fn put(vcpu: &VcpuFd, own: &CpuId, state: &State) -> Result<(), VcpuError> {
+/// Makes a fresh vCPU what another one was, if this host's processors have what it has seen: `own` is what they would show it. `first` of the VM's.
+pub(super) fn put(vcpu: &VcpuFd, own: &CpuId, state: &State, first: bool) -> Result<(), VcpuError> {
     if let Some(leaf) = missing(own.as_slice(), &state.cpuid) {
         return Err(VcpuError::Missing { leaf });
     }
@@ -79,6 +84,13 @@ pub(super) fn put(vcpu: &VcpuFd, own: &CpuId, state: &State) -> Result<(), VcpuE
     unsafe { vcpu.set_xsave(&state.xsave) }.map_err(VcpuError::ioctl("KVM_SET_XSAVE"))?;
     vcpu.set_debug_regs(&state.debug).map_err(VcpuError::ioctl("KVM_SET_DEBUGREGS"))?;
     vcpu.set_lapic(&state.lapic).map_err(VcpuError::ioctl("KVM_SET_LAPIC"))?;
+    if first && state.msrs.iter().any(|(index, _)| *index == MSR_TSC) {
+        // KVM takes a write of the counter that comes within a second of another one, in real and in the counter's time, for an attempt to
+        // synchronize the two, and does that instead (kvm_synchronize_tsc). It began this one with 0: a guest that was younger than a
+        // second would see its time go back, and its timers late. After a write from far away the next one counts as it is; those of the
+        // other vCPUs are to be synchronized with this one's.
+        set_msrs(vcpu, &[(MSR_TSC, FAR)])?;
+    }
     set_msrs(vcpu, &state.msrs)?;
     vcpu.set_vcpu_events(&state.events).map_err(VcpuError::ioctl("KVM_SET_VCPU_EVENTS"))
 }

@@ -159,9 +159,6 @@ pub(super) fn build(
             let state = at_rest.expect("it was read above");
             vm.set_clock(&state.clock)?;
             ioapic.restore(state.ioapic).map_err(BuildError::Foreign)?;
-            if let (Some(serial), Some(state)) = (&serial, state.serial) {
-                serial.restore(state).map_err(BuildError::Foreign)?;
-            }
             if state.devices.len() != devices.len() {
                 let (wanted, own) = (state.devices.len(), devices.len());
                 return Err(BuildError::Foreign(format!("{wanted} virtio devices, where this VM has {own}")));
@@ -171,6 +168,10 @@ pub(super) fn build(
             }
             timeline.record(Mark::KernelLoaded);
             let vcpus = vcpu::restore_all(&vm, &supported_cpuid.finish()?, &state.vcpus)?;
+            // What raises interrupts comes when there is somebody to hear them.
+            if let (Some(serial), Some(state)) = (&serial, state.serial) {
+                serial.restore(state).map_err(BuildError::Foreign)?;
+            }
             events.renew(state.events);
             vcpus
         }
@@ -217,9 +218,8 @@ impl CpuidQuery {
 
 /// What a guest that goes on could tell.
 fn check_shape(config: &VmConfig, state: &rest::State, memory_len: u64) -> Result<(), BuildError> {
-    let own = rest::Shape::of(config);
-    if state.shape != own {
-        return Err(BuildError::Foreign(format!("{:?}, and this one is {own:?}", state.shape)));
+    if let Some(difference) = state.shape.difference(&rest::Shape::of(config)) {
+        return Err(BuildError::Foreign(difference));
     }
     if memory_len != config.memory_mib() << 20 || state.vcpus.len() != usize::from(config.cpus()) {
         return Err(BuildError::Foreign("its memory or its vCPUs are not what it says".to_owned()));

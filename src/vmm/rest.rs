@@ -1,5 +1,6 @@
 //! A VM at rest: everything about it but its memory, as plain data; how one gets there, and how one goes on from there.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 
@@ -16,6 +17,7 @@ use crate::memory::{self, GuestMemory, layout};
 use crate::random;
 use crate::snapshot;
 use crate::vcpu::{self, Running, VcpuError};
+use crate::virtio::blk;
 use crate::virtio::core::state as virtio;
 
 /// Everything about a VM but its memory.
@@ -43,17 +45,58 @@ pub(super) struct Shape {
     console: Console,
     transport: Transport,
     balloon: Balloon,
+    disks: Vec<Disk>,
+}
+
+/// A disk whose content, as far as the guest has it in its memory, must still be that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Disk {
+    id: Option<String>,
+    /// The name of a file that is only read; one of an image says what is in it.
+    content: Option<OsString>,
 }
 
 impl Shape {
     pub(super) fn of(config: &VmConfig) -> Self {
+        let disk = |disk: &blk::Config| {
+            let name = disk.path.file_name().filter(|_| disk.read_only);
+            Disk { id: disk.id.clone(), content: name.map(OsStr::to_owned) }
+        };
         Self {
             memory_mib: config.memory_mib(),
             cpus: config.cpus(),
             console: config.console(),
             transport: config.transport(),
             balloon: config.balloon(),
+            disks: config.disk.iter().map(disk).collect(),
         }
+    }
+}
+
+impl Shape {
+    /// What this one, of a snapshot, has that the VM's own has not, for people.
+    pub(super) fn difference(&self, own: &Self) -> Option<String> {
+        let disks = |shape: &Self| {
+            let name = |disk: &Disk| {
+                let (id, content) = (disk.id.as_deref().unwrap_or("disk"), disk.content.as_deref());
+                format!("{id} {}", content.map(OsStr::to_string_lossy).unwrap_or_default())
+            };
+            shape.disks.iter().map(name).collect::<Vec<_>>().join(", ")
+        };
+        let of = |shape: &Self| {
+            [
+                ("MiB of memory", shape.memory_mib.to_string()),
+                ("vCPUs", shape.cpus.to_string()),
+                ("its console", format!("{:?}", shape.console)),
+                ("its transport", format!("{:?}", shape.transport)),
+                ("its balloon", format!("{:?}", shape.balloon)),
+                ("its disks", disks(shape)),
+            ]
+        };
+        let pairs = of(self).into_iter().zip(of(own));
+        let (there, here) = pairs.into_iter().find(|(there, here)| there != here)?;
+        Some(format!("{}: {} there, {} here", there.0, there.1, here.1))
     }
 }
 
@@ -73,7 +116,7 @@ pub(super) enum RestError {
 impl Vmm {
     /// Brings the VM to rest, writes it to an empty file, and has it go on. Called on the VM's main thread.
     pub(super) fn write_to(&self, vcpus: &Running, file: &File) -> Result<(), RestError> {
-        let states = vcpus.pause(&self.machine, Some(self.vm.msrs()?));
+        let states = vcpus.pause(&self.machine, self.vm.msrs()?);
         let written = match states {
             Ok(Some(states)) => self.write_at_rest(states, file),
             Ok(None) => Err(RestError::Ended),

@@ -22,8 +22,10 @@ mod session;
 mod streams;
 mod workload;
 
+use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -110,7 +112,8 @@ pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
         true => RawTerminal::enter().context("can't make the terminal raw")?,
         false => None,
     };
-    let finished = Session::new(vm, agent, signals, job, args.agent_timeout)?.attend();
+    let session = Session::new(vm, agent, signals, job, args.agent_timeout, args.snapshot.is_some())?;
+    let finished = session.attend();
     drop(raw);
     drop(place);
     let finished = finished?;
@@ -205,14 +208,25 @@ fn resources(
     let disks = disks.collect::<Result<_, _>>().context("can't use a disk")?;
     let kvm = machine::kvm()?;
     let listener = config.vsock.as_ref().map(vsock::Config::listen).transpose();
-    Ok(Resources {
-        kvm,
-        origin: Origin::Kernel {
+    let origin = match &args.from {
+        Some(path) => {
+            Origin::Snapshot(File::open(path).with_context(|| format!("--from {}", path.display()))?)
+        }
+        None => Origin::Kernel {
             kernel,
             initrd: Some(parts.agent),
             cmdline: format!("{} {}", machine::own_kernel_words(config.transport()), bothy_guest::KEY_AGENT),
         },
-        snapshot: None,
+    };
+    let snapshot = args.snapshot.as_ref().map(|path| {
+        // It has the guest's memory in it.
+        let file = File::options().write(true).create_new(true).mode(0o600).open(path);
+        file.with_context(|| format!("--snapshot {}", path.display()))
+    });
+    Ok(Resources {
+        kvm,
+        origin,
+        snapshot: snapshot.transpose()?,
         disks,
         nets,
         vsock: listener.context("can't listen for the guest")?,

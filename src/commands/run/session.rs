@@ -112,16 +112,19 @@ pub(super) struct Session {
     moments: RunMoments,
     /// When the VM was told last to take memory from its guest.
     reclaimed: Option<Instant>,
+    /// The VM is to be written before it is told anything.
+    wants_snapshot: bool,
 }
 
 impl Session {
-    /// `patience` is how long the agent may take to say hello.
+    /// `patience` is how long the agent may take to say hello. `wants_snapshot` if the VM is to be written then.
     pub(super) fn new(
         mut vm: VmProcess,
         agent: Agent,
         signals: Signals,
         mut job: Job,
         patience: Duration,
+        wants_snapshot: bool,
     ) -> anyhow::Result<Self> {
         let streams = Streams::new(std::mem::take(&mut job.purposes))?;
         let has_terminal = matches!(job.command.stdio, Stdio::Terminal { .. });
@@ -142,6 +145,7 @@ impl Session {
             message: None,
             moments: RunMoments::default(),
             reclaimed: None,
+            wants_snapshot,
         })
     }
 
@@ -197,16 +201,24 @@ impl Session {
             if matches!(self.phase, Phase::Ended(_)) && done.readable {
                 return Ok(());
             }
-            if news.readable
-                && !agent.readable
-                && self.news.hear().context("can't hear the VM")? == Heard::Report
-            {
-                self.vm_is_gone = true;
-                if !matches!(self.phase, Phase::Ended(_)) {
-                    return Ok(());
+            if news.readable && !agent.readable {
+                match self.news.hear().context("can't hear the VM")? {
+                    Heard::GuestEnded => {}
+                    // That may have taken long; the agent's time to come again begins now.
+                    Heard::Snapshot { written: true } if self.phase == Phase::Calling => {
+                        self.deadline = Some(Instant::now() + self.patience);
+                    }
+                    Heard::Snapshot { written: true } => {}
+                    Heard::Snapshot { written: false } => bail!("the snapshot can't be written"),
+                    Heard::Report => {
+                        self.vm_is_gone = true;
+                        if !matches!(self.phase, Phase::Ended(_)) {
+                            return Ok(());
+                        }
+                        // What it had sent is still to be written, and no stream is opened any more.
+                        self.streams.expect_no_more();
+                    }
                 }
-                // What it had sent is still to be written, and no stream is opened any more.
-                self.streams.expect_no_more();
             }
             if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 self.give_up()?;
@@ -236,6 +248,12 @@ impl Session {
             );
         }
         self.moments.hello.get_or_insert_with(now_ns);
+        if std::mem::take(&mut self.wants_snapshot) {
+            // Its connection doesn't outlive that: it comes again, and is told then.
+            self.vm.order(Order::Snapshot);
+            self.deadline = None;
+            return Ok(());
+        }
         // One that comes again goes on with what it was told.
         let Some(Job { setup, command, .. }) = self.job.take() else {
             self.deadline = None;

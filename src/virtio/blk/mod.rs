@@ -28,6 +28,7 @@ use super::core::guest_log::GuestLog;
 use super::core::iovec::IoVecs;
 use super::core::queue::Queue;
 use super::core::spec::{blk, feature, id};
+use super::core::state::{Remembered, recall, remember};
 use super::core::worker::{Stop, Worker};
 use crate::thread::{self, Spawner};
 
@@ -188,6 +189,16 @@ impl VirtioDevice for Block {
             queues[index] = Some(queue.into_queue());
         }
         queues
+    }
+
+    /// The configuration space, which a driver has read: it must be the same.
+    fn state(&self) -> Remembered {
+        remember(&self.config_space.as_slice())
+    }
+
+    fn restore(&mut self, state: &Remembered) -> Result<(), String> {
+        let space: Vec<u8> = recall(state)?;
+        if space == self.config_space { Ok(()) } else { Err("a disk of another size or kind".to_owned()) }
     }
 }
 

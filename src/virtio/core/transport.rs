@@ -407,7 +407,13 @@ impl Transport {
     pub(super) fn resume(&mut self) {
         match std::mem::replace(&mut self.life, Life::Stopped) {
             Life::Suspended(queues) => self.launch(queues),
-            other => return self.life = other,
+            other => {
+                self.life = other;
+                if self.needs_reset.is_raised() && self.status & status::DRIVER_OK != 0 {
+                    self.config_change.apply(|| {});
+                }
+                return;
+            }
         }
         for slot in self.queues.iter().filter(|slot| slot.ready) {
             slot.interrupt.signal();

@@ -251,6 +251,15 @@ impl Net {
     }
 }
 
+/// What a driver has read, which must be the same, and how many pairs it uses.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Driver {
+    mac: MacAddr,
+    mtu: u16,
+    pairs: usize,
+}
+
 impl VirtioDevice for Net {
     fn kind(&self) -> u32 {
         id::NET
@@ -316,17 +325,19 @@ impl VirtioDevice for Net {
         queues
     }
 
-    /// How many pairs the driver uses.
     fn state(&self) -> Remembered {
-        remember(&self.pairs.count())
+        remember(&Driver { mac: self.mac, mtu: self.mtu, pairs: self.pairs.count() })
     }
 
     fn restore(&mut self, state: &Remembered) -> Result<(), String> {
-        let count = recall(state)?;
-        if !(1..=self.workers.len()).contains(&count) {
-            return Err(format!("{count} queue pairs"));
+        let Driver { mac, mtu, pairs } = recall(state)?;
+        if (mac, mtu) != (self.mac, self.mtu) {
+            return Err(format!("an interface with address {mac} and MTU {mtu}"));
         }
-        self.first_count = count;
+        if !(1..=self.workers.len()).contains(&pairs) {
+            return Err(format!("{pairs} queue pairs"));
+        }
+        self.first_count = pairs;
         Ok(())
     }
 }

@@ -477,7 +477,7 @@ fn another_device_uses_as_many_queue_pairs_as_the_driver_had_said() {
         let state = driver.suspend();
         for bad in [0, 3] {
             let mut state = state.clone();
-            state.device = bad.into();
+            state.device["pairs"] = bad.into();
             assert!(driver.transport.restore(&state).unwrap_err().to_string().contains("queue pairs"));
         }
         // The device that there is has the tap.
@@ -492,6 +492,9 @@ fn another_device_uses_as_many_queue_pairs_as_the_driver_had_said() {
         driver.transport.restore(&driver.suspend()).unwrap();
         driver.free_all();
         driver.start(u64::MAX);
-        assert_eq!(driver.suspend().device, serde_json::json!(1));
+        assert_eq!(driver.suspend().device["pairs"], 1);
+        let mut state = state;
+        state.device["mtu"] = 9000.into();
+        assert!(driver.transport.restore(&state).unwrap_err().to_string().contains("MTU 9000"));
     });
 }

@@ -31,7 +31,7 @@ use super::core::device::{Activation, VirtioDevice, read_config_bytes};
 use super::core::guest_log::GuestLog;
 use super::core::queue::Queue;
 use super::core::spec::{feature, id};
-use super::core::state::Remembered;
+use super::core::state::{Remembered, recall, remember};
 use super::core::worker::{Stop, Worker};
 use crate::thread::Spawner;
 
@@ -142,10 +142,15 @@ impl VirtioDevice for Vsock {
         self.worker.stop().map(back).map(Vec::from).unwrap_or_default()
     }
 
+    /// What a driver has read, which must be the same.
+    fn state(&self) -> Remembered {
+        remember(&self.cid)
+    }
+
     /// No connection outlives a stop, so that the driver is told so when it goes on.
     fn restore(&mut self, state: &Remembered) -> Result<(), String> {
-        if !state.is_null() {
-            return Err("it remembers nothing".to_owned());
+        if recall::<u64>(state)? != self.cid {
+            return Err("a guest with another context id".to_owned());
         }
         self.lost_connections = true;
         Ok(())

@@ -17,6 +17,7 @@ mod files;
 mod flags;
 mod hostile;
 mod signals;
+mod snapshot;
 mod streams;
 mod table;
 mod terminal;
