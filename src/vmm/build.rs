@@ -157,7 +157,6 @@ pub(super) fn build(
         }
         Origin::Snapshot(_) => {
             let state = at_rest.expect("it was read above");
-            vm.set_clock(&state.clock)?;
             ioapic.restore(state.ioapic).map_err(BuildError::Foreign)?;
             if state.devices.len() != devices.len() {
                 let (wanted, own) = (state.devices.len(), devices.len());
@@ -167,7 +166,10 @@ pub(super) fn build(
                 device.restore(state)?;
             }
             timeline.record(Mark::KernelLoaded);
-            let vcpus = vcpu::restore_all(&vm, &supported_cpuid.finish()?, &state.vcpus)?;
+            let supported = supported_cpuid.finish()?;
+            // Close to the time stamps, which the guest compares it with.
+            vm.set_clock(&state.clock)?;
+            let vcpus = vcpu::restore_all(&vm, &supported, &state.vcpus)?;
             // What raises interrupts comes when there is somebody to hear them.
             if let (Some(serial), Some(state)) = (&serial, state.serial) {
                 serial.restore(state).map_err(BuildError::Foreign)?;

@@ -128,8 +128,10 @@ impl Vmm {
     }
 
     fn write_at_rest(&self, vcpus: Vec<vcpu::State>, file: &File) -> Result<(), RestError> {
+        // First, because the vCPUs' time stamps are from just now: the guest compares the two.
+        let clock = self.vm.clock();
         let devices = self.devices.iter().map(|device| device.suspend()).collect();
-        let state = self.vm.clock().map(|clock| State {
+        let state = clock.map(|clock| State {
             shape: self.shape.clone(),
             vcpus,
             clock,
