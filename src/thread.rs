@@ -1,5 +1,5 @@
 //! Starting threads of the VM's process: the one place for a thread's name, for what it does first (its seccomp filter,
-//! which arrives here as an opaque value) and for what happens when it panics.
+//! which arrives here as an opaque value) and for what happens when it panics. The command's own threads only [`start`] here.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,9 +11,17 @@ type First = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// Bytes of a thread's stack. Of the usual 2 MiB the host, where it makes huge pages of all memory that it can, gives a stack all at once if it
 /// happens to begin at the right address.
-pub const STACK: usize = 512 << 10;
+const STACK: usize = 512 << 10;
 
-/// Starts threads.
+/// Starts a thread. `name` shows in `ps -L` and gdb, up to 15 bytes of it.
+pub fn start<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    std::thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(body)
+}
+
+/// Starts threads of the VM's process.
 #[derive(Clone, Default)]
 pub struct Spawner {
     first: Option<First>,
@@ -25,7 +33,7 @@ impl Spawner {
         Self { first: Some(Arc::new(first)) }
     }
 
-    /// Starts a thread. `name` shows in `ps -L` and gdb, up to 15 bytes of it.
+    /// [Starts](start) a thread.
     ///
     /// A panic in it is our bug, and a VM with a dead thread would hang with no word of why; so the whole process aborts,
     /// after the panic hook has printed its message.
@@ -36,7 +44,7 @@ impl Spawner {
     ) -> io::Result<JoinHandle<T>> {
         let first = self.first.clone();
         let own_name = name.to_owned();
-        std::thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(move || {
+        start(name, move || {
             let whole = || {
                 if let Some(first) = first {
                     first(&own_name);

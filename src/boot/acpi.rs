@@ -68,6 +68,11 @@ pub fn write_tables(mem: &GuestMemory, platform: &Platform) -> Result<(), BootEr
     }
     let xsdt = writer.write(&xsdt)?;
     Writer { mem, next: layout::RSDP_GPA }.write(&Rsdp::new(OEM_ID, xsdt))?;
+    renew_generation(mem)
+}
+
+/// Writes a VM generation ID that no other VM has had.
+pub fn renew_generation(mem: &GuestMemory) -> Result<(), BootError> {
     let id: [u8; 16] = random::bytes().map_err(BootError::Random)?;
     mem.write_slice(&id, GuestAddress(layout::GENERATION_ID_GPA))?;
     Ok(())

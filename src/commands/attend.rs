@@ -344,11 +344,7 @@ impl Output {
             drop(guard);
             written
         };
-        let thread = std::thread::Builder::new()
-            .name("console".into())
-            .stack_size(thread::STACK)
-            .spawn(body)
-            .context("can't start a thread")?;
+        let thread = thread::start("console", body).context("can't start a thread")?;
         Ok(Self { thread, done })
     }
 

@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::event_loop::Wakeups;
 use super::wiring::{DoorbellQueue, KvmRoutes};
 use super::{Origin, Resources, Vmm, rest};
-use crate::boot::acpi::{Platform, VirtioSlot};
+use crate::boot::acpi::{self, Platform, VirtioSlot};
 use crate::boot::{self, BootError, Protocol};
 use crate::bus::{Bus, BusError};
 use crate::config::{Balloon, Console, Transport, VmConfig};
@@ -107,7 +107,7 @@ pub(super) fn build(
             let (state, part) = snapshot::read::<rest::State>(file)?;
             check_shape(config, &state, part.len)?;
             let mem = memory::image::map(config.memory_mib(), file, part.offset)?;
-            rest::renew_generation(&mem).map_err(io("a generation ID"))?;
+            acpi::renew_generation(&mem)?;
             (Some(state), mem)
         }
     };

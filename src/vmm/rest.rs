@@ -7,14 +7,13 @@ use std::io;
 use kvm_bindings::kvm_clock_data;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::Vmm;
 use crate::config::{Balloon, Console, Transport, VmConfig};
 use crate::devices::{ioapic, serial};
 use crate::kvm::KvmError;
-use crate::memory::{self, GuestMemory, layout};
-use crate::random;
+use crate::memory;
 use crate::snapshot;
 use crate::vcpu::{self, Running, VcpuError};
 use crate::virtio::blk;
@@ -150,10 +149,4 @@ impl Vmm {
         }
         written
     }
-}
-
-/// Gives a guest that goes on from a snapshot a generation ID that no other one has.
-pub(super) fn renew_generation(mem: &GuestMemory) -> io::Result<()> {
-    let id: [u8; 16] = random::bytes()?;
-    mem.write_slice(&id, GuestAddress(layout::GENERATION_ID_GPA)).map_err(io::Error::other)
 }

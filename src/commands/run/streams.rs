@@ -143,10 +143,6 @@ fn close(socket: &UnixStream, how: Shutdown) {
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
-    std::thread::Builder::new()
-        .name(name.into())
-        .stack_size(thread::STACK)
-        .spawn(body)
-        .context("can't start a thread")?;
+    thread::start(name, body).context("can't start a thread")?;
     Ok(())
 }

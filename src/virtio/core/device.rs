@@ -60,8 +60,8 @@ pub trait VirtioDevice: Send {
     /// thread (pause, the end). Twice is fine: a stopped device returns an empty vector.
     fn stop(&mut self) -> Vec<Option<Queue>>;
 
-    /// What the device remembers of its driver that neither its configuration nor its queues say. Called when the device is stopped. Most
-    /// devices remember nothing: that is the default.
+    /// What the device remembers of its driver that neither its configuration nor its queues say. Called when the device is stopped.
+    /// The default is nothing.
     fn state(&self) -> Remembered {
         Remembered::Null
     }
