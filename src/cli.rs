@@ -12,7 +12,7 @@ use crate::image::{self, Platform, Reference};
 use crate::virtio::{blk, net, vsock};
 
 pub use bench::{BenchArgs, Engine};
-pub use run::{Network, RunArgs, Vmm};
+pub use run::{Network, RunArgs, SecurityOption, Vmm};
 
 /// Boots Linux in a KVM virtual machine as quickly as a container starts.
 #[derive(Debug, Parser)]

@@ -1,10 +1,11 @@
 //! bothy: a type-2 hypervisor for containers, on Linux' KVM.
 //!
 //! ```text
-//! main -> cli -> commands -> { bench, vmm, guest_files, image, agent, report }
+//! main -> cli -> commands -> { bench, vmm, guest_files, image, agent, spec, report }
 //! vmm -> { config, vcpu, boot, snapshot } -> { virtio devices, devices } -> virtio::core -> bus -> memory
 //! { vmm, vcpu } -> kvm -> memory         (nobody else names kvm, but for `bothy doctor`)
-//! bench, image, agent, snapshot          (name only themselves)
+//! bench -> spec                          (the filters of processes are run as those that bothy makes)
+//! image, agent, snapshot, spec           (name only themselves)
 //! outcome, timeline, poll, random, thread (small, and used by all of the above)
 //! ```
 //!
@@ -28,6 +29,7 @@ pub mod poll;
 pub mod random;
 pub mod report;
 pub mod snapshot;
+pub mod spec;
 pub mod thread;
 pub mod timeline;
 pub mod vcpu;

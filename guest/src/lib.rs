@@ -1,5 +1,5 @@
 //! What the host and the guest agree on: the timing port, the words of the kernel command line, the signal of
-//! the power button, and the agent's protocol; and what both use ([`netlink`]). PID 1 itself is the binary of this package.
+//! the power button, and the agent's protocol and the containers that it describes ([`spec`]); and what both use ([`netlink`]). PID 1 itself is the binary of this package.
 //!
 //! The words that PID 1 understands on the kernel command line:
 //!
@@ -18,6 +18,7 @@ pub mod cmdline;
 pub mod net;
 pub mod netlink;
 pub mod protocol;
+pub mod spec;
 
 /// The I/O port that PID 1 writes a [`TimingMark`] to, one byte each time. Reading it has no meaning.
 pub const TIMING_PORT: u16 = 0x610;

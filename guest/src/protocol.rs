@@ -16,11 +16,13 @@ use std::io::{self, Read, Write};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::spec::{Container, Rights};
+
 /// The host's port, where the kernel command line says no other.
 pub const PORT: u32 = 1024;
 
 /// Of everything in this file. The host ends a guest that says another one.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The longest message that the agent accepts, in bytes: arguments and environment may have 2 MiB, as on Linux.
 pub const MAX_REQUEST: usize = 4 << 20;
@@ -169,14 +171,12 @@ pub struct Setup {
     pub time_ns: u64,
     /// For the kernel's random numbers: clones of a snapshot must not share theirs.
     pub seed: [u8; 32],
-    /// Of the container's UTS namespace, and in its /etc/hostname and /etc/hosts.
-    pub host_name: String,
-    /// The container's root.
-    pub root: Root,
     /// Each as [`crate::net::NetConfig`] writes it. `lo` is always up.
     pub networks: Vec<String>,
-    /// All capabilities, all devices, nothing masked or read-only.
-    pub privileged: bool,
+    /// The container's root.
+    pub root: Root,
+    /// The container.
+    pub container: Container,
 }
 
 /// What the container's root is made of.
@@ -196,7 +196,7 @@ pub const LENT: &str = "/.bothy";
 /// Where what is written goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Upper {
-    /// Nowhere: the root is read-only.
+    /// Nowhere: the root is read-only for the container.
     ReadOnly,
     /// Into the guest's memory.
     Memory,
@@ -215,6 +215,8 @@ pub struct Command {
     pub cwd: Vec<u8>,
     /// `USER[:GROUP]`, names or numbers, by the image's own /etc/passwd and /etc/group; empty is root.
     pub user: String,
+    /// What it may do.
+    pub rights: Rights,
     /// Its standard streams.
     pub stdio: Stdio,
 }

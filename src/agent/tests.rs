@@ -61,6 +61,7 @@ fn a_request_larger_than_the_sockets_buffer_arrives_whole() {
         env: Vec::new(),
         cwd: b"/".to_vec(),
         user: String::new(),
+        rights: bothy_guest::spec::Rights::default(),
         stdio: protocol::Stdio::Pipes { stdin: None, stdout: Token([1; 16]), stderr: Token([2; 16]) },
     };
     let request = Request::Run { id: 1, command: Box::new(command) };

@@ -1,17 +1,15 @@
 //! Which system calls the filters of a running process permit. The kernel shows a process's filters to whoever may trace it and is root; here
-//! they are run, for each system call in turn.
+//! they are run, for each system call in turn ([`run`]).
 
 use std::io;
 
-/// The classic BPF that filters are written in.
-pub type Filter = Vec<libc::sock_filter>;
+use bothy_guest::spec::Instruction;
 
-/// As struct seccomp_data begins: the call's number, the architecture, and the address that it was called from.
-const ARCH_OFFSET: u32 = 4;
-/// All of it, the six arguments behind.
-const DATA_LEN: u32 = 64;
-/// x86-64, as a filter sees it.
-const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+use crate::spec::seccomp::run::{Call, run};
+
+/// The classic BPF that filters are written in.
+pub type Filter = Vec<Instruction>;
+
 /// The numbers of x86-64's system calls as of Linux 6.12; the gap was left for other tables.
 const FIRST: std::ops::RangeInclusive<u32> = 0..=335;
 const SECOND: std::ops::RangeInclusive<u32> = 424..=462;
@@ -34,79 +32,13 @@ pub fn permitted(filters: &[Filter]) -> io::Result<usize> {
     for number in FIRST.chain(SECOND) {
         let mut permitted = true;
         for filter in filters {
-            let action = run(filter, number).ok_or_else(|| io::Error::other(MALFORMED))?;
+            let action = run(filter, &Call::native(number)).ok_or_else(|| io::Error::other(MALFORMED))?;
             let action = action & libc::SECCOMP_RET_ACTION_FULL;
             permitted &= action == libc::SECCOMP_RET_ALLOW || action == libc::SECCOMP_RET_LOG;
         }
         count += usize::from(permitted);
     }
     Ok(count)
-}
-
-/// What a filter returns for a system call. None for one that is not well-formed.
-fn run(filter: &[libc::sock_filter], number: u32) -> Option<u32> {
-    let (mut a, mut x, mut memory, mut at) = (0_u32, 0_u32, [0_u32; 16], 0_usize);
-    // All jumps lead forward, so this ends.
-    loop {
-        let libc::sock_filter { code, jt, jf, k } = *filter.get(at)?;
-        let code = u32::from(code);
-        at += 1;
-        let operand = if code & libc::BPF_X == 0 { k } else { x };
-        match code & 7 {
-            libc::BPF_LD if code & 0xe0 == libc::BPF_ABS => a = word(number, k)?,
-            libc::BPF_LD if code & 0xe0 == libc::BPF_IMM => a = k,
-            libc::BPF_LD if code & 0xe0 == libc::BPF_MEM => a = *memory.get(k as usize)?,
-            libc::BPF_LD if code & 0xe0 == libc::BPF_LEN => a = DATA_LEN,
-            libc::BPF_LDX if code & 0xe0 == libc::BPF_IMM => x = k,
-            libc::BPF_LDX if code & 0xe0 == libc::BPF_MEM => x = *memory.get(k as usize)?,
-            libc::BPF_LDX if code & 0xe0 == libc::BPF_LEN => x = DATA_LEN,
-            libc::BPF_ST => *memory.get_mut(k as usize)? = a,
-            libc::BPF_STX => *memory.get_mut(k as usize)? = x,
-            libc::BPF_ALU => {
-                a = match code & 0xf0 {
-                    libc::BPF_ADD => a.wrapping_add(operand),
-                    libc::BPF_SUB => a.wrapping_sub(operand),
-                    libc::BPF_MUL => a.wrapping_mul(operand),
-                    libc::BPF_DIV => a.checked_div(operand)?,
-                    libc::BPF_OR => a | operand,
-                    libc::BPF_AND => a & operand,
-                    libc::BPF_XOR => a ^ operand,
-                    libc::BPF_LSH => a.checked_shl(operand)?,
-                    libc::BPF_RSH => a.checked_shr(operand)?,
-                    libc::BPF_NEG => a.wrapping_neg(),
-                    _ => return None,
-                }
-            }
-            libc::BPF_JMP => {
-                let holds = match code & 0xf0 {
-                    libc::BPF_JA => {
-                        at = at.checked_add(k as usize)?;
-                        continue;
-                    }
-                    libc::BPF_JEQ => a == operand,
-                    libc::BPF_JGT => a > operand,
-                    libc::BPF_JGE => a >= operand,
-                    libc::BPF_JSET => a & operand != 0,
-                    _ => return None,
-                };
-                at += usize::from(if holds { jt } else { jf });
-            }
-            libc::BPF_RET => return Some(if code & 0x18 == libc::BPF_A { a } else { k }),
-            libc::BPF_MISC if code & 0xf8 == libc::BPF_TAX => x = a,
-            libc::BPF_MISC if code & 0xf8 == libc::BPF_TXA => a = x,
-            _ => return None,
-        }
-    }
-}
-
-/// A word of what the kernel shows to the filter.
-fn word(number: u32, offset: u32) -> Option<u32> {
-    match offset {
-        0 => Some(number),
-        ARCH_OFFSET => Some(AUDIT_ARCH_X86_64),
-        offset if offset < DATA_LEN && offset % 4 == 0 => Some(0),
-        _ => None,
-    }
 }
 
 /// The filters of a process. It is stopped for a moment.
@@ -159,7 +91,13 @@ fn filter(pid: libc::pid_t, number: usize) -> io::Result<Filter> {
     let len = len.ok_or_else(|| io::Error::other(MALFORMED))?;
     let mut filter = vec![libc::sock_filter { code: 0, jt: 0, jf: 0, k: 0 }; len];
     trace(PTRACE_SECCOMP_GET_FILTER, pid, number, filter.as_mut_ptr())?;
-    Ok(filter)
+    let instruction = |step: libc::sock_filter| Instruction {
+        code: step.code,
+        jump_true: step.jt,
+        jump_false: step.jf,
+        value: step.k,
+    };
+    Ok(filter.into_iter().map(instruction).collect())
 }
 
 /// `data` is null, or has room for what the request writes.
@@ -180,8 +118,8 @@ fn trace(
 mod tests {
     use super::*;
 
-    fn op(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
-        libc::sock_filter { code: u16::try_from(code).unwrap(), jt, jf, k }
+    fn op(code: u32, jump_true: u8, jump_false: u8, value: u32) -> Instruction {
+        Instruction { code: u16::try_from(code).unwrap(), jump_true, jump_false, value }
     }
 
     const LOAD: u32 = libc::BPF_LD | libc::BPF_ABS;
@@ -192,7 +130,7 @@ mod tests {
     fn ten() -> Filter {
         vec![
             op(LOAD, 0, 0, 4),
-            op(libc::BPF_JMP | libc::BPF_JEQ, 1, 0, AUDIT_ARCH_X86_64),
+            op(libc::BPF_JMP | libc::BPF_JEQ, 1, 0, crate::spec::seccomp::run::X86_64),
             op(libc::BPF_RET, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
             op(LOAD, 0, 0, 0),
             op(libc::BPF_JMP | libc::BPF_JGE, 0, 1, 10),

@@ -43,9 +43,16 @@ pub struct RunArgs {
     /// The container's host name [default: 12 random digits]
     #[arg(long, value_name = "HOST")]
     pub hostname: Option<String>,
-    /// All capabilities, and nothing in /proc and /sys masked or read-only
+    /// Give all capabilities and devices, and neither mask nor filter anything
     #[arg(long)]
     pub privileged: bool,
+    /// Set what the container may do: seccomp=FILE (a profile in docker's JSON), seccomp=builtin (docker's default), seccomp=unconfined,
+    /// no-new-privileges[:true|false], systempaths=unconfined
+    #[arg(long, value_name = "OPTION", value_parser = parse_security)]
+    pub security_opt: Vec<SecurityOption>,
+    /// Set a parameter of the guest's kernel, any that /proc/sys has
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_sysctl)]
+    pub sysctl: Vec<(String, String)>,
     /// Virtual CPUs, 1 to 64
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
@@ -118,6 +125,23 @@ pub enum Vmm {
     Qemu,
 }
 
+/// A word of `--security-opt`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecurityOption {
+    /// A seccomp profile in a file.
+    Profile(PathBuf),
+    /// Docker's default profile.
+    Builtin,
+    /// Nearly no filter.
+    Unconfined,
+    /// Whether programs can't gain rights.
+    NoNewPrivileges(bool),
+    /// Nothing of /proc and /sys is masked or read-only.
+    SystemPaths,
+    /// Something is turned off that isn't there.
+    Nothing,
+}
+
 /// The container's network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Network {
@@ -139,6 +163,51 @@ impl ValueEnum for Policy {
                 .help("Every time, because the name may lead to another image now"),
             Self::Never => PossibleValue::new("never").help("Never: it must be in the store"),
         })
+    }
+}
+
+fn parse_security(text: &str) -> Result<SecurityOption, String> {
+    let unknown = || {
+        format!(
+            "`{text}`: expected seccomp=FILE, seccomp=builtin, seccomp=unconfined, no-new-privileges[:true|false] or \
+                systempaths=unconfined"
+        )
+    };
+    let (key, value) = match text.find(['=', ':']) {
+        Some(at) => (&text[..at], Some(&text[at + 1..])),
+        None => (text, None),
+    };
+    match (key, value) {
+        ("seccomp", Some("unconfined")) => Ok(SecurityOption::Unconfined),
+        ("seccomp", Some("builtin")) => Ok(SecurityOption::Builtin),
+        ("seccomp", Some(path)) if !path.is_empty() => Ok(SecurityOption::Profile(path.into())),
+        ("no-new-privileges", None) => Ok(SecurityOption::NoNewPrivileges(true)),
+        ("no-new-privileges", Some(value)) => {
+            value.parse().map(SecurityOption::NoNewPrivileges).map_err(|_| unknown())
+        }
+        ("systempaths", Some("unconfined")) => Ok(SecurityOption::SystemPaths),
+        // Neither is there to be turned off.
+        ("apparmor", Some("unconfined")) | ("label", Some("disable")) => Ok(SecurityOption::Nothing),
+        ("apparmor" | "label", _) => {
+            Err(format!("`{text}`: the guest's kernel has neither AppArmor nor SELinux; leave it out"))
+        }
+        _ => Err(unknown()),
+    }
+}
+
+fn parse_sysctl(text: &str) -> Result<(String, String), String> {
+    let is_part = |part: &str| !part.is_empty() && part != "..";
+    let is_name = |name: &str| {
+        name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-./".contains(&byte))
+            && name.split('/').all(is_part)
+            && name.split('.').all(|part| !part.is_empty())
+    };
+    match text.split_once('=') {
+        Some((name, value)) if is_name(name) => Ok((name.into(), value.into())),
+        Some((name, _)) => {
+            Err(format!("`{name}` is not the name of a kernel parameter, like vm.max_map_count"))
+        }
+        None => Err(format!("`{text}`: expected NAME=VALUE")),
     }
 }
 
@@ -189,6 +258,26 @@ mod tests {
     }
 
     #[test]
+    fn security_options_and_parameters_are_read_as_docker_reads_them() {
+        let args = parse(
+            "bothy run --security-opt seccomp=a/b.json --security-opt seccomp:unconfined --security-opt no-new-privileges:false \
+                --security-opt systempaths=unconfined --security-opt label=disable \
+                --sysctl net.core.somaxconn=5 --sysctl net/ipv4/conf/eth0.1/forwarding=1 --sysctl kernel.domainname= x",
+        );
+        let profile = SecurityOption::Profile("a/b.json".into());
+        let expected = [
+            profile,
+            SecurityOption::Unconfined,
+            SecurityOption::NoNewPrivileges(false),
+            SecurityOption::SystemPaths,
+            SecurityOption::Nothing,
+        ];
+        assert_eq!(args.security_opt, expected);
+        let names: Vec<&str> = args.sysctl.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["net.core.somaxconn", "net/ipv4/conf/eth0.1/forwarding", "kernel.domainname"]);
+    }
+
+    #[test]
     fn an_image_is_needed_and_nonsense_refused() {
         for words in [
             "bothy run",
@@ -196,6 +285,15 @@ mod tests {
             "bothy run --net bridge x",
             "bothy run --pull sometimes x",
             "bothy run --agent-timeout 0 x",
+            "bothy run --security-opt seccomp= x",
+            "bothy run --security-opt no-new-privileges:perhaps x",
+            "bothy run --security-opt apparmor=docker-default x",
+            "bothy run --security-opt seccomp x",
+            "bothy run --sysctl kernel x",
+            "bothy run --sysctl ../../x=1 x",
+            "bothy run --sysctl net/../x=1 x",
+            "bothy run --sysctl =1 x",
+            "bothy run --sysctl kernel..x=1 x",
         ] {
             assert!(Cli::try_parse_from(words.split(' ')).is_err(), "{words}");
         }

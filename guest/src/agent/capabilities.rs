@@ -1,57 +1,45 @@
-//! What root may do in a container: docker's usual fourteen capabilities.
+//! What a process may do: the five sets of capabilities, as the host has sent them.
 
 use std::io;
 
+use bothy_guest::spec::Capabilities;
 use rustix::io::Errno;
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
-    set_capabilities,
+    CapabilitySet, CapabilitySets, capabilities as capabilities_of, clear_ambient_capability_set,
+    configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
 };
 
-const KEPT: CapabilitySet = CapabilitySet::AUDIT_WRITE
-    .union(CapabilitySet::CHOWN)
-    .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::FSETID)
-    .union(CapabilitySet::KILL)
-    .union(CapabilitySet::MKNOD)
-    .union(CapabilitySet::NET_BIND_SERVICE)
-    .union(CapabilitySet::NET_RAW)
-    .union(CapabilitySet::SETFCAP)
-    .union(CapabilitySet::SETGID)
-    .union(CapabilitySet::SETPCAP)
-    .union(CapabilitySet::SETUID)
-    .union(CapabilitySet::SYS_CHROOT);
+/// Each capability that a set may have, by its bit.
+fn each() -> impl Iterator<Item = CapabilitySet> {
+    (0..64).map(|number| CapabilitySet::from_bits_retain(1 << number))
+}
 
-/// Takes all others out of the bounding set, for this process and all that come of it.
-pub(crate) fn bound() -> io::Result<()> {
-    for number in 0..64 {
-        let capability = CapabilitySet::from_bits_retain(1 << number);
-        if KEPT.contains(capability) {
-            continue;
-        }
+/// Takes all that are not in the set out of the bounding set, for this process and all that come of it.
+pub(crate) fn bound(capabilities: &Capabilities) -> io::Result<()> {
+    for capability in each().filter(|capability| capabilities.bounding & capability.bits() == 0) {
         match remove_capability_from_bounding_set(capability) {
             // The kernel has no more of them.
             Err(Errno::INVAL) => break,
             result => result?,
         }
     }
-    Ok(clear_ambient_capability_set()?)
+    Ok(())
 }
 
-/// Gives root these, and none to inherit.
-pub(crate) fn keep() -> io::Result<()> {
-    let sets = CapabilitySets { effective: KEPT, permitted: KEPT, inheritable: CapabilitySet::empty() };
-    Ok(set_capabilities(None, sets)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn docker_s_fourteen_are_kept() {
-        assert_eq!(KEPT.bits(), 0xa804_25fb);
-        assert_eq!(KEPT.bits().count_ones(), 14);
+/// Gives this process the other four sets, without what it lacks itself: in a machine it has all. It must be the user that it will be, since a change of
+/// the user takes some away.
+pub(crate) fn set(capabilities: &Capabilities) -> io::Result<()> {
+    let present = capabilities_of(None)?.permitted;
+    let set = |bits| CapabilitySet::from_bits_retain(bits) & present;
+    let sets = CapabilitySets {
+        effective: set(capabilities.effective),
+        permitted: set(capabilities.permitted),
+        inheritable: set(capabilities.inheritable),
+    };
+    set_capabilities(None, sets)?;
+    clear_ambient_capability_set()?;
+    for capability in each().filter(|capability| set(capabilities.ambient).contains(*capability)) {
+        configure_capability_in_ambient_set(capability, true)?;
     }
+    Ok(())
 }

@@ -1,119 +1,108 @@
-//! What the first command finds: the container's root with /proc, /sys, /dev and three files of its own, as docker makes them.
+//! What the first command finds: the container's root with the file systems, devices, files and protections that the host has sent
+//! ([`spec`](bothy_guest::spec)).
 //!
 //! All of it runs in the child that becomes the first command, in namespaces of its own, and before anything of the image has run. The image is
-//! hostile all the same: the root is entered first, so every path is looked up within it, and a symbolic link of the image's leads nowhere else.
-//! The agent's own mounts are taken off before, so that nothing of them is left in the container's mount namespace.
+//! hostile all the same: it is reached only through [`Tree`]. The agent's own mounts are taken off before, so that nothing of them is left in the
+//! container's mount namespace.
 
-use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{OpenOptionsExt, symlink};
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
 
 use bothy_guest::protocol;
-use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat, open};
+use bothy_guest::spec::{Container, Device, Link, Mount, Protect, Protection, Sysctl};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, major, makedev, minor, mknodat, openat, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind,
-    mount_bind_recursive, mount_change, mount_move, mount_remount, move_mount, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change, mount_move, unmount,
 };
 use rustix::process::{chdir, chroot, fchdir};
 use rustix::system::sethostname;
 
 use super::refusal::{Failing, Refusal};
 use super::root::{LENT, ROOT};
-use super::setup::{Container, FILES};
-
-const PROTECTED: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
-
-/// Name, major and minor number of what is in every container's /dev.
-const DEVICES: [(&str, u32, u32); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
-
-const LINKS: [(&str, &str); 6] = [
-    ("/proc/self/fd", "/dev/fd"),
-    ("/proc/self/fd/0", "/dev/stdin"),
-    ("/proc/self/fd/1", "/dev/stdout"),
-    ("/proc/self/fd/2", "/dev/stderr"),
-    ("/proc/kcore", "/dev/core"),
-    ("pts/ptmx", "/dev/ptmx"),
-];
-
-/// What docker hides.
-const MASKED: [&str; 12] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-];
-
-/// What docker makes read-only.
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+use super::setup::FILES;
+use super::tree::{self, Tree, attach, detached};
+use crate::sys;
 
 /// Name below [`FILES`], and path in the container.
-const OWN_FILES: [(&str, &str); 3] =
+pub(crate) const OWN_FILES: [(&str, &str); 3] =
     [("hostname", "/etc/hostname"), ("hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf")];
 
-/// Makes this process's namespaces those of the container. The umask must be 0.
-pub(crate) fn enter(container: &Container) -> Result<(), Refusal> {
+/// The terminal of the first command, as a device.
+const CONSOLE: &str = "/dev/console";
+const NULL: &str = "/dev/null";
+/// Of /dev/null.
+const NULL_DEVICE: (u32, u32) = (1, 3);
+
+/// Makes this process's namespaces those of the container. The umask must be 0. With `lent`, something is mounted at [`LENT`].
+pub(crate) fn enter(container: &Container, lent: bool) -> Result<Tree, Refusal> {
     sethostname(container.host_name.as_bytes()).failing("cannot set the host name")?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).failing("mounts")?;
     let files = own_files().failing(FILES)?;
-    let lent = container.lent.then(|| detached(LENT)).transpose().failing(LENT)?;
+    let lent = lent.then(|| own(LENT)).transpose().failing(LENT)?;
     enter_root().failing("cannot enter the container's root")?;
-    kernel_file_systems(container.privileged)?;
-    devices(container.privileged)?;
-    for (file, (_, path)) in files.into_iter().zip(OWN_FILES) {
-        put_file(&file, path).failing(format_args!("cannot mount {path}"))?;
+    let mut tree = Tree::new().failing("/")?;
+    for mount in &container.mounts {
+        mount_new(&mut tree, mount).failing(format_args!("cannot mount {}", mount.target))?;
+    }
+    for device in &container.devices {
+        make_device(&tree, device).failing(&device.path)?;
+    }
+    for link in &container.links {
+        make_link(&tree, link).failing(&link.path)?;
+    }
+    for (file, (_, path)) in files.iter().zip(OWN_FILES) {
+        let attached = tree.open(path, OFlags::PATH).and_then(|at| {
+            if tree::kind(&fstat(&at)?) == FileType::Directory {
+                return Err(io::Error::other("the image has a directory there"));
+            }
+            attach(file, &at)
+        });
+        attached.failing(format_args!("cannot mount {path}"))?;
     }
     if let Some(lent) = lent {
-        make_directory(protocol::LENT)
-            .and_then(|()| attach(&lent, protocol::LENT))
-            .failing(format_args!("cannot mount {}", protocol::LENT))?;
+        let attached = tree
+            .open(protocol::LENT, OFlags::PATH | OFlags::DIRECTORY)
+            .and_then(|at| tree.attach(lent, &at, protocol::LENT));
+        attached.failing(format_args!("cannot mount {}", protocol::LENT))?;
     }
-    if !container.privileged {
-        MASKED.iter().try_for_each(|path| mask(path).failing(format_args!("cannot mask {path}")))?;
-        READ_ONLY.iter().try_for_each(|path| {
-            make_read_only(path).failing(format_args!("cannot make {path} read-only"))
-        })?;
+    for sysctl in &container.sysctls {
+        set_sysctl(&tree, sysctl)?;
     }
-    Ok(())
+    for protection in &container.protections {
+        protect(&mut tree, protection).failing(format_args!("cannot protect {}", protection.path))?;
+    }
+    Ok(tree)
 }
 
 /// Makes the terminal /dev/console as well.
-pub(crate) fn bind_console(terminal: &Path) -> io::Result<()> {
-    OpenOptions::new().create(true).append(true).mode(0o600).open("/dev/console")?;
-    Ok(mount_bind(terminal, "/dev/console")?)
+pub(crate) fn bind_console(tree: &Tree, terminal: &OwnedFd) -> io::Result<()> {
+    let (dev, name) = tree.parent(CONSOLE)?;
+    let new = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    match openat(&dev, name, new, Mode::from_raw_mode(0o600)) {
+        // All devices are there, this one included.
+        Err(Errno::EXIST) => {}
+        result => drop(result?),
+    }
+    attach(&detached(terminal.as_fd())?, &tree.open(CONSOLE, OFlags::PATH)?)
 }
 
 /// The container's own files, each as a mount that is attached nowhere yet.
 fn own_files() -> io::Result<Vec<OwnedFd>> {
-    OWN_FILES.iter().map(|(name, _)| detached(&format!("{FILES}/{name}"))).collect()
+    OWN_FILES.iter().map(|(name, _)| own(&format!("{FILES}/{name}"))).collect()
 }
 
-/// What is at this path, as a mount that is attached nowhere yet.
-fn detached(path: &str) -> io::Result<OwnedFd> {
-    Ok(open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?)
-}
-
-fn attach(mount: &OwnedFd, path: &str) -> io::Result<()> {
-    Ok(move_mount(mount, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+/// What is at this path of the agent's, as a mount that is attached nowhere yet.
+fn own(path: &str) -> io::Result<OwnedFd> {
+    let file = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    detached(file.as_fd())
 }
 
 /// Puts the container's root in place of everything. This is how a system leaves its initramfs, too: the root of an initramfs can be covered, and
 /// neither be moved nor pivoted away. Nothing leads below it again: `..` of the topmost root is itself.
 fn enter_root() -> io::Result<()> {
-    let directory =
-        |path: &str| open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let (root, run) = (directory(ROOT)?, directory("/run")?);
+    let (root, run) = (tree::directory(CWD, ROOT)?, tree::directory(CWD, "/run")?);
     for path in ["/proc", "/sys", "/dev"] {
         unmount(path, UnmountFlags::DETACH)?;
     }
@@ -126,92 +115,152 @@ fn enter_root() -> io::Result<()> {
     Ok(chdir("/")?)
 }
 
-fn kernel_file_systems(privileged: bool) -> Result<(), Refusal> {
-    let read_only = if privileged { MountFlags::empty() } else { MountFlags::RDONLY };
-    mount_new("/proc", "proc", PROTECTED, c"")?;
-    mount_new("/sys", "sysfs", PROTECTED | read_only, c"")?;
-    match mount("cgroup2", "/sys/fs/cgroup", "cgroup2", PROTECTED | read_only, Some(c"")) {
-        // A kernel without cgroups.
-        Err(Errno::NOENT | Errno::NODEV) => Ok(()),
-        result => result.failing("cannot mount /sys/fs/cgroup"),
+fn mount_new(tree: &mut Tree, mount: &Mount) -> io::Result<()> {
+    let made = new_file_system(&mount.kind, &mount.options, mount.attributes).and_then(|made| {
+        let at = tree.directory(&mount.target)?;
+        tree.attach(made, &at, &mount.target)
+    });
+    match made {
+        // The kernel has no such file system, or no place for it in another one of its own.
+        Err(error)
+            if mount.optional
+                && (error.raw_os_error() == Some(libc::ENODEV)
+                    || (error.raw_os_error() == Some(libc::ENOENT) && tree.is_on_mount(&mount.target))) =>
+        {
+            Ok(())
+        }
+        result => result,
     }
 }
 
-fn devices(privileged: bool) -> Result<(), Refusal> {
-    if privileged {
-        // All that the kernel has.
-        mount_new("/dev", "devtmpfs", MountFlags::NOSUID, c"mode=755")?;
-    } else {
-        mount_new("/dev", "tmpfs", MountFlags::NOSUID | MountFlags::STRICTATIME, c"mode=755,size=65536k")?;
-        for (name, major, minor) in DEVICES {
-            let path = format!("/dev/{name}");
-            mknodat(CWD, &path, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(major, minor))
-                .failing(path)?;
+/// A new file system, attached nowhere yet.
+fn new_file_system(kind: &str, options: &str, attributes: u32) -> io::Result<OwnedFd> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, "source", kind)?;
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        match option.split_once('=') {
+            Some((key, value)) => fsconfig_set_string(&context, key, value)?,
+            None => fsconfig_set_flag(&context, option)?,
         }
     }
-    for (to, link) in LINKS {
-        match symlink(to, link) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error).failing(link),
-            _ => {}
-        }
-    }
-    let no_code = MountFlags::NOSUID | MountFlags::NOEXEC;
-    mount_new("/dev/pts", "devpts", no_code, c"newinstance,ptmxmode=0666,mode=0620,gid=5")?;
-    mount_new("/dev/shm", "tmpfs", PROTECTED, c"mode=1777,size=65536k")?;
-    mount_new("/dev/mqueue", "mqueue", PROTECTED, c"")
+    fsconfig_create(&context)?;
+    let attributes = MountAttrFlags::from_bits_retain(attributes);
+    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
-fn mount_new(target: &str, kind: &str, flags: MountFlags, data: &std::ffi::CStr) -> Result<(), Refusal> {
-    make_directory(target)
-        .and_then(|()| Ok(mount(kind, target, kind, flags, Some(data))?))
-        .failing(format_args!("cannot mount {target}"))
+fn make_device(tree: &Tree, device: &Device) -> io::Result<()> {
+    let (parent, name) = on_mount(tree, &device.path)?;
+    let mode = Mode::from_raw_mode(device.mode);
+    Ok(mknodat(parent, name, FileType::CharacterDevice, mode, makedev(device.major, device.minor))?)
 }
 
-/// As `mkdir -p`. What is there already is taken as it is.
-pub(crate) fn make_directory(path: impl AsRef<Path>) -> io::Result<()> {
-    let path = path.as_ref();
-    if path.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = path.parent() {
-        make_directory(parent)?;
-    }
-    rustix::fs::mkdir(path, Mode::from_raw_mode(0o755))?;
-    Ok(())
-}
-
-/// Mounts the file over the image's, which is made if it is missing. A symbolic link is covered, not followed; in a root that can't be
-/// written, what is missing stays missing.
-fn put_file(file: &OwnedFd, path: &str) -> io::Result<()> {
-    if fs::symlink_metadata(path).is_err() {
-        let make = || {
-            make_directory(Path::new(path).parent().unwrap_or(Path::new("/")))?;
-            OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)
-        };
-        match make() {
-            Ok(_) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EROFS) => return Ok(()),
-            Err(error) => return Err(error),
-        }
-    }
-    attach(file, path)
-}
-
-/// Covers a file by /dev/null, and a directory by an empty one.
-fn mask(path: &str) -> io::Result<()> {
-    match mount_bind("/dev/null", path) {
-        Err(Errno::NOENT) => Ok(()),
-        Err(Errno::NOTDIR) => {
-            Ok(mount("tmpfs", path, "tmpfs", PROTECTED | MountFlags::RDONLY, Some(c"size=0"))?)
-        }
+fn make_link(tree: &Tree, link: &Link) -> io::Result<()> {
+    let (parent, name) = on_mount(tree, &link.path)?;
+    match symlinkat(&link.target, parent, name) {
+        Err(Errno::EXIST) => Ok(()),
         result => Ok(result?),
     }
 }
 
-fn make_read_only(path: &str) -> io::Result<()> {
-    match mount_bind_recursive(path, path) {
-        Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(error.into()),
-        Ok(()) => Ok(mount_remount(path, MountFlags::BIND | MountFlags::RDONLY | PROTECTED, c"")?),
+/// A directory on a mount made here, and the name in it: nothing is written into an image this way.
+fn on_mount<'a>(tree: &Tree, path: &'a str) -> io::Result<(OwnedFd, &'a str)> {
+    if !tree.is_on_mount(path) {
+        return Err(io::Error::other("it lies on no mount of the container's own"));
+    }
+    tree.parent(path)
+}
+
+/// Writes a kernel parameter. Dots and slashes in its name change places, as for sysctl(8), if a dot is the first of them.
+fn set_sysctl(tree: &Tree, sysctl: &Sysctl) -> Result<(), Refusal> {
+    let name = &sysctl.name;
+    let path = sysctl_path(name);
+    let opened = if tree.is_on_mount("/proc/sys") {
+        tree.open(&path, OFlags::WRONLY | OFlags::TRUNC)
+    } else {
+        Err(io::Error::other("there is no /proc"))
+    };
+    let file = match opened {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+            return if sysctl.optional {
+                Ok(())
+            } else {
+                Err(Refusal::other(format!("sysctl {name}: the guest's kernel has no such parameter")))
+            };
+        }
+        result => result.failing(format_args!("sysctl {name}"))?,
+    };
+    let written = rustix::io::write(&file, sysctl.value.as_bytes()).map(drop);
+    written.failing(format_args!("sysctl {name}={}", sysctl.value))
+}
+
+fn sysctl_path(name: &str) -> String {
+    let is_dotted = name.find(['.', '/']).is_some_and(|at| name[at..].starts_with('.'));
+    let swapped = |c| match c {
+        '.' => '/',
+        '/' => '.',
+        c => c,
+    };
+    let path: String = if is_dotted { name.chars().map(swapped).collect() } else { name.to_owned() };
+    format!("/proc/sys/{path}")
+}
+
+fn protect(tree: &mut Tree, protection: &Protection) -> io::Result<()> {
+    let path = &protection.path;
+    let at = match tree.open(path, OFlags::PATH) {
+        // Only where the kernel says what there is, a missing path is none that was hidden.
+        Err(error)
+            if error.raw_os_error() == Some(libc::ENOENT)
+                && protection.optional
+                && tree.is_on_mount(path) =>
+        {
+            return Ok(());
+        }
+        result => result?,
+    };
+    match protection.how {
+        Protect::Mask if tree::kind(&fstat(&at)?) == FileType::Directory => {
+            let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+                | MountAttrFlags::MOUNT_ATTR_NOSUID
+                | MountAttrFlags::MOUNT_ATTR_NODEV
+                | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+            attach(&new_file_system("tmpfs", "size=0", attributes.bits())?, &at)
+        }
+        Protect::Mask => attach(&detached(null(tree)?.as_fd())?, &at),
+        Protect::ReadOnly => {
+            let copy = detached(at.as_fd())?;
+            sys::make_read_only(copy.as_fd())?;
+            tree.attach(copy, &at, path)
+        }
+    }
+}
+
+/// /dev/null itself: what stands in its place and is something else would be no mask.
+fn null(tree: &Tree) -> io::Result<OwnedFd> {
+    let null = tree.open(NULL, OFlags::PATH)?;
+    let stat = fstat(&null)?;
+    if is_null(&stat) { Ok(null) } else { Err(io::Error::other(format!("{NULL} is another file"))) }
+}
+
+/// Whether this is the device that /dev/null is.
+pub(crate) fn is_null(stat: &rustix::fs::Stat) -> bool {
+    tree::kind(stat) == FileType::CharacterDevice && (major(stat.st_rdev), minor(stat.st_rdev)) == NULL_DEVICE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_named_as_for_sysctl() {
+        assert_eq!(sysctl_path("vm.max_map_count"), "/proc/sys/vm/max_map_count");
+        assert_eq!(
+            sysctl_path("net/ipv4/conf/eth0.1/forwarding"),
+            "/proc/sys/net/ipv4/conf/eth0.1/forwarding"
+        );
+        assert_eq!(
+            sysctl_path("net.ipv4.conf.eth0/1.forwarding"),
+            "/proc/sys/net/ipv4/conf/eth0.1/forwarding"
+        );
+        assert_eq!(sysctl_path("kernel"), "/proc/sys/kernel");
     }
 }

@@ -12,6 +12,7 @@ mod control;
 mod devices;
 mod dial;
 mod figures;
+mod interpreted;
 mod program;
 mod refusal;
 mod relay;
@@ -21,6 +22,7 @@ mod spare;
 mod start;
 mod streams;
 mod texts;
+mod tree;
 mod users;
 
 use std::fs;

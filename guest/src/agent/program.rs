@@ -51,6 +51,8 @@ pub(crate) fn become_program(args: &[Vec<u8>], env: &[Vec<u8>]) -> Refusal {
         match error.raw_os_error() {
             Some(libc::ENOENT | libc::ENOTDIR) => {}
             Some(libc::EACCES) => denied = denied.or(Some((path, error))),
+            // A directory of the path that can't be walked has no program.
+            Some(libc::ELOOP | libc::ENAMETOOLONG) if !program.contains(&b'/') => {}
             _ => return not_executable(program, &path, &error),
         }
     }
@@ -118,6 +120,16 @@ mod tests {
     fn an_empty_name_is_found_nowhere() {
         let refusal = become_program(&env(&[""]), &env(&["PATH=/usr/bin"]));
         assert_eq!(refusal.reason, NotStarted::NotFound);
+    }
+
+    #[test]
+    fn a_directory_of_the_path_that_cannot_be_walked_is_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("loop", dir.path().join("loop")).unwrap();
+        let path = format!("PATH={}/loop:/{}", dir.path().display(), "n".repeat(300));
+        let refusal = become_program(&env(&["no-such-program"]), &env(&[&path]));
+        assert_eq!(refusal.reason, NotStarted::NotFound);
+        assert_eq!(refusal.message, r#"exec: "no-such-program": executable file not found in $PATH"#);
     }
 
     #[test]

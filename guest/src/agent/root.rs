@@ -3,15 +3,20 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use bothy_guest::protocol::{Root, Upper};
-use rustix::fs::statvfs;
+use bothy_guest::protocol::{self, Root, Upper};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, mkdirat, openat, statat, statvfs, symlinkat, unlinkat,
+};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
+use super::container::OWN_FILES;
 use super::refusal::{Failing, Refusal};
+use super::tree;
 use crate::{say, sys};
 
 /// Where the container's root is, for the agent.
@@ -20,9 +25,10 @@ pub(crate) const ROOT: &str = "/run/root";
 pub(crate) const LENT: &str = "/run/lent";
 const IMAGE: &str = "/run/image";
 const UPPER: &str = "/run/upper";
-/// The directories that a container's root must have, and where the agent has them for those that lack one.
-const SKELETON: [&str; 3] = ["proc", "sys", "dev"];
-const BELOW: &str = "/run/below";
+/// The directories that a container's root must have. Docker, too, puts an empty one in the place of a file or a link.
+const SKELETON: [&str; 4] = ["proc", "sys", "dev", "etc"];
+/// What older programs read for a table of mounts, in /etc, and where it is.
+const MTAB: (&str, &str) = ("mtab", "/proc/mounts");
 const SECTOR_BYTES: u64 = 512;
 
 /// Mounts it at [`ROOT`].
@@ -36,16 +42,7 @@ pub(crate) fn build(root: &Root) -> Result<(), Refusal> {
             "",
         )?;
     }
-    let device = device(&root.image)?;
-    if root.upper == Upper::ReadOnly {
-        mount_at(&device, ROOT, "erofs", MountFlags::RDONLY, "")?;
-        return if SKELETON.iter().all(|path| Path::new(ROOT).join(path).is_dir()) {
-            Ok(())
-        } else {
-            with_skeleton()
-        };
-    }
-    mount_at(&device, IMAGE, "erofs", MountFlags::RDONLY, "")?;
+    mount_at(&device(&root.image)?, IMAGE, "erofs", MountFlags::RDONLY, "")?;
     match &root.upper {
         Upper::Scratch(name) => {
             // Nothing of it outlives the machine: no barriers, and no inode tables written ahead.
@@ -68,19 +65,52 @@ pub(crate) fn build(root: &Root) -> Result<(), Refusal> {
     };
     make().failing(UPPER)?;
     let options = format!("lowerdir={IMAGE},upperdir={UPPER}/upper,workdir={UPPER}/work,redirect_dir=on");
-    mount_at("overlay", ROOT, "overlay", MountFlags::empty(), &options)
+    mount_at("overlay", ROOT, "overlay", MountFlags::empty(), &options)?;
+    complete(root.lent.is_some()).failing("cannot complete the container's root")?;
+    if root.upper == Upper::ReadOnly {
+        mount_remount(ROOT, MountFlags::BIND | MountFlags::RDONLY, c"").failing(ROOT)?;
+    }
+    Ok(())
 }
 
-/// Covers a read-only root that lacks what a container needs by one that has it, read-only as well.
-fn with_skeleton() -> Result<(), Refusal> {
-    let make = || -> io::Result<()> {
-        for path in SKELETON {
-            fs::create_dir_all(Path::new(BELOW).join(path))?;
+/// Gives the root what a container must find in every one. Each name is one part below a directory that is open: no link of the image leads
+/// anywhere from here.
+fn complete(lent: bool) -> io::Result<()> {
+    let root = tree::directory(CWD, ROOT)?;
+    for name in SKELETON {
+        complete_directory(&root, name)?;
+    }
+    if lent {
+        complete_directory(&root, protocol::LENT.trim_start_matches('/'))?;
+    }
+    let etc = openat(
+        &root,
+        "etc",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    for (name, _) in OWN_FILES {
+        let new = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        match openat(&etc, name, new, Mode::from_raw_mode(0o644)) {
+            // Whatever it is, the container's own file is mounted over it.
+            Err(Errno::EXIST) => {}
+            result => drop(result?),
         }
-        Ok(())
-    };
-    make().failing(BELOW)?;
-    mount_at("overlay", ROOT, "overlay", MountFlags::RDONLY, &format!("lowerdir={ROOT}:{BELOW}"))
+    }
+    match symlinkat(MTAB.1, &etc, MTAB.0) {
+        Err(Errno::EXIST) => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+fn complete_directory(root: &OwnedFd, name: &str) -> io::Result<()> {
+    match statat(root, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) if tree::kind(&stat) == FileType::Directory => return Ok(()),
+        Ok(_) => unlinkat(root, name, AtFlags::empty())?,
+        Err(Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(mkdirat(root, name, Mode::from_raw_mode(0o755))?)
 }
 
 /// Unmounts everything that is kept outside of memory. What is still in use is written and made read-only.

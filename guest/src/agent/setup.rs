@@ -5,6 +5,7 @@ use std::io;
 use std::net::IpAddr;
 
 use bothy_guest::protocol::Setup;
+use bothy_guest::spec;
 use rustix::mount::{MountFlags, mount};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
@@ -22,19 +23,14 @@ pub(crate) const FILES: &str = "/run/files";
 const CLOCK_TOLERANCE_NS: u128 = 100_000_000;
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
-/// No port and no ping is a matter of privilege, as in each container of docker's. And when memory runs out, the kernel doesn't write a line
-/// about every process to the console: a container with many could keep the machine busy with that.
-const SYSCTLS: [(&str, &str); 3] = [
-    ("/proc/sys/vm/oom_dump_tasks", "0"),
-    ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
-    ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
-];
+/// When memory runs out the kernel writes no line about every process to the console: a container with many could keep the machine busy with
+/// that.
+const QUIET_OUT_OF_MEMORY: (&str, &str) = ("/proc/sys/vm/oom_dump_tasks", "0");
 
-/// What commands need to know of a machine that is set up.
+/// What commands need of a machine that is set up.
 #[derive(Debug)]
 pub(crate) struct Container {
-    pub(crate) host_name: String,
-    pub(crate) privileged: bool,
+    pub(crate) spec: spec::Container,
     pub(crate) cgroup: Option<Cgroup>,
     /// Something is mounted at [`root::LENT`].
     pub(crate) lent: bool,
@@ -47,11 +43,10 @@ pub(crate) fn prepare() -> Result<Option<Cgroup>, Refusal> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     fs::create_dir_all(RUN).failing(RUN)?;
     mount("tmpfs", RUN, "tmpfs", flags, Some(c"mode=755,size=1m")).failing("cannot mount /run")?;
-    for (path, value) in SYSCTLS {
-        // The machine does its work without.
-        if let Err(error) = fs::write(path, value) {
-            say!("{path}: {error}");
-        }
+    let (path, value) = QUIET_OUT_OF_MEMORY;
+    // The machine does its work without.
+    if let Err(error) = fs::write(path, value) {
+        say!("{path}: {error}");
     }
     // Without it the container runs, but unbounded.
     Ok(Cgroup::make().map_err(|error| say!("no cgroup for the container: {error}")).ok())
@@ -66,15 +61,20 @@ pub(crate) fn set_up(setup: Setup, cgroup: Option<Cgroup>) -> Result<Container, 
     if !network.failures.is_empty() {
         return Err(Refusal::other(network.failures.join("; ")));
     }
-    write_files(&setup.host_name, &network).failing(FILES)?;
+    let Setup { root, container: spec, .. } = setup;
+    write_files(&spec.host_name, &network).failing(FILES)?;
     if let Some(cgroup) = &cgroup {
         cgroup.bound();
-        if !setup.privileged {
-            devices::restrict(cgroup).failing("cannot restrict devices")?;
-        }
     }
-    let Setup { host_name, privileged, root, .. } = setup;
-    Ok(Container { host_name, privileged, cgroup, lent: root.lent.is_some() })
+    match (&cgroup, &spec.device_rules) {
+        (Some(cgroup), Some(rules)) => {
+            devices::restrict(cgroup, rules).failing("cannot restrict devices")?;
+        }
+        // Without a cgroup nothing could hold them.
+        (None, Some(_)) => return Err(Refusal::other("cannot restrict devices: there is no cgroup")),
+        (_, None) => {}
+    }
+    Ok(Container { spec, cgroup, lent: root.lent.is_some() })
 }
 
 fn set_clock(time_ns: u64) -> io::Result<()> {

@@ -8,33 +8,31 @@ use std::fs::{self, File};
 use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::panic;
-use std::path::Path;
 
 use bothy_guest::protocol::{self, Command, MAX_REPORT, Report, WindowSize};
-use rustix::fs::{Gid, Mode, OFlags, Uid, fchown, fstatfs, open};
+use bothy_guest::spec::{Filter, Rights};
+use rustix::fs::{Gid, Mode, OFlags, Uid, fchown, fcntl_setfl, fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
-use rustix::process::{Resource, Rlimit, chdir, ioctl_tiocsctty, setrlimit, setsid, umask};
-use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, ptsname, unlockpt};
+use rustix::process::{fchdir, ioctl_tiocsctty, setsid, umask};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use rustix::thread::{
     LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
-    set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+    set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
+use super::interpreted::Interpreted;
 use super::refusal::{Failing, Refusal};
 use super::setup::Container;
+use super::tree::{self, Tree};
 use super::{capabilities, container, program, users};
 use crate::sys::{self, Forked};
 
-/// Of open files, as docker's: what Linux allows at most.
-const OPEN_FILES: u64 = 1 << 20;
 /// An image's passwd or group file may have so many bytes.
 const MAX_ACCOUNTS: u64 = 4 << 20;
 /// `DEVPTS_SUPER_MAGIC`.
@@ -171,28 +169,36 @@ fn become_command(
     // The agent's own value is not for its children: the kernel may kill them when memory runs out. Where this isn't allowed, the agent
     // has no other value than usual.
     let _ = fs::write("/proc/self/oom_score_adj", "0");
+    // Inside of the container this can't be opened any more.
+    let interpreted = Interpreted::open();
     umask(Mode::empty());
-    match place {
+    let tree = match place {
         Place::First => {
             sys::unshare_cgroup().failing("cgroup namespace")?;
-            container::enter(container)?;
+            container::enter(&container.spec, container.lent)?
         }
-        Place::Beside(init) => join(init).failing("cannot join the container")?,
-    }
+        Place::Beside(init) => {
+            join(init).failing("cannot join the container")?;
+            Tree::new().failing("/")?
+        }
+    };
     umask(Mode::from_raw_mode(0o022));
-    let user = users::find(&command.user, &account_file("/etc/passwd"), &account_file("/etc/group"))?;
+    let accounts = |path: &str| account_file(&tree, path);
+    let user = users::find(&command.user, &accounts("/etc/passwd"), &accounts("/etc/group"))?;
     let streams = match streams {
-        Streams::Terminal(size) => terminal(*size, place, &user, agent).failing("terminal")?,
+        Streams::Terminal(size) => terminal(*size, place, &user, &tree, agent).failing("terminal")?,
         Streams::Pipes { stdin, stdout, stderr } => {
-            pipes(stdin.as_ref(), stdout, stderr, &user).failing("pipes")?
+            pipes(stdin.as_ref(), stdout, stderr, &user, &tree).failing("pipes")?
         }
     };
     for (number, stream) in (0..).zip(&streams) {
         sys::duplicate_to(stream.as_fd(), number).failing("standard streams")?;
     }
-    limits();
-    enter_directory(&command.cwd)?;
-    drop_privileges(&user, container.privileged).failing("cannot become the user")?;
+    for limit in &command.rights.limits {
+        sys::set_limit(limit).failing(format_args!("resource limit {}", limit.resource))?;
+    }
+    enter_directory(&tree, &command.cwd, place)?;
+    become_user(&user, &command.rights, interpreted)?;
     let mut env = command.env.clone();
     if program::variable(&env, "HOME").is_none_or(<[u8]>::is_empty) {
         env.retain(|entry| !entry.starts_with(b"HOME="));
@@ -211,10 +217,11 @@ fn join(init: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// What the image says of users or groups; nothing if it has no such file.
-fn account_file(path: &str) -> Vec<u8> {
+fn account_file(tree: &Tree, path: &str) -> Vec<u8> {
     let mut text = Vec::new();
     // A pipe in its place must not be waited for.
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = tree::in_root(tree.root(), path.as_bytes(), flags).map(File::from);
     if let Ok(file) = file
         && file.metadata().is_ok_and(|metadata| metadata.is_file())
     {
@@ -228,9 +235,10 @@ fn terminal(
     size: WindowSize,
     place: Place<'_>,
     user: &users::User,
+    tree: &Tree,
     agent: &OwnedFd,
 ) -> io::Result<[OwnedFd; 3]> {
-    let master = open("/dev/pts/ptmx", OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
+    let master = tree::in_root(tree.root(), b"/dev/pts/ptmx", OFlags::RDWR | OFlags::NOCTTY)?;
     // What runs in a container may have put something else there.
     if u64::try_from(fstatfs(&master)?.f_type).ok() != Some(DEVPTS) {
         return Err(io::Error::other("/dev/pts/ptmx is no terminal"));
@@ -241,8 +249,7 @@ fn terminal(
     tcsetwinsize(&slave, size)?;
     give(&slave, user)?;
     if matches!(place, Place::First) {
-        let name = ptsname(&master, Vec::new())?;
-        container::bind_console(Path::new(std::ffi::OsStr::from_bytes(name.as_bytes())))?;
+        container::bind_console(tree, &slave)?;
     }
     ioctl_tiocsctty(&slave)?;
     send(agent, b"t", Some(master.as_fd()))?;
@@ -254,17 +261,29 @@ fn pipes(
     stdout: &OwnedFd,
     stderr: &OwnedFd,
     user: &users::User,
+    tree: &Tree,
 ) -> io::Result<[OwnedFd; 3]> {
     let stdin = match stdin {
         Some(stdin) => {
             give(stdin, user)?;
             stdin.try_clone()?
         }
-        None => open("/dev/null", OFlags::RDONLY | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?,
+        None => no_input(tree)?,
     };
     give(stdout, user)?;
     give(stderr, user)?;
     Ok([stdin, stdout.try_clone()?, stderr.try_clone()?])
+}
+
+/// The container's /dev/null. What runs there may have put something in its place, such as a pipe that nobody writes to.
+fn no_input(tree: &Tree) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let null = tree::in_root(tree.root(), b"/dev/null", flags)?;
+    if !container::is_null(&fstat(&null)?) {
+        return Err(io::Error::other("the container's /dev/null is another file"));
+    }
+    fcntl_setfl(&null, OFlags::empty())?;
+    Ok(null)
 }
 
 /// Makes the user a stream's owner: programs open /dev/stdout, which takes a right to it.
@@ -272,41 +291,52 @@ fn give(stream: &OwnedFd, user: &users::User) -> io::Result<()> {
     Ok(fchown(stream, Some(Uid::from_raw(user.uid)), None)?)
 }
 
-fn limits() {
-    let open_files = Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES) };
-    let unlimited = Rlimit { current: None, maximum: None };
-    for (resource, limit) in
-        [(Resource::Nofile, open_files), (Resource::Nproc, unlimited), (Resource::Core, unlimited)]
-    {
-        // A kernel that doesn't allow it has a lower limit of its own.
-        let _ = setrlimit(resource, limit);
-    }
-}
-
-fn enter_directory(cwd: &[u8]) -> Result<(), Refusal> {
-    let path = Path::new(std::ffi::OsStr::from_bytes(cwd));
+/// Makes the directory the working directory. For a container's first command what is missing is made, as docker does it.
+fn enter_directory(tree: &Tree, cwd: &[u8], place: Place<'_>) -> Result<(), Refusal> {
+    let path = tree::shown(cwd);
     if !path.is_absolute() {
         return Err(Refusal::other(format!("working directory {path:?}: not an absolute path")));
     }
-    match chdir(path) {
-        Err(Errno::NOENT) => container::make_directory(path).and_then(|()| Ok(chdir(path)?)),
-        result => result.map_err(io::Error::from),
-    }
-    .failing(format_args!("working directory {path:?}"))
+    let directory = match place {
+        Place::First => tree::make_directory(tree.root(), cwd),
+        Place::Beside(_) => tree::in_root(tree.root(), cwd, OFlags::PATH | OFlags::DIRECTORY),
+    };
+    directory.and_then(|directory| Ok(fchdir(directory)?)).failing(format_args!("working directory {path:?}"))
 }
 
-fn drop_privileges(user: &users::User, privileged: bool) -> io::Result<()> {
-    if !privileged {
-        capabilities::bound()?;
+/// Becomes the user, with these rights and no others.
+fn become_user(user: &users::User, rights: &Rights, interpreted: Interpreted) -> Result<(), Refusal> {
+    let filter = rights.seccomp.as_ref();
+    // Without no_new_privs it takes a right to install a filter, which is given away below: the filter must allow that. With it, the filter comes
+    // last.
+    if let Some(filter) = filter.filter(|_| !rights.no_new_privileges) {
+        return install(filter, interpreted).and_then(|()| set_rights(user, rights));
     }
-    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-    let groups: Vec<Gid> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
-    set_thread_groups(&groups)?;
-    set_thread_res_gid(gid, gid, gid)?;
-    // The kernel takes all capabilities away from those who aren't root any more.
-    set_thread_res_uid(uid, uid, uid)?;
-    if user.uid == 0 && !privileged {
-        capabilities::keep()?;
+    set_rights(user, rights)?;
+    if rights.no_new_privileges {
+        set_no_new_privs(true).failing("no_new_privs")?;
     }
-    Ok(())
+    filter.map_or(Ok(()), |filter| install(filter, interpreted))
+}
+
+fn install(filter: &Filter, interpreted: Interpreted) -> Result<(), Refusal> {
+    let interpreted = interpreted.begin();
+    let installed = sys::install_filter(filter).failing("cannot install the seccomp filter");
+    interpreted.end();
+    installed
+}
+
+fn set_rights(user: &users::User, rights: &Rights) -> Result<(), Refusal> {
+    let set = || -> io::Result<()> {
+        capabilities::bound(&rights.capabilities)?;
+        let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+        let groups: Vec<Gid> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+        set_keep_capabilities(true)?;
+        set_thread_groups(&groups)?;
+        set_thread_res_gid(gid, gid, gid)?;
+        set_thread_res_uid(uid, uid, uid)?;
+        capabilities::set(&rights.capabilities)?;
+        Ok(set_keep_capabilities(false)?)
+    };
+    set().failing("cannot become the user")
 }

@@ -1,4 +1,7 @@
 //! Who a command runs as: `USER[:GROUP]` looked up in an image's own passwd and group files, as docker does.
+//!
+//! A line may end after the user's number; what is missing is group 0 and no home. Unlike docker, a number that is none doesn't count as 0, which is root:
+//! whoever is named there is refused.
 
 use super::refusal::Refusal;
 
@@ -15,11 +18,11 @@ pub(crate) struct User {
 /// The largest that the kernel takes and that doesn't mean "unchanged" or a negative number.
 const MAX_ID: u32 = i32::MAX.cast_unsigned();
 
-/// A line of passwd.
+/// A line of passwd. A number that can't be one is `None`.
 struct Account<'a> {
     name: &'a [u8],
-    uid: u32,
-    gid: u32,
+    uid: Option<u32>,
+    gid: Option<u32>,
     home: &'a [u8],
 }
 
@@ -30,15 +33,20 @@ struct Group<'a> {
     members: &'a [u8],
 }
 
-/// Finds the user that `spec` names. Lines that don't have the form are passed over.
+/// Finds the user that `spec` names.
 pub(crate) fn find(spec: &str, passwd: &[u8], group: &[u8]) -> Result<User, Refusal> {
     let (user, group_spec) = spec.split_once(':').unwrap_or((spec, ""));
     let user = if user.is_empty() { "0" } else { user };
     let number = id(user.as_bytes());
-    let account =
-        accounts(passwd).find(|account| account.name == user.as_bytes() || number == Some(account.uid));
+    let account = accounts(passwd)
+        .find(|account| account.name == user.as_bytes() || (number.is_some() && number == account.uid));
     let (uid, gid, home) = match (&account, number) {
-        (Some(account), _) => (account.uid, account.gid, account.home),
+        (Some(Account { uid: Some(uid), gid: Some(gid), home, .. }), _) => (*uid, *gid, *home),
+        (Some(_), _) => {
+            return Err(Refusal::other(format!(
+                "user {user}: its line in the passwd file has no valid user or group number"
+            )));
+        }
         (None, Some(number)) => (number, 0, &b""[..]),
         (None, None) => {
             return Err(Refusal::other(format!(
@@ -77,8 +85,8 @@ fn accounts(passwd: &[u8]) -> impl Iterator<Item = Account<'_>> {
     lines(passwd).filter_map(|line| {
         let mut fields = line.split(|byte| *byte == b':');
         let name = fields.next()?;
-        let uid = id(fields.nth(1)?)?;
-        let gid = id(fields.next()?)?;
+        let uid = fields.nth(1).and_then(id);
+        let gid = fields.next().map_or(Some(0), id);
         Some(Account { name, uid, gid, home: fields.nth(1).unwrap_or_default() })
     })
 }
@@ -154,7 +162,18 @@ mod tests {
         for spec in ["nobody", "web:nogroup", "4294967295", "2147483648", "-1", "+1", "1000:-1"] {
             assert!(find(spec, PASSWD, GROUP).is_err(), "{spec}");
         }
-        assert!(find("x", b"x:x:99999999999:0::/:\n", b"").is_err());
+    }
+
+    #[test]
+    fn a_line_may_end_after_the_user_and_numbers_that_are_none_are_refused() {
+        let passwd = b"app:x:1000\nshort:x:1001:\nhalf:x\nbig:x:99999999999:0::/:\nword:x:7:staff::/:\n";
+        let app = find("app", passwd, b"extra:x:2000:app\n").unwrap();
+        assert_eq!(app, User { uid: 1000, gid: 0, groups: vec![0, 2000], home: b"/".to_vec() });
+        assert_eq!(find("1000", passwd, b"").unwrap().gid, 0);
+        for spec in ["short", "half", "big", "word", "7"] {
+            let message = find(spec, passwd, b"").unwrap_err().message;
+            assert!(message.starts_with(&format!("user {spec}: its line in the passwd file")), "{message}");
+        }
     }
 
     #[test]

@@ -34,6 +34,26 @@ pub(crate) fn unmount(target: &CStr) -> io::Result<()> {
     .map(drop)
 }
 
+/// Makes a mount read-only that is attached nowhere yet, with all that is mounted in it.
+pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    #[expect(unsafe_code, reason = "mount_setattr has no wrapper at all")]
+    // SAFETY: the path is an empty string with its NUL; the attributes are live and as long as said.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Grows the mounted ext4 that `inside` lies in to this many blocks. More blocks than the device has are an error, as many as there
 /// are no change.
 pub(crate) fn grow_ext4(inside: BorrowedFd<'_>, blocks: u64) -> io::Result<()> {

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::ptr;
 
 use bothy_guest::protocol::ExitStatus;
+use bothy_guest::spec::{Filter, Limit};
 
 use super::signal::unblock_signals;
 
@@ -131,6 +132,50 @@ pub(crate) fn duplicate_to(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<()> 
     #[expect(unsafe_code, reason = "dup2 of a number that nobody owns has no safe wrapper")]
     // SAFETY: dup2 takes no pointers. The numbers are those of the standard streams, which std never closes and owns in no value.
     super::check(unsafe { libc::dup2(fd.as_raw_fd(), number) }).map(drop)
+}
+
+/// Sets a resource limit. Where it takes a right to raise it that this process lacks, it becomes as high as it may be.
+pub(crate) fn set_limit(limit: &Limit) -> io::Result<()> {
+    let set = |soft: u64, hard: u64| {
+        let limits = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+        #[expect(unsafe_code, reason = "a resource by its number has no safe wrapper")]
+        // SAFETY: the call reads one rlimit, which is live. A number that is no resource gives an error.
+        super::check(unsafe { libc::setrlimit(limit.resource, &raw const limits) }).map(drop)
+    };
+    match set(limit.soft, limit.hard) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            let mut present = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            #[expect(unsafe_code, reason = "a resource by its number has no safe wrapper")]
+            // SAFETY: the call writes one rlimit, which is live.
+            super::check(unsafe { libc::getrlimit(limit.resource, &raw mut present) })?;
+            set(limit.soft.min(present.rlim_max), limit.hard.min(present.rlim_max))
+        }
+        result => result,
+    }
+}
+
+/// Installs a seccomp filter for this process and all that come of it. It takes CAP_SYS_ADMIN, or no_new_privs.
+pub(crate) fn install_filter(filter: &Filter) -> io::Result<()> {
+    let program: Vec<libc::sock_filter> = filter
+        .program
+        .iter()
+        .map(|step| libc::sock_filter {
+            code: step.code,
+            jt: step.jump_true,
+            jf: step.jump_false,
+            k: step.value,
+        })
+        .collect();
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(io::Error::other)?,
+        filter: program.as_ptr().cast_mut(),
+    };
+    #[expect(unsafe_code, reason = "seccomp has no wrapper at all")]
+    // SAFETY: the program is live, as long as said, and only read; the kernel checks each instruction.
+    let result = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, filter.flags, &raw const program)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Makes the cgroup that this process is in the root of the cgroups that it sees.

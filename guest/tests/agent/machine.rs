@@ -11,9 +11,12 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bothy::spec::docker;
+use bothy::spec::seccomp::Seccomp;
 use bothy_guest::protocol::{
     self, Command, ExitStatus, MAX_REPORT, Opening, Report, Request, Root, Setup, Stdio, Token, Upper,
 };
+use bothy_guest::spec::Container;
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,6 +31,7 @@ pub struct Machine {
     waiting: HashMap<[u8; 16], UnixStream>,
     devices: Vec<String>,
     next_token: u8,
+    privileged: bool,
     _directory: TempDir,
     _one: MutexGuard<'static, ()>,
 }
@@ -111,6 +115,8 @@ pub struct Options {
     pub root_from_image: bool,
     /// Lends a file system with a file `file` in it.
     pub lend: bool,
+    /// Changes what the host sends of the container.
+    pub change: fn(&mut Container),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -122,7 +128,14 @@ pub enum Kind {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { fill: |_| Ok(()), upper: Kind::Memory, privileged: false, root_from_image: true, lend: false }
+        Self {
+            fill: |_| Ok(()),
+            upper: Kind::Memory,
+            privileged: false,
+            root_from_image: true,
+            lend: false,
+            change: |_| (),
+        }
     }
 }
 
@@ -166,14 +179,18 @@ impl Machine {
         devices.extend(lent.clone());
         let mut machine = Self::start(directory, devices, one);
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let mut container = docker::container("bothy-test", options.privileged, &[]);
+        // The network is the test's own; other parameters belong to this whole machine.
+        container.sysctls.retain(|sysctl| sysctl.name.starts_with("net."));
+        (options.change)(&mut container);
         let setup = Setup {
             time_ns: u64::try_from(time.as_nanos()).unwrap(),
             seed: [7; 32],
-            host_name: "bothy-test".into(),
-            root: Root { image: machine.devices[0].clone(), upper, lent },
             networks: Vec::new(),
-            privileged: options.privileged,
+            root: Root { image: machine.devices[0].clone(), upper, lent },
+            container,
         };
+        machine.privileged = options.privileged;
         machine.send(&Request::Setup(Box::new(setup)));
         assert_eq!(machine.report(), Report::Ready);
         machine
@@ -209,6 +226,7 @@ impl Machine {
             waiting: HashMap::new(),
             devices,
             next_token: 1,
+            privileged: false,
             _directory: directory,
             _one: one,
         };
@@ -259,6 +277,24 @@ impl Machine {
         }
     }
 
+    /// What the host sends of a command.
+    pub fn command(&self, args: &[&str], stdio: Stdio) -> Command {
+        let privileged = self.privileged;
+        let seccomp = if privileged { Seccomp::Off } else { Seccomp::Default };
+        Command {
+            args: args.iter().map(|arg| arg.as_bytes().to_vec()).collect(),
+            env: vec![b"PATH=/bin".to_vec()],
+            cwd: b"/".to_vec(),
+            user: String::new(),
+            rights: docker::rights(
+                privileged,
+                false,
+                seccomp.filter(docker::default_capabilities()).unwrap(),
+            ),
+            stdio,
+        }
+    }
+
     /// Sends a command; its streams are there when this returns.
     pub fn run(&mut self, id: u32, args: &[&str], change: impl FnOnce(&mut Command)) -> Streams {
         self.run_with(id, args, false, change)
@@ -272,7 +308,7 @@ impl Machine {
         change: impl FnOnce(&mut Command),
     ) -> Streams {
         let (stdin, stdout, stderr) = (stdin.then(|| self.token()), self.token(), self.token());
-        let mut command = command(args, Stdio::Pipes { stdin, stdout, stderr });
+        let mut command = self.command(args, Stdio::Pipes { stdin, stdout, stderr });
         change(&mut command);
         self.send(&Request::Run { id, command: Box::new(command) });
         Streams {
@@ -334,16 +370,6 @@ impl Drop for Machine {
         for hierarchy in ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"] {
             let _ = fs::remove_dir(Path::new(hierarchy).join("container"));
         }
-    }
-}
-
-pub fn command(args: &[&str], stdio: Stdio) -> Command {
-    Command {
-        args: args.iter().map(|arg| arg.as_bytes().to_vec()).collect(),
-        env: vec![b"PATH=/bin".to_vec()],
-        cwd: b"/".to_vec(),
-        user: String::new(),
-        stdio,
     }
 }
 

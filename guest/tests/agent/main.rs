@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod basics;
+mod hostile;
 mod inside;
 mod machine;
+mod rights;
 mod several;

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use bothy_guest::protocol::{ExitStatus, NotStarted, Report, Request, Stdio, WindowSize};
 
-use crate::machine::{Machine, command, needs_machine, read_until, text, write};
+use crate::machine::{Machine, needs_machine, read_until, text, write};
 
 fn run_in_terminal(machine: &mut Machine, id: u32, args: &[&str], user: &str) -> UnixStream {
     let stream = machine.token();
     let size = WindowSize { rows: 30, columns: 100 };
-    let mut command = command(args, Stdio::Terminal { stream, input: true, size });
+    let mut command = machine.command(args, Stdio::Terminal { stream, input: true, size });
     command.user = user.into();
     machine.send(&Request::Run { id, command: Box::new(command) });
     machine.stream(stream)
@@ -93,7 +93,7 @@ fn later_commands_join_the_first_and_end_with_it() {
     assert_eq!(ends[1], Report::Ended { id: 3, status: ExitStatus::Signal(9) });
     assert_eq!(ends[0], Report::Ended { id: 1, status: ExitStatus::Code(1) });
     let token = machine.token();
-    let late = command(&["true"], Stdio::Pipes { stdin: None, stdout: token, stderr: token });
+    let late = machine.command(&["true"], Stdio::Pipes { stdin: None, stdout: token, stderr: token });
     machine.send(&Request::Run { id: 5, command: Box::new(late) });
     assert!(matches!(machine.report(), Report::NotStarted { id: 5, reason: NotStarted::Other, .. }));
 }

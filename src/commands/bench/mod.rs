@@ -4,13 +4,12 @@
 //!
 //! ```text
 //! machines -> { work, network }            bothy's, QEMU's, and a plain process
-//! engines -> bundle -> filter, work        runc, crun, podman, docker
+//! engines -> bundle, work                  runc, crun, podman, docker
 //! work -> network                          the files of a measurement, and its network
 //! ```
 
 mod bundle;
 mod engines;
-mod filter;
 mod machines;
 mod network;
 mod work;

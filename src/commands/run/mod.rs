@@ -3,6 +3,7 @@
 //! ```text
 //! image      IMAGE -> a file system in the store, leased
 //! workload   the image's defaults and the flags -> arguments, environment, directory, user
+//! security   the flags -> what the container and its processes may do
 //! place      a directory for sockets, named after the container
 //! scratch    a disk for what is written
 //! qemu       QEMU in the place of bothy's own virtual machine
@@ -18,6 +19,7 @@ pub(super) mod image;
 mod place;
 mod qemu;
 mod scratch;
+mod security;
 mod session;
 mod streams;
 mod workload;
@@ -31,6 +33,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use bothy_guest::protocol::{Root, Setup, Upper, WindowSize};
+use bothy_guest::spec::Rights;
 
 use self::place::Place;
 pub(super) use self::place::base as runtime_dir;
@@ -78,6 +81,7 @@ pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
     let host_name = args.hostname.as_ref().unwrap_or(&id);
     check_host_name(host_name)?;
     let workload = Workload::new(&image, args, command, host_name)?;
+    let rights = security::rights(args)?;
     let place = Place::make(args.name.as_deref().unwrap_or(&id))?;
     let mut config = configuration(args, &lease, place.vsock());
     config.validate(machine::host_memory_mib()?)?;
@@ -94,7 +98,7 @@ pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
         }
         Vmm::Qemu => Qemu::listen().map(|(qemu, agent)| (Some(qemu), Vec::new(), agent))?,
     };
-    let job = job(args, workload, host_name, &config, &mut agent)?;
+    let job = job(args, workload, rights, host_name, &config, &mut agent)?;
     let signals = Signals::all().context("can't take signals")?;
     // What QEMU opens must stay open here.
     let (vm, _open) = match qemu {
@@ -247,6 +251,7 @@ fn device(config: &VmConfig, id: &str) -> Option<String> {
 fn job(
     args: &RunArgs,
     workload: Workload,
+    rights: Rights,
     host_name: &str,
     config: &VmConfig,
     agent: &mut Agent,
@@ -256,7 +261,7 @@ fn job(
     let setup = Setup {
         time_ns: u64::try_from(now.as_nanos()).unwrap_or_default(),
         seed: random::bytes().context(random)?,
-        host_name: host_name.into(),
+        networks: config.net.iter().map(|net| machine::network(net).to_string()).collect(),
         root: Root {
             image: DEVICES[0].into(),
             upper: match device(config, SCRATCH) {
@@ -266,11 +271,10 @@ fn job(
             },
             lent: device(config, LENT),
         },
-        networks: config.net.iter().map(|net| machine::network(net).to_string()).collect(),
-        privileged: args.privileged,
+        container: security::container(args, host_name),
     };
     let size = args.tty.then(|| terminal::size().unwrap_or(USUAL_SIZE));
-    Job::new(setup, workload, args.interactive, size, || agent.token().context(random))
+    Job::new(setup, workload, rights, args.interactive, size, || agent.token().context(random))
 }
 
 fn report(finished: &Finished, timing: Option<TimingFormat>) {

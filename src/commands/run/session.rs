@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use bothy_guest::protocol::{
     Command, ExitStatus, Hello, NotStarted, Report as Said, Request, Setup, Stdio, Token, VERSION, WindowSize,
 };
+use bothy_guest::spec::Rights;
 
 use super::streams::{Purpose, Streams};
 use super::workload::Workload;
@@ -41,6 +42,7 @@ impl Job {
     pub(super) fn new(
         setup: Setup,
         workload: Workload,
+        rights: Rights,
         input: bool,
         size: Option<WindowSize>,
         mut token: impl FnMut() -> anyhow::Result<Token>,
@@ -60,7 +62,7 @@ impl Job {
             },
         };
         let Workload { args, env, cwd, user } = workload;
-        Ok(Self { setup, command: Command { args, env, cwd, user, stdio }, purposes })
+        Ok(Self { setup, command: Command { args, env, cwd, user, rights, stdio }, purposes })
     }
 }
 

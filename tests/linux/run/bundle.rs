@@ -1,11 +1,14 @@
 //! The image run by runc, with what docker gives a container that has no network: capabilities, masked and read-only paths, mounts, namespaces,
-//! limits, devices. There is no seccomp filter: what it refuses of docker's, the capabilities refuse as well where these tests look.
+//! limits, devices, system-call filter. It is what bothy sends its agent, as runc wants to have it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use bothy::spec::seccomp::{Conditions, docker_profile};
+use bothy::spec::{docker, oci};
+use bothy_guest::spec::Capabilities;
 use serde_json::{Value, json};
 
 use super::image::{Image, words};
@@ -16,42 +19,6 @@ pub(super) const HOST_NAME: &str = "box";
 pub(super) const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 const LIMIT: Duration = Duration::from_secs(60);
-/// What setrlimit(2) takes for "no limit".
-const UNLIMITED: u64 = u64::MAX;
-
-const CAPABILITIES: [&str; 14] = [
-    "CAP_AUDIT_WRITE",
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_MKNOD",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_RAW",
-    "CAP_SETFCAP",
-    "CAP_SETGID",
-    "CAP_SETPCAP",
-    "CAP_SETUID",
-    "CAP_SYS_CHROOT",
-];
-
-const MASKED: [&str; 11] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-];
-
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
 const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n\
     ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n127.0.0.1\tbox\n";
 
@@ -110,60 +77,28 @@ impl Drop for Mounted {
 
 fn config(bundle: &Path, process: &Process) -> Value {
     let Process { args, env, cwd, uid, gid, groups } = process;
-    let kept: &[&str] = if *uid == 0 { &CAPABILITIES } else { &[] };
-    let limit = |kind: &str, value: u64| json!({"type": kind, "hard": value, "soft": value});
-    let namespaces = ["pid", "ipc", "uts", "mount", "network", "cgroup"].map(|kind| json!({"type": kind}));
+    let container = docker::container(HOST_NAME, false, &[]);
+    let rights = docker::rights(false, false, None);
+    let capabilities = rights.capabilities;
+    let kept = if *uid == 0 { capabilities.effective } else { 0 };
+    let conditions = Conditions { capabilities: capabilities.bounding, ..Conditions::default() };
+    let mut mounts = oci::mounts(&container);
+    for name in ["hostname", "hosts", "resolv.conf"] {
+        let source = bundle.join(name);
+        let destination = format!("/etc/{name}");
+        mounts.push(json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", "rprivate"]}));
+    }
     json!({
         "ociVersion": "1.0.2",
         "process": {
             "user": {"uid": uid, "gid": gid, "additionalGids": groups},
             "args": args, "env": env, "cwd": cwd,
-            "capabilities": {"bounding": CAPABILITIES, "effective": kept, "permitted": kept},
-            "rlimits": [limit("RLIMIT_NOFILE", 1 << 20), limit("RLIMIT_NPROC", UNLIMITED), limit("RLIMIT_CORE", UNLIMITED)],
+            "capabilities": oci::capabilities(&Capabilities { effective: kept, permitted: kept, ..capabilities }),
+            "rlimits": oci::limits(&rights),
         },
         "root": {"path": "rootfs"},
         "hostname": HOST_NAME,
-        "mounts": mounts(bundle),
-        "linux": {
-            "namespaces": namespaces,
-            "resources": {"devices": devices()},
-            "sysctl": {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"},
-            "maskedPaths": MASKED,
-            "readonlyPaths": READ_ONLY,
-        },
+        "mounts": mounts,
+        "linux": oci::linux(&container, None, Some(&docker_profile().oci(&conditions))),
     })
-}
-
-fn mounts(bundle: &Path) -> Vec<Value> {
-    let mount = |target: &str, kind: &str, source: &str, options: &str| {
-        let options: Vec<_> = options.split(',').collect();
-        json!({"destination": target, "type": kind, "source": source, "options": options})
-    };
-    let mut mounts = vec![
-        mount("/proc", "proc", "proc", "nosuid,noexec,nodev"),
-        mount("/dev", "tmpfs", "tmpfs", "nosuid,strictatime,mode=755,size=65536k"),
-        mount("/dev/pts", "devpts", "devpts", "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5"),
-        mount("/sys", "sysfs", "sysfs", "nosuid,noexec,nodev,ro"),
-        mount("/sys/fs/cgroup", "cgroup", "cgroup", "ro,nosuid,noexec,nodev"),
-        mount("/dev/mqueue", "mqueue", "mqueue", "nosuid,noexec,nodev"),
-        mount("/dev/shm", "tmpfs", "shm", "nosuid,noexec,nodev,mode=1777,size=65536k"),
-    ];
-    for name in ["hostname", "hosts", "resolv.conf"] {
-        let source = bundle.join(name).display().to_string();
-        mounts.push(mount(&format!("/etc/{name}"), "bind", &source, "rbind,rprivate"));
-    }
-    mounts
-}
-
-/// Nothing but making nodes, the memory devices, terminals and pseudo-terminals.
-fn devices() -> Vec<Value> {
-    let mut rules = vec![json!({"allow": false, "access": "rwm"})];
-    for kind in ["c", "b"] {
-        rules.push(json!({"allow": true, "type": kind, "access": "m"}));
-    }
-    for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)] {
-        rules.push(json!({"allow": true, "type": "c", "major": major, "minor": minor, "access": "rwm"}));
-    }
-    rules.push(json!({"allow": true, "type": "c", "major": 136, "access": "rwm"}));
-    rules
 }

@@ -2,6 +2,7 @@
  *
  * inside list ROOT [SKIP...]  every file below ROOT: owner, mode, links, extended attributes and content, sorted
  * inside knock PORT           opens vsock connections to the host's port and says what nobody should believe; counts those that are closed
+ * inside flood PORT COUNT     opens so many vsock connections to the host's port, each of which claims to be the agent's
  * inside eat                  takes memory until there is none
  * inside bomb SECONDS         forks as fast as it can, in all of its processes, and exits with 7
  * inside winch                prints the terminal's size whenever it changes, until SIGINT, and exits with 5
@@ -191,6 +192,22 @@ static void knock(unsigned port)
 	printf("silent %s\n", open > 0 ? "yes" : "no");
 }
 
+static void flood(unsigned port, int count)
+{
+	int opened = 0;
+
+	signal(SIGPIPE, SIG_IGN);
+	for (int i = 0; i < count; i++) {
+		int fd = dial(port);
+		if (fd < 0)
+			continue;
+		(void)!write(fd, "\x03\0\0\0\0\x01\x01", 7);
+		close(fd);
+		opened++;
+	}
+	printf("flooded %s\n", opened > count / 2 ? "yes" : "no");
+}
+
 /* ---- eat, bomb, winch ---- */
 
 static void eat(void)
@@ -260,6 +277,8 @@ int main(int argc, char **argv)
 		list(argv[2], "");
 	} else if (!strcmp(what, "knock") && argc == 3) {
 		knock(atoi(argv[2]));
+	} else if (!strcmp(what, "flood") && argc == 4) {
+		flood(atoi(argv[2]), atoi(argv[3]));
 	} else if (!strcmp(what, "eat")) {
 		eat();
 	} else if (!strcmp(what, "bomb") && argc == 3) {
