@@ -6,11 +6,14 @@
 //! { vmm, vcpu } -> kvm -> memory         (nobody else names kvm, but for `bothy doctor`)
 //! bench -> spec                          (the filters of processes are run as those that bothy makes)
 //! image, agent, snapshot, spec           (name only themselves)
-//! outcome, timeline, poll, random, thread (small, and used by all of the above)
+//! outcome, timeline, poll, random, sink, thread (small, and used by all of the above)
 //! ```
 //!
 //! A module uses only what stands to its right or below, and siblings don't see each other; `tests/layering.rs` holds
 //! that. What is particular to x86-64 stays in `boot`, `vcpu` and `memory::layout`.
+
+// These panic where nobody reads.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod agent;
 pub mod bench;
@@ -28,6 +31,7 @@ pub mod outcome;
 pub mod poll;
 pub mod random;
 pub mod report;
+pub mod sink;
 pub mod snapshot;
 pub mod spec;
 pub mod thread;

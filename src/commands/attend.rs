@@ -41,6 +41,8 @@ pub(super) struct Ended {
     pub(super) outcome: Outcome,
     pub(super) times: Times,
     pub(super) counts: Option<Box<Counts>>,
+    /// Why some of the guest's output is lost, if it is.
+    pub(super) unwritten: Option<String>,
 }
 
 /// How far the VM has been pushed towards its end.
@@ -68,6 +70,8 @@ struct Attendant<'a> {
     press_at: Option<Instant>,
     /// The guest has ended; its VM has not.
     guest_ended: bool,
+    /// Why some of the guest's output is lost.
+    unwritten: Option<String>,
 }
 
 /// Attends to a VM until it has ended. `terminal` is standard input, if it is a raw terminal.
@@ -94,14 +98,17 @@ pub(super) fn attend(
         deadline: None,
         press_at: None,
         guest_ended: false,
+        unwritten: None,
     };
     attendant.run()?;
     attendant.finish_output();
-    let killed = attendant.push == Push::Killed;
+    let (killed, unwritten) = (attendant.push == Push::Killed, attendant.unwritten.take());
     match news.report().context("the VM's report is unreadable")? {
-        Some(Report::Ended { outcome, times, counts }) => Ok(Ended { outcome, times, counts }),
+        Some(Report::Ended { outcome, times, counts }) => Ok(Ended { outcome, times, counts, unwritten }),
         Some(Report::Failed(chain)) => bail!(chain.join(": ")),
-        None if killed => Ok(Ended { outcome: Outcome::Killed, times: Times::default(), counts: None }),
+        None if killed => {
+            Ok(Ended { outcome: Outcome::Killed, times: Times::default(), counts: None, unwritten })
+        }
         None => bail!("the VM's process {}", vm.autopsy()),
     }
 }
@@ -148,12 +155,13 @@ impl Attendant<'_> {
                 self.carry_input(stdin.readable);
             }
             if output.readable
-                && self.output.take().is_some_and(Output::reader_is_gone)
-                && self.push == Push::None
-                && !self.guest_ended
+                && let Some(error) = self.output.take().and_then(Output::failure)
             {
-                // Like any program whose reader has gone, but with an orderly power-off.
-                self.push_harder();
+                self.unwritten = carry::complaint("output", &error);
+                if self.push == Push::None && !self.guest_ended {
+                    // Like any program whose reader has gone, but with an orderly power-off.
+                    self.push_harder();
+                }
             }
         }
     }
@@ -227,7 +235,11 @@ impl Attendant<'_> {
         loop {
             let sources = [output.source(), Source::readable(&self.signals)];
             match poll::wait(sources, deadline) {
-                Ok([done, _]) if done.readable => return,
+                Ok([done, _]) if done.readable => {
+                    let failure = output.failure();
+                    self.unwritten = failure.and_then(|error| carry::complaint("output", &error));
+                    return;
+                }
                 Ok([_, signal]) if signal.readable => match self.signals.take() {
                     Ok(libc::SIGWINCH) => {}
                     Ok(_) => deadline = Some(Instant::now()),
@@ -326,7 +338,7 @@ fn send_some(socket: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
 
 /// The thread that writes the guest's output to standard output.
 struct Output {
-    thread: std::thread::JoinHandle<bool>,
+    thread: std::thread::JoinHandle<io::Result<()>>,
     /// Closed by the thread when it ends.
     done: UnixStream,
 }
@@ -336,7 +348,7 @@ impl Output {
         let (done, guard) = UnixStream::pair().context("can't make a socket")?;
         let body = move || {
             let stdout = io::stdout().as_fd().try_clone_to_owned();
-            let written = stdout.is_ok_and(|stdout| carry::all(&mut socket, &mut stdout.into()));
+            let written = stdout.and_then(|stdout| carry::all(&mut socket, &mut stdout.into()));
             // The VM must not wait for a reader that has gone.
             if let Err(error) = socket.shutdown(Shutdown::Read) {
                 log::debug!("console socket: {error}");
@@ -353,8 +365,8 @@ impl Output {
         Source::readable(&self.done)
     }
 
-    /// Whether it ended because nobody reads standard output. Called when it has ended.
-    fn reader_is_gone(self) -> bool {
-        !self.thread.join().unwrap_or(true)
+    /// Why standard output takes nothing any more, if that is why the thread ended. Called when it has ended.
+    fn failure(self) -> Option<io::Error> {
+        self.thread.join().ok()?.err()
     }
 }

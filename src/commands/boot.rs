@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{self, IsTerminal};
-use std::os::fd::RawFd;
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
@@ -23,11 +22,11 @@ use crate::vmm::process::VmProcess;
 use crate::vmm::{Origin, Resources};
 
 /// Boots a VM, attends to it, and gives its exit code.
-pub(super) fn boot(args: &BootArgs, exec_ns: u64, log: Option<RawFd>) -> Result<u8, Failure> {
+pub(super) fn boot(args: &BootArgs, exec_ns: u64) -> Result<u8, Failure> {
     let timeline = Timeline::default();
     timeline.record_at(Mark::Exec, exec_ns);
     let mut config = configuration(args)?;
-    let resources = open(&mut config, args, log)?;
+    let resources = open(&mut config, args)?;
     let vsock_socket = resources.vsock.as_ref().map(|listener| listener.place().clone());
     let signals = Signals::ends_and_resizes().context("can't take signals")?;
     let vm = VmProcess::spawn(&config, resources, timeline).context("can't start the VM's process")?;
@@ -68,7 +67,7 @@ fn config_file(path: &Path) -> Result<VmConfig, Failure> {
 }
 
 /// Opens everything that the VM needs; afterwards only the VM itself can fail.
-fn open(config: &mut VmConfig, args: &BootArgs, log: Option<RawFd>) -> Result<Resources, Failure> {
+fn open(config: &mut VmConfig, args: &BootArgs) -> Result<Resources, Failure> {
     let own_guest = config.kernel.is_none();
     let (kernel, initrd) = kernel_and_initrd(config)?;
     if kernel.is_linux && !args.force {
@@ -88,7 +87,7 @@ fn open(config: &mut VmConfig, args: &BootArgs, log: Option<RawFd>) -> Result<Re
     let count = args.timing.is_some();
     let console_size = terminal::size().filter(|_| io::stdin().is_terminal());
     let origin = Origin::Kernel { kernel, initrd, cmdline };
-    Ok(Resources { kvm, origin, snapshot: None, disks, nets, vsock, console_size, place: None, count, log })
+    Ok(Resources { kvm, origin, snapshot: None, disks, nets, vsock, console_size, place: None, count })
 }
 
 fn kernel_and_initrd(config: &VmConfig) -> anyhow::Result<(KernelImage, Option<Blob>)> {
@@ -140,7 +139,14 @@ fn conclude(ended: &Ended, timing: Option<TimingFormat>) -> u8 {
     if let Some(format) = timing {
         machine::say_timing(&Timing::new(&ended.times, timeline::now_ns(), ended.counts.as_deref()), format);
     }
-    ended.outcome.exit_code()
+    match (ended.outcome.exit_code(), &ended.unwritten) {
+        (code, None) => code,
+        (code, Some(why)) => {
+            say(&format!("bothy: {why}"));
+            // Output that is lost is no success.
+            code.max(1)
+        }
+    }
 }
 
 #[cfg(test)]

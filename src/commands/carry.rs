@@ -9,24 +9,25 @@ use crate::poll::{self, Source};
 /// The most that is carried at once, in bytes.
 const PIECE: usize = 64 << 10;
 
-/// Carries everything until the socket's end; `false` if nobody takes it any more.
+/// Carries everything until the socket's end. An error is that of `to`, which takes nothing any more.
 ///
 /// `to` is a copy of a standard stream's descriptor, because std's own buffers lines.
-pub(super) fn all(from: &mut UnixStream, to: &mut File) -> bool {
+pub(super) fn all(from: &mut UnixStream, to: &mut File) -> io::Result<()> {
     let mut piece = vec![0; PIECE];
     loop {
         match from.read(&mut piece) {
-            Ok(0) => return true,
-            Ok(len) => {
-                if let Err(error) = write(to, &piece[..len]) {
-                    log::debug!("a standard stream: {error}");
-                    return false;
-                }
-            }
+            Ok(0) => return Ok(()),
+            Ok(len) => write(to, &piece[..len])?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return true,
+            Err(_) => return Ok(()),
         }
     }
+}
+
+/// What to say of an error of [`all`]. A reader that has gone wants nothing more, and isn't told.
+pub(super) fn complaint(stream: &str, error: &io::Error) -> Option<String> {
+    let is_gone = error.kind() == io::ErrorKind::BrokenPipe;
+    (!is_gone).then(|| format!("can't write to standard {stream}: {error}"))
 }
 
 /// Writes everything, also to a descriptor that somebody else who has it has made non-blocking.

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::Failure;
+use super::{Failure, print};
 use crate::bench::machine::available;
 use crate::kvm::{self, CAPABILITIES, KvmError};
 
@@ -61,16 +61,11 @@ pub(super) fn doctor() -> Result<u8, Failure> {
     let mut findings = vec![processor()];
     findings.extend(kvm_findings(Path::new("/dev/kvm")));
     findings.extend([tun(), cgroup(), user_namespaces(), memory()]);
-    for finding in &findings {
-        println!("{finding}");
-    }
-    let fatal = findings.iter().filter(|finding| finding.level == Level::Fatal).count();
-    if fatal > 0 {
-        println!("Linux guests can't run on this machine.");
-        return Ok(1);
-    }
-    println!("Linux guests can run on this machine.");
-    Ok(0)
+    let is_fatal = findings.iter().any(|finding| finding.level == Level::Fatal);
+    let can = if is_fatal { "can't" } else { "can" };
+    let findings: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
+    print(&format!("{findings}Linux guests {can} run on this machine.\n"))?;
+    Ok(u8::from(is_fatal))
 }
 
 fn processor() -> Finding {

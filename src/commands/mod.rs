@@ -21,15 +21,14 @@ mod terminal;
 
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 
 use crate::cli::{Cli, Command};
-use crate::poll::{self, Source};
-use crate::random;
+use crate::{random, sink};
 
 pub use completions::answer_shell;
 
@@ -75,8 +74,8 @@ impl From<anyhow::Error> for Failure {
 pub fn run(cli: Cli, exec_ns: u64) -> Result<u8, Failure> {
     match cli.command {
         Command::Boot(args) => {
-            let log = start_log(args.log_file.as_deref())?;
-            boot::boot(&args, exec_ns, log)
+            start_log(args.log_file.as_deref())?;
+            boot::boot(&args, exec_ns)
         }
         Command::Run(args) => with_log(|| Ok(run::run(&args, exec_ns)?)).map_err(|failure| match failure {
             Failure::Usage(error) | Failure::Setup(error) | Failure::Run(error) => Failure::Run(error),
@@ -135,32 +134,32 @@ fn size(bytes: u64) -> String {
 /// How long a reader of standard error may keep us.
 const SAY_GRACE: Duration = Duration::from_secs(1);
 
-/// Writes to standard error, unless its reader doesn't read or has gone: nobody waits for a message that nobody reads, and nothing
+/// Writes a line to standard error, unless its reader doesn't read or has gone: nobody waits for a message that nobody reads, and nothing
 /// fails for it.
 pub fn say(text: &str) {
-    let mut stderr = std::io::stderr();
-    let ready = poll::wait([Source::of(&stderr, false, true)], Some(Instant::now() + SAY_GRACE));
-    if ready.is_ok_and(|[stderr]| stderr.writable) {
-        // There is nobody left to tell of a failure.
-        let _unheard = writeln!(stderr, "{text}");
+    if let Some(stderr) = sink::standard_error() {
+        // Line by line, so that none is cut.
+        let _unread = text.lines().all(|line| stderr.write(line, SAY_GRACE));
     }
 }
 
-/// Warnings, or what RUST_LOG asks for, go to standard error or to a file, whose descriptor it gives.
-fn start_log(file: Option<&Path>) -> Result<Option<RawFd>, Failure> {
-    let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"));
-    let mut log = None;
+/// Warnings, or what RUST_LOG asks for, go to standard error or to a file.
+fn start_log(file: Option<&Path>) -> Result<(), Failure> {
     if let Some(path) = file {
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path)
-            .with_context(|| format!("--log-file: can't open {}", path.display()))?;
-        log = Some(file.as_raw_fd());
-        builder.target(env_logger::Target::Pipe(Box::new(file)));
+        let open = || {
+            // A pipe without a reader is an error, and not waited for.
+            let file =
+                OpenOptions::new().create(true).append(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+            sink::Log::to_file(&file)
+        };
+        open().with_context(|| format!("--log-file: can't open {}", path.display()))?;
     }
-    builder.init();
-    Ok(log)
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
+        .target(env_logger::Target::Pipe(Box::new(sink::Log)))
+        .init();
+    // Before the process forks.
+    sink::standard_error();
+    Ok(())
 }
 
 #[cfg(test)]

@@ -32,8 +32,6 @@ impl RawTerminal {
         unsafe {
             libc::cfmakeraw(&raw mut raw);
         }
-        // Messages of our own still get their carriage returns; a guest sends both, and a second one shows nowhere.
-        raw.c_oflag |= libc::OPOST;
         let terminal = Self { fd, saved, guard: spawn_guard(fd, &saved, &raw)? };
         set_mode(fd, &raw)?;
         Ok(Some(terminal))

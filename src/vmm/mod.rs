@@ -58,8 +58,6 @@ pub struct Resources {
     pub place: Option<(PathBuf, OwnedFd)>,
     /// Whether the report is to say what was counted.
     pub count: bool,
-    /// Where the log goes, if not to standard error.
-    pub log: Option<RawFd>,
 }
 
 /// Where a guest begins.
@@ -99,7 +97,6 @@ impl Resources {
         fds.extend(self.nets.iter().flat_map(net::Tap::descriptors));
         fds.extend(self.vsock.iter().map(AsRawFd::as_raw_fd));
         fds.extend(self.place.iter().map(|(_, lock)| lock.as_raw_fd()));
-        fds.extend(self.log);
         fds
     }
 }

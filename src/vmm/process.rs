@@ -19,6 +19,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::control::{News, Order, Report};
 use super::{Resources, build};
 use crate::config::{Console, VmConfig};
+use crate::sink;
 use crate::timeline::{Mark, Timeline};
 
 /// The command's side of a VM that runs in a process of its own.
@@ -59,6 +60,7 @@ impl VmProcess {
                 timeline.record(Mark::Forked);
                 drop((control, news, console));
                 let mut keep = resources.descriptors();
+                keep.extend(sink::descriptors());
                 keep.extend([vm_control.as_raw_fd(), null.as_raw_fd()]);
                 keep.extend(vm_console.as_ref().map(AsRawFd::as_raw_fd));
                 close_all_but(keep);
@@ -177,13 +179,8 @@ fn run(
     detach(null);
     share_one_heap();
     raise_descriptor_limit();
-    let (count, log, place) = (resources.count, resources.log, resources.place.take());
-    let report = |control: &mut UnixStream, report: &Report| {
-        if let Some(log) = log {
-            replace(null, log);
-        }
-        send(control, report, null);
-    };
+    let (count, place) = (resources.count, resources.place.take());
+    let report = |control: &mut UnixStream, report: &Report| send(control, report, null);
     let vmm = match build::build(config, resources, console, timeline.clone()) {
         Ok(vmm) => vmm,
         Err(error) => return report(control, &failed(&error)),
@@ -213,8 +210,10 @@ fn failed(error: &dyn std::error::Error) -> Report {
 }
 
 fn send(control: &mut UnixStream, report: &Report, null: &File) {
-    // The last descriptor that a reader of the command's output could be waiting for.
-    replace(null, libc::STDERR_FILENO);
+    // The last descriptors that a reader of the command's output could be waiting for.
+    for fd in sink::descriptors().into_iter().chain([libc::STDERR_FILENO]) {
+        replace(null, fd);
+    }
     if let Err(error) = report.send(control) {
         log::debug!("nobody reads the report: {error}");
     }

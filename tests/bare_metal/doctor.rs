@@ -44,3 +44,11 @@ fn the_doctor_names_everything_that_bothy_needs_and_mends_what_is_missing() {
         assert!(text.ends_with("Linux guests can run on this machine.\n"), "{text}");
     }
 }
+
+#[test]
+fn a_reader_that_has_gone_ends_it_quietly_and_a_full_disk_does_not() {
+    let gone = Bothy::new(["doctor"]).in_shell("(sleep 0.3; exec \"$@\") | :").run().code(0);
+    assert_eq!(gone.stderr, "");
+    let full = Bothy::new(["doctor"]).in_shell("exec \"$@\" >/dev/full").run().code(1);
+    assert_eq!(full.stderr, "bothy: can't write to standard output: No space left on device (os error 28)\n");
+}

@@ -237,7 +237,6 @@ fn resources(
         console_size: None,
         place: Some(place.share().context("can't share a lock")?),
         count: args.timing.is_some(),
-        log: None,
     })
 }
 

@@ -157,7 +157,7 @@ impl Session {
         if !self.vm_is_gone {
             self.end_vm();
         }
-        let Self { vm, news, phase, message, moments, .. } = self;
+        let Self { vm, news, phase, message, moments, streams, .. } = self;
         let report = news.report().context("the VM's report is unreadable")?;
         let code = match (served, phase, &report) {
             (Ok(()), Phase::Ended(code), _) => code,
@@ -169,6 +169,12 @@ impl Session {
                 bail!(what.unwrap_or_else(|| "the virtual machine ended before the command did".into()))
             }
             (Ok(()), _, None) => bail!("the VM's process {}", vm.autopsy()),
+        };
+        // Output that is lost is no success.
+        let (code, message) = match streams.unwritten() {
+            Some(why) if code == 0 => (RUN_FAILED, Some(why)),
+            Some(why) => (code, message.or(Some(why))),
+            None => (code, message),
         };
         let (times, counts) = match report {
             Some(Report::Ended { times, counts, .. }) => (times, counts),

@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use bothy_guest::protocol::Token;
@@ -38,13 +39,15 @@ pub(super) struct Streams {
     guard: Option<UnixStream>,
     /// Ends when the last copy of the guard is gone.
     done: UnixStream,
+    /// Why some output is lost.
+    unwritten: Arc<Mutex<Option<String>>>,
 }
 
 impl Streams {
     /// These are going to be opened.
     pub(super) fn new(expected: Vec<(Token, Purpose)>) -> anyhow::Result<Self> {
         let (done, guard) = UnixStream::pair().context("can't make a socket")?;
-        Ok(Self { expected, guard: Some(guard), done })
+        Ok(Self { expected, guard: Some(guard), done, unwritten: Arc::default() })
     }
 
     /// Readable when all output has been written.
@@ -55,6 +58,11 @@ impl Streams {
     /// Whether output is still to be opened.
     pub(super) fn are_expected(&self) -> bool {
         self.guard.is_some()
+    }
+
+    /// Why some output is lost, if it is. Final when all output has been written.
+    pub(super) fn unwritten(&self) -> Option<String> {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// No more will be opened.
@@ -70,13 +78,13 @@ impl Streams {
         let (_, purpose) = self.expected.swap_remove(position);
         match purpose {
             Purpose::Stdin => carry_input(socket)?,
-            Purpose::Stdout => self.carry_output("stdout", io::stdout().as_fd(), socket, rest)?,
-            Purpose::Stderr => self.carry_output("stderr", io::stderr().as_fd(), socket, rest)?,
+            Purpose::Stdout => self.carry_output("output", io::stdout().as_fd(), socket, rest)?,
+            Purpose::Stderr => self.carry_output("error", io::stderr().as_fd(), socket, rest)?,
             Purpose::Terminal { input } => {
                 if input {
                     carry_input(socket.try_clone().context("can't copy a socket")?)?;
                 }
-                self.carry_output("stdout", io::stdout().as_fd(), socket, rest)?;
+                self.carry_output("output", io::stdout().as_fd(), socket, rest)?;
             }
         }
         if self.expected.iter().all(|(_, purpose)| *purpose == Purpose::Stdin) {
@@ -87,19 +95,23 @@ impl Streams {
 
     fn carry_output(
         &self,
-        name: &str,
+        name: &'static str,
         to: BorrowedFd<'_>,
         mut socket: UnixStream,
         rest: Vec<u8>,
     ) -> anyhow::Result<()> {
-        let mut to = File::from(to.try_clone_to_owned().with_context(|| format!("can't copy {name}"))?);
+        let copy = to.try_clone_to_owned().with_context(|| format!("can't copy standard {name}"))?;
+        let (mut to, unwritten) = (File::from(copy), self.unwritten.clone());
         let guard =
             self.guard.as_ref().map(UnixStream::try_clone).transpose().context("can't copy a socket")?;
         spawn(name, move || {
-            let taken = carry::write(&mut to, &rest).is_ok() && carry::all(&mut socket, &mut to);
-            if !taken {
-                // So the command hears that nobody listens any more, as from a pipe.
+            let written = carry::write(&mut to, &rest).and_then(|()| carry::all(&mut socket, &mut to));
+            if let Err(error) = written {
+                // The command gets an error, as from a pipe that nobody reads.
                 close(&socket, Shutdown::Both);
+                if let Some(why) = carry::complaint(name, &error) {
+                    unwritten.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+                }
             }
             drop(guard);
         })

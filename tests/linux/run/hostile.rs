@@ -35,7 +35,8 @@ fn a_container_that_floods_the_agent_s_port_holds_up_no_signal_and_fills_no_log(
     // Nobody reads standard error: what is written there beyond 64 KiB used to stop everything.
     let unread = r#"dir=$(mktemp -d); mkfifo "$dir/pipe"; exec 3<>"$dir/pipe"; rm -r "$dir"; exec "$@" 2>&3"#;
     let script = "trap 'exit 7' TERM; inside flood 1024 3000; while :; do sleep 0.1; done";
-    let mut running = shell(needs_image!(), &["--privileged"], script).env("RUST_LOG", "debug").in_shell(unread).start();
+    let mut running =
+        shell(needs_image!(), &["--privileged"], script).env("RUST_LOG", "debug").in_shell(unread).start();
     running.wait_for(b"flooded yes\n");
     running.signal(libc::SIGTERM);
     running.wait().code(7);

@@ -69,3 +69,17 @@ fn without_i_a_command_has_no_input() {
     let finished = shell(needs_image!(), &[], "cat; echo end; readlink /proc/self/fd/0").input("lost").run();
     assert_eq!(finished.output(), b"end\n/dev/null\n");
 }
+
+#[test]
+fn output_that_cannot_be_written_is_no_success() {
+    needs_linux!();
+    let image = needs_image!();
+    let full = run(image, ["app", "echo", "x"]).in_shell("exec \"$@\" >/dev/full").run().code(125);
+    assert_eq!(full.stderr, "bothy: can't write to standard output: No space left on device (os error 28)\n");
+    // The command's own failure stays what it is.
+    let failed = shell(image, &[], "echo x; exit 7").in_shell("exec \"$@\" >/dev/full").run().code(7);
+    failed.says("can't write to standard output");
+    // Of a reader that has gone nothing is said.
+    let gone = run(image, ["app", "echo", "x"]).in_shell("(sleep 1; exec \"$@\") | :").run().code(0);
+    assert_eq!(gone.stderr, "");
+}

@@ -85,6 +85,17 @@ fn a_terminal_is_restored_after_failures() {
 }
 
 #[test]
+fn line_feeds_reach_the_user_s_terminal_as_the_container_s_sends_them() {
+    needs_linux!();
+    // As full-screen programs do, which count columns.
+    let script = "echo one; stty -onlcr; printf 'two\\nthree.'; sleep 1; exit 6";
+    let mut run = on_terminal(needs_image!(), &["-it", "app", "sh", "-c", script]);
+    run.wait_for("one\r\ntwo\nthree.");
+    assert_eq!(run.code(SOON), Some(6));
+    run.insist_on_mode();
+}
+
+#[test]
 fn a_terminal_without_input_is_there_for_the_command_alone() {
     needs_linux!();
     let script = "stty size; test -t 0 && test -t 1 && test -t 2 && echo all; echo err >&2; exit 8";
