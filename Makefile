@@ -2,6 +2,7 @@
 
 CARGO ?= cargo
 BOTHY := target/x86_64-unknown-linux-gnu/release/bothy
+export BOTHY_GUEST_DIR := $(CURDIR)/target/guest
 
 .PHONY: help build guest dist demo test test-long bench-startup bench-run bench-io lint clean
 
@@ -26,7 +27,7 @@ guest:
 
 dist: build guest
 	@mkdir -p target/dist
-	BOTHY_GUEST_DIR=target/guest $(BOTHY) pack target/dist/bothy
+	$(BOTHY) pack target/dist/bothy
 	@ls -l target/dist/bothy
 
 demo: build guest

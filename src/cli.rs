@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Balloon, Console, Memory, Transport, VmConfig};
-use crate::image::{self, Platform, Reference};
+use crate::image::{Platform, Reference};
+use crate::size::{self, Base, NotASize};
 use crate::virtio::{blk, net, vsock};
 
 pub use bench::{BenchArgs, Engine};
@@ -52,8 +53,8 @@ pub enum Command {
     /// Put images into the store
     ///
     /// From directories and archives as skopeo, umoci, buildah, docker and podman write them. An image that has no name of its own gets
-    /// that of its file: localhost/NAME:latest, or localhost/NAME:DIGEST where there are several. What has been loaded is named on standard
-    /// output.
+    /// that of its file: localhost/NAME:latest, or localhost/NAME:DIGEST where there are several. Standard output has a line for each image,
+    /// and one for each name that another image had before.
     Load(LoadArgs),
     /// Get images from registries into the store
     ///
@@ -116,9 +117,12 @@ pub struct LoadArgs {
     /// name, which is pulled if it isn't in the store
     #[arg(value_name = "SRC", required = true)]
     pub sources: Vec<String>,
-    /// Call the image so, and not as it is called in the source
+    /// Override the image's name
     #[arg(long, value_name = "NAME")]
     pub name: Option<Reference>,
+    /// Give the images no names: they can be run by their digests
+    #[arg(long, conflicts_with = "name")]
+    pub no_names: bool,
     /// The image for this platform, where there are several
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", default_value = "linux/amd64")]
     pub platform: Platform,
@@ -280,8 +284,8 @@ impl ValueEnum for Transport {
 }
 
 /// `512M`, `64G`.
-fn parse_bytes(text: &str) -> Result<u64, String> {
-    image::parse_size(text).ok_or_else(|| "expected a number with K, M, G or T after it, like 64G".into())
+fn parse_bytes(text: &str) -> Result<u64, NotASize> {
+    size::parse(text, Base::Binary)
 }
 
 /// `PATH[,ro][,format=raw][,id=NAME][,queues=N][,cache=KIND][,aio=KIND][,iops=N][,bw=SIZE]`. A path with a comma goes into a `--config` file.
@@ -393,7 +397,7 @@ mod tests {
     #[test]
     fn a_usage_error_is_one_line_that_names_the_flag_and_the_way_out() {
         for (words, parts) in [
-            ("bothy boot --memory lots", ["--memory", "512M or 2G"]),
+            ("bothy boot --memory lots", ["--memory", "512M, 1.5G or 2T"]),
             ("bothy boot --cpus two", ["--cpus", "see --help"]),
             ("bothy boot --kernal x", ["--kernal", "--kernel"]),
             ("bothy boot --console vga", ["--console", "serial, virtio, none"]),
@@ -402,7 +406,7 @@ mod tests {
             ("bothy load", ["SRC", "see --help"]),
             ("bothy load x --platform amd64", ["--platform", "linux/amd64"]),
             ("bothy load x --name A", ["--name", "lower-case"]),
-            ("bothy load x --max-bytes lots", ["--max-bytes", "like 64G"]),
+            ("bothy load x --max-bytes lots", ["--max-bytes", "like 512M"]),
             ("bothy rmi", ["NAME", "see --help"]),
         ] {
             let error = Cli::try_parse_from(words.split(' ')).unwrap_err();
@@ -414,7 +418,7 @@ mod tests {
     #[test]
     fn the_default_limits_of_an_image_are_those_of_the_library() {
         let Command::Load(args) = Cli::parse_from(["bothy", "load", "x"]).command else { panic!() };
-        assert_eq!(args.max_bytes, image::rootfs::Limits::default().max_bytes);
+        assert_eq!(args.max_bytes, crate::image::rootfs::Limits::default().max_bytes);
         let Command::Load(args) = Cli::parse_from(["bothy", "load", "x", "--max-bytes", "5M"]).command else {
             panic!()
         };

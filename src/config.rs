@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::memory::{self, layout};
+use crate::size::{self, Base, NotASize};
 use crate::vcpu::MAX_VCPUS;
 use crate::virtio::{blk, net, vsock};
 
@@ -85,7 +86,7 @@ pub enum Transport {
     Pci,
 }
 
-/// An amount of memory in whole MiB, written like `512M` or `2G`.
+/// An amount of memory in whole MiB, rounded up, written like `512M`, `1.5G` or `536870912`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct MemorySize {
@@ -152,8 +153,16 @@ impl From<Memory> for String {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ConfigError {
     /// Not a size.
-    #[error("{0:?} is not a memory size: write a number and a unit, like 512M or 2G")]
-    NotASize(String),
+    #[error(transparent)]
+    NotASize(#[from] NotASize),
+    /// So few that somebody has left out the unit.
+    #[error("`{text}` is {bytes} bytes; add a unit, like {text}M or {text}G")]
+    Bytes {
+        /// What was given.
+        text: String,
+        /// How many that is.
+        bytes: u64,
+    },
     /// Not something that memory can be made of.
     #[error("{0:?} is none of hugepages=2M, hugepages=1G, hugepages=thp, shared and prefault")]
     NotABacking(String),
@@ -215,16 +224,10 @@ impl FromStr for MemorySize {
     type Err = ConfigError;
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let malformed = || ConfigError::NotASize(text.to_owned());
-        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-        let factor = match text[digits.len()..].to_ascii_uppercase().as_str() {
-            "M" | "MB" | "MIB" => 1,
-            "G" | "GB" | "GIB" => 1024,
-            _ => return Err(malformed()),
-        };
-        let number: u64 = digits.parse().map_err(|_| malformed())?;
-        let mib = number.checked_mul(factor).ok_or_else(malformed)?;
-        Ok(Self { mib })
+        match size::parse(text, Base::Binary)? {
+            bytes @ 1..0x10_0000 => Err(ConfigError::Bytes { text: text.to_owned(), bytes }),
+            bytes => Ok(Self { mib: bytes.div_ceil(1 << 20) }),
+        }
     }
 }
 
@@ -341,14 +344,22 @@ mod tests {
 
     #[test]
     fn sizes_have_a_number_and_a_unit() {
-        for (text, mib) in [("32M", 32), ("2G", 2048), ("1gib", 1024), ("512MiB", 512), ("0M", 0)] {
+        for (text, mib) in [
+            ("32M", 32),
+            ("2G", 2048),
+            ("1.5g", 1536),
+            ("1T", 1 << 20),
+            ("536870912", 512),
+            ("536870913", 513),
+            ("0M", 0),
+        ] {
             assert_eq!(text.parse::<MemorySize>().unwrap().mib(), mib);
         }
-        for text in
-            ["", "M", "512", "1T", "-1M", "1.5G", "G1", "99999999999999999999G", "18446744073709551615G"]
-        {
-            assert_eq!(text.parse::<MemorySize>(), Err(ConfigError::NotASize(text.to_owned())));
+        for text in ["", "M", "-1M", "G1", "99999999999999999999G"] {
+            assert!(matches!(text.parse::<MemorySize>(), Err(ConfigError::NotASize(_))), "{text}");
         }
+        let message = "512".parse::<MemorySize>().unwrap_err().to_string();
+        assert_eq!(message, "`512` is 512 bytes; add a unit, like 512M or 512G");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Finds bothy's own guest: its kernel, its two initramfs, and the manifest that says what they are made of.
 //!
-//! Looked for in `$BOTHY_GUEST_DIR`, inside this very binary (see [`pack`]), in `guest/` next to it, and in the `target/guest`
-//! of the build tree that it lies in or that is the working directory. The files of a packed binary are read
-//! from where they stand in it; nothing is unpacked.
+//! Looked for in `$BOTHY_GUEST_DIR`, inside this very binary (see [`pack`]), and in `guest/` next to it: a link there leads to what `make guest` has
+//! built. What lies in the working directory is never taken: it would be a kernel of somebody else's, in a process of the user's. The files of a packed
+//! binary are read from where they stand in it; nothing is unpacked.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -27,6 +27,9 @@ pub const SCRATCH: &str = "scratch.ext4";
 pub const LOAD: &str = "load";
 /// The manifest's file name.
 pub const MANIFEST: &str = "manifest.json";
+
+/// The directory next to this binary.
+const BESIDE: &str = "guest";
 
 /// Names a directory with the guest's files.
 pub const DIR_VARIABLE: &str = "BOTHY_GUEST_DIR";
@@ -88,12 +91,12 @@ pub struct Component {
 pub enum GuestError {
     /// None was found.
     #[error(
-        "bothy's own guest is not here (looked in {}): run `make guest`, set {DIR_VARIABLE}, or give --kernel",
-        list(places)
+        "bothy's own guest is not in {}: run `make guest`, set {DIR_VARIABLE} to its directory, or give --kernel",
+        place.display()
     )]
     NotFound {
         /// Where it was looked for.
-        places: Vec<PathBuf>,
+        place: PathBuf,
     },
     /// A file of it can't be used.
     #[error(transparent)]
@@ -114,10 +117,6 @@ pub enum GuestError {
     Manifest(#[from] serde_json::Error),
 }
 
-fn list(places: &[PathBuf]) -> String {
-    places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", ")
-}
-
 impl GuestFiles {
     /// Finds the guest.
     pub fn find() -> Result<Self, GuestError> {
@@ -128,11 +127,8 @@ impl GuestFiles {
         if let Some(packed) = Self::packed_in(&exe).map_err(GuestError::OwnFile)? {
             return Ok(packed);
         }
-        let places = places(&exe);
-        match places.iter().find(|dir| dir.join(KERNEL).is_file()) {
-            Some(dir) => Self::in_dir(dir),
-            None => Err(GuestError::NotFound { places }),
-        }
+        let place = exe.with_file_name(BESIDE);
+        if place.join(KERNEL).is_file() { Self::in_dir(&place) } else { Err(GuestError::NotFound { place }) }
     }
 
     fn in_dir(dir: &Path) -> Result<Self, GuestError> {
@@ -199,14 +195,6 @@ impl GuestFiles {
         let bytes = read(&self.manifest).map_err(GuestError::OwnFile)?;
         Ok(serde_json::from_slice(&bytes)?)
     }
-}
-
-fn places(exe: &Path) -> Vec<PathBuf> {
-    let mut places: Vec<PathBuf> = exe.parent().map(|dir| dir.join("guest")).into_iter().collect();
-    let in_build_tree = exe.ancestors().find(|dir| dir.file_name().is_some_and(|name| name == "target"));
-    places.extend(in_build_tree.map(|target| target.join("guest")));
-    places.push(PathBuf::from("target/guest"));
-    places
 }
 
 fn read(blob: &Blob) -> io::Result<Vec<u8>> {
@@ -286,11 +274,5 @@ mod tests {
         let path = dir.path().join("exe");
         std::fs::write(&path, bytes).unwrap();
         assert_eq!(GuestFiles::packed_in(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
-    }
-
-    #[test]
-    fn the_build_tree_of_the_binary_is_searched() {
-        let places = places(Path::new("/home/u/bothy/target/x86_64-unknown-linux-gnu/release/bothy"));
-        assert!(places.contains(&PathBuf::from("/home/u/bothy/target/guest")));
     }
 }

@@ -6,7 +6,7 @@
 //! { vmm, vcpu } -> kvm -> memory         (nobody else names kvm, but for `bothy doctor`)
 //! bench -> spec                          (the filters of processes are run as those that bothy makes)
 //! image, agent, snapshot, spec           (name only themselves)
-//! outcome, timeline, poll, random, sink, thread (small, and used by all of the above)
+//! outcome, timeline, poll, random, sink, size, thread (small, and used by all of the above)
 //! ```
 //!
 //! A module uses only what stands to its right or below, and siblings don't see each other; `tests/layering.rs` holds
@@ -32,6 +32,7 @@ pub mod poll;
 pub mod random;
 pub mod report;
 pub mod sink;
+pub mod size;
 pub mod snapshot;
 pub mod spec;
 pub mod thread;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Used by all.
-const EVERYWHERE: &[&str] = &["outcome", "poll", "random", "sink", "thread", "timeline"];
+const EVERYWHERE: &[&str] = &["outcome", "poll", "random", "sink", "size", "thread", "timeline"];
 
 /// A module, or a part of one, and the modules that it may name. The first line that fits a file counts.
 const ALLOWED: &[(&str, &[&str])] = &[
@@ -55,6 +55,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("poll", &[]),
     ("random", &[]),
     ("sink", &[]),
+    ("size", &[]),
     ("thread", &[]),
     ("timeline", &[]),
 ];

@@ -87,7 +87,7 @@ fn open(config: &mut VmConfig, args: &BootArgs) -> Result<Resources, Failure> {
     let count = args.timing.is_some();
     let console_size = terminal::size().filter(|_| io::stdin().is_terminal());
     let origin = Origin::Kernel { kernel, initrd, cmdline };
-    Ok(Resources { kvm, origin, snapshot: None, disks, nets, vsock, console_size, place: None, count })
+    Ok(Resources { kvm, origin, snapshot: None, disks, nets, vsock, console_size, at_end: None, count })
 }
 
 fn kernel_and_initrd(config: &VmConfig) -> anyhow::Result<(KernelImage, Option<Blob>)> {

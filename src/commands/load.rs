@@ -8,7 +8,7 @@ use super::progress::Bar;
 use super::{Failure, print};
 use crate::cli::LoadArgs;
 use crate::image::rootfs::Limits;
-use crate::image::{self, LoadOptions, Loaded, Source, Store};
+use crate::image::{self, LoadOptions, Loaded, Naming, Source, Store};
 
 /// Loads every source, in order, and names what is now in the store. The first failure ends it.
 pub(super) fn load(args: &LoadArgs) -> Result<u8, Failure> {
@@ -19,7 +19,12 @@ pub(super) fn load(args: &LoadArgs) -> Result<u8, Failure> {
     let store = Store::open().context("can't open the store")?;
     let mut limits = Limits { max_bytes: args.max_bytes, ..Limits::default() };
     limits.max_entries = args.max_entries.unwrap_or(limits.max_entries);
-    let options = LoadOptions { name: args.name.clone(), platform: args.platform.clone(), limits };
+    let naming = match &args.name {
+        Some(name) => Naming::Only(name.clone()),
+        None if args.no_names => Naming::None,
+        None => Naming::Source,
+    };
+    let options = LoadOptions { naming, platform: args.platform.clone(), limits };
     for (source, text) in sources.iter().zip(&args.sources) {
         let bar = Bar::new();
         let mut printed = Ok(());
@@ -52,5 +57,9 @@ fn line(loaded: &Loaded) -> String {
     let names: Vec<String> = loaded.names.iter().map(ToString::to_string).collect();
     let names = if names.is_empty() { "<none>".into() } else { names.join(" ") };
     let how = if loaded.built { "" } else { " (its file system was there already)" };
-    format!("loaded {names} {}{how}\n", loaded.image.digest)
+    let mut text = format!("loaded {names} {}{how}\n", loaded.image.digest);
+    for moved in &loaded.moved {
+        text.push_str(&format!("moved {} here from {}\n", moved.name, moved.from));
+    }
+    text
 }

@@ -6,13 +6,14 @@ use super::progress::Bar;
 use super::{Failure, print};
 use crate::cli::PullArgs;
 use crate::image::rootfs::Limits;
-use crate::image::{self, LoadOptions, Loaded, Policy, PullOptions, Reference, Store};
+use crate::image::{self, LoadOptions, Loaded, Naming, Policy, PullOptions, Reference, Store};
 
 /// Pulls every image, in order, and names what is now in the store. The first failure ends it.
 pub(super) fn pull(args: &PullArgs) -> Result<u8, Failure> {
     let names = args.names.iter().map(|text| parse(text)).collect::<Result<Vec<_>, _>>()?;
     let store = Store::open().context("can't open the store")?;
-    let load = LoadOptions { name: None, platform: args.platform.clone(), limits: Limits::default() };
+    let load =
+        LoadOptions { naming: Naming::Source, platform: args.platform.clone(), limits: Limits::default() };
     let options = PullOptions { policy: Policy::Always, insecure: args.insecure_registry, load };
     for (name, text) in names.iter().zip(&args.names) {
         let bar = Bar::new();

@@ -28,7 +28,7 @@ use super::registry::{Policy, PullOptions, RegistryError, pull};
 use super::room::{Growing, NoRoom};
 use super::rootfs::{self, Layer, Limits, RootfsError};
 use super::source::{ArchiveKind, Source, Which};
-use super::store::{DigestOf, Image, ImageLease, LIMIT_VARIABLE, RootfsKey, Store, StoreError};
+use super::store::{DigestOf, Image, ImageLease, LIMIT_VARIABLE, Moved, RootfsKey, Store, StoreError};
 
 /// Why nothing was loaded.
 #[derive(Debug, Error)]
@@ -118,12 +118,24 @@ pub trait Progress: Sync {
 /// What to load, and how.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// Instead of the names that the image has.
-    pub name: Option<Reference>,
+    /// Which names the images get.
+    pub naming: Naming,
     /// Which image of an index.
     pub platform: Platform,
     /// What it may cost.
     pub limits: Limits,
+}
+
+/// Which names images get that are loaded from files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Naming {
+    /// Those that they have in the source; without any, that of the file, at `localhost`.
+    #[default]
+    Source,
+    /// This one.
+    Only(Reference),
+    /// None: what runs an archive doesn't have to believe what it is called.
+    None,
 }
 
 /// An image that is now in the store.
@@ -133,6 +145,8 @@ pub struct Loaded {
     pub image: Image,
     /// The names that it has got.
     pub names: Vec<Reference>,
+    /// Those that were another image's before.
+    pub moved: Vec<Moved>,
     /// False if its file system was there already.
     pub built: bool,
     /// Its file system.
@@ -258,13 +272,13 @@ impl Loading<'_> {
         path: Option<&Path>,
         each: &mut dyn FnMut(Loaded),
     ) -> Result<(), LoadError> {
-        if let Some(wanted) = &self.options.name
+        if let Naming::Only(wanted) = &self.options.naming
             && found.len() > 1
         {
             let (name, count, wanted) = (files.name().into(), found.len(), wanted.to_string());
             return Err(LoadError::OneName { name, count, wanted });
         }
-        let names = names(&found, self.options.name.as_ref(), path);
+        let names = names(&found, &self.options.naming, path);
         for (found, names) in found.into_iter().zip(names) {
             // What this gives is a lease: of a thousand images only one may be kept.
             each(self.add(files, found, names)?);
@@ -298,8 +312,8 @@ impl Loading<'_> {
             diff_ids: found.layers.into_iter().map(|layer| layer.diff_id).collect(),
             rootfs: key.as_str().into(),
         };
-        self.store.add(&image, &names)?;
-        Ok(Loaded { image, names, built, lease })
+        let moved = self.store.add(&image, &names)?;
+        Ok(Loaded { image, names, moved, built, lease })
     }
 
     /// How long the layers are, as they are stored. One that isn't as long as its descriptor says, or layers that are longer than an image may
@@ -379,7 +393,11 @@ impl Loading<'_> {
         let (lease, built) = built.map_err(|error| over_limit(error, || dir.display().to_string()))?;
         // `dir:.` has a name, too.
         let named = dir.canonicalize().unwrap_or_else(|_| dir.into());
-        let names = vec![self.options.name.clone().unwrap_or_else(|| local(&named, None))];
+        let names = match &self.options.naming {
+            Naming::Source => vec![local(&named, None)],
+            Naming::Only(name) => vec![name.clone()],
+            Naming::None => Vec::new(),
+        };
         let image = Image {
             digest: Digest::of(format!("bothy dir {fingerprint}").as_bytes()),
             digest_of: DigestOf::Directory,
@@ -390,8 +408,8 @@ impl Loading<'_> {
             rootfs: key.as_str().into(),
             indexes: Vec::new(),
         };
-        self.store.add(&image, &names)?;
-        Ok(Loaded { image, names, built, lease })
+        let moved = self.store.add(&image, &names)?;
+        Ok(Loaded { image, names, moved, built, lease })
     }
 }
 
@@ -409,21 +427,22 @@ fn over_limit(error: LoadError, called: impl FnOnce() -> String) -> LoadError {
 
 /// What each image will be called: as somebody wants it, as the source says, or else after the file that it is from. Those that would all
 /// get the file's name, because they have none, are told apart by their digests.
-fn names(found: &[Found], wanted: Option<&Reference>, path: Option<&Path>) -> Vec<Vec<Reference>> {
+fn names(found: &[Found], naming: &Naming, path: Option<&Path>) -> Vec<Vec<Reference>> {
     let mut heirs: BTreeMap<Reference, BTreeSet<&Digest>> = BTreeMap::new();
     if let Some(path) = path {
         for found in found.iter().filter(|found| found.names.is_empty()) {
             heirs.entry(local(path, found.tag.as_deref())).or_default().insert(&found.digest);
         }
     }
-    let name = |found: &Found| match (wanted, path) {
-        (Some(wanted), _) => vec![wanted.clone()],
-        (None, Some(path)) if found.names.is_empty() => {
+    let name = |found: &Found| match (naming, path) {
+        (Naming::None, _) => Vec::new(),
+        (Naming::Only(wanted), _) => vec![wanted.clone()],
+        (Naming::Source, Some(path)) if found.names.is_empty() => {
             let name = local(path, found.tag.as_deref());
             let is_contested = found.tag.is_none() && heirs.get(&name).is_some_and(|heirs| heirs.len() > 1);
             vec![if is_contested { local(path, Some(found.digest.short())) } else { name }]
         }
-        (None, _) => found.names.clone(),
+        (Naming::Source, _) => found.names.clone(),
     };
     found.iter().map(name).collect()
 }

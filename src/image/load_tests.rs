@@ -22,8 +22,8 @@ impl Setting {
     }
 
     fn load(&self, source: &str, name: Option<&str>) -> Result<Vec<Loaded>, String> {
-        let name = name.map(|name| name.parse().unwrap());
-        let options = LoadOptions { name, platform: Platform::native(), limits: Limits::default() };
+        let naming = name.map_or(Naming::Source, |name| Naming::Only(name.parse().unwrap()));
+        let options = LoadOptions { naming, platform: Platform::native(), limits: Limits::default() };
         let source: Source = source.parse().map_err(|error| chain(&error))?;
         let mut all = Vec::new();
         let loaded = load(&self.store, &source, &options, &(), &mut |loaded| all.push(loaded));
@@ -163,7 +163,8 @@ fn images_without_names_do_not_take_each_other_s() {
 fn of_several_images_only_the_one_that_was_just_loaded_is_leased() {
     let setting = Setting::new();
     let source: Source = setting.write("several.tar", &nameless(3)).parse().unwrap();
-    let options = LoadOptions { name: None, platform: Platform::native(), limits: Limits::default() };
+    let options =
+        LoadOptions { naming: Naming::Source, platform: Platform::native(), limits: Limits::default() };
     let mut removed = Vec::new();
     let mut each = |_leased: Loaded| removed.push(setting.store.prune(true).unwrap().images);
     load(&setting.store, &source, &options, &(), &mut each).unwrap();
@@ -199,7 +200,7 @@ fn layers_that_can_not_fit_are_not_read() {
     parts.index(&[image]);
     let source = setting.write("a.tar", &parts.to_tar()).parse().unwrap();
     let limits = Limits { max_bytes: 300_000, ..Limits::default() };
-    let options = LoadOptions { name: None, platform: Platform::native(), limits };
+    let options = LoadOptions { naming: Naming::Source, platform: Platform::native(), limits };
     struct Read(AtomicU64);
     impl Progress for Read {
         fn begin(&self, _what: &str, _bytes: Option<u64>) {}
@@ -261,12 +262,15 @@ fn what_can_not_be_loaded_is_said_in_a_line() {
         let message = setting.load(source, None).unwrap_err();
         assert!(message.contains(part) && !message.contains('\n'), "{message}");
     }
-    let foreign =
-        LoadOptions { name: None, platform: "linux/arm64".parse().unwrap(), limits: Limits::default() };
+    let foreign = LoadOptions {
+        naming: Naming::Source,
+        platform: "linux/arm64".parse().unwrap(),
+        limits: Limits::default(),
+    };
     let error = load(&setting.store, &"oci:x".parse().unwrap(), &foreign, &(), &mut drop).unwrap_err();
     assert!(error.to_string().contains("linux/arm64 can't run here"), "{error}");
     let small = Limits { max_bytes: 5000, ..Limits::default() };
-    let options = LoadOptions { name: None, platform: Platform::native(), limits: small };
+    let options = LoadOptions { naming: Naming::Source, platform: Platform::native(), limits: small };
     let bomb = setting.write("bomb.tgz", &gzip(&tar(&[file("a", &[0; 1 << 20])])));
     let error = load(&setting.store, &bomb.parse().unwrap(), &options, &(), &mut drop).unwrap_err();
     assert!(error.to_string().contains("more than 5000 bytes"), "{error}");

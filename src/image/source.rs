@@ -10,8 +10,8 @@
 //! | `[REGISTRY/]NAME[:TAG][@DIGEST]`, also with `docker://` before it | a name, completed as docker completes names |
 //! | a path that exists | whatever it is seen to be |
 //!
-//! The first colon after the path ends it, as in skopeo. Something that exists in the working directory wins over a name only if it is
-//! recognised: a directory `debian` full of packaging files is no image, so `debian` stays a name.
+//! The first colon after the path ends it, as in skopeo. To be loaded, something that exists in the working directory wins over a name only if it is
+//! recognised: a directory `debian` full of packaging files is no image, so `debian` stays a name. To be run, a path has a slash in it.
 
 use std::fs::File;
 use std::io::Read;
@@ -74,6 +74,17 @@ impl FromStr for Source {
     type Err = ReferenceError;
 
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        Self::parse(text, true)
+    }
+}
+
+impl Source {
+    /// What a word means to somebody who wants to run it: without a slash it is a name, even if there is a file of that name.
+    pub fn to_run(text: &str) -> Result<Self, ReferenceError> {
+        Self::parse(text, text.contains('/'))
+    }
+
+    fn parse(text: &str, may_be_path: bool) -> Result<Self, ReferenceError> {
         if text == "-" {
             return Ok(Self::Stdin);
         }
@@ -106,10 +117,11 @@ impl FromStr for Source {
             }
         }
         let path = Path::new(text);
-        if text.starts_with(['/', '.']) || text.ends_with('/') {
+        if may_be_path && (text.starts_with(['/', '.']) || text.ends_with('/')) {
             return recognise(path);
         }
-        if path.exists()
+        if may_be_path
+            && path.exists()
             && let Ok(source) = recognise(path)
         {
             return Ok(source);

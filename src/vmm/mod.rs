@@ -13,9 +13,8 @@ mod rest;
 mod wiring;
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -54,10 +53,18 @@ pub struct Resources {
     pub vsock: Option<vsock::Listener>,
     /// The size of the terminal, if there is one: a virtio console has it.
     pub console_size: Option<WindowSize>,
-    /// A directory that goes with the VM, its sockets are in it, and the descriptor whose lock says that it is in use.
-    pub place: Option<(PathBuf, OwnedFd)>,
+    /// What is still to be done when the VM has ended.
+    pub at_end: Option<AtEnd>,
     /// Whether the report is to say what was counted.
     pub count: bool,
+}
+
+/// Something that the VM's process does at its end, unless it is killed.
+pub struct AtEnd {
+    /// What must stay open for it.
+    pub descriptors: Vec<RawFd>,
+    /// What is done.
+    pub act: Box<dyn FnOnce()>,
 }
 
 /// Where a guest begins.
@@ -96,7 +103,7 @@ impl Resources {
         fds.extend(self.disks.iter().flat_map(blk::Disk::descriptors));
         fds.extend(self.nets.iter().flat_map(net::Tap::descriptors));
         fds.extend(self.vsock.iter().map(AsRawFd::as_raw_fd));
-        fds.extend(self.place.iter().map(|(_, lock)| lock.as_raw_fd()));
+        fds.extend(self.at_end.iter().flat_map(|end| &end.descriptors));
         fds
     }
 }

@@ -179,7 +179,7 @@ fn run(
     detach(null);
     share_one_heap();
     raise_descriptor_limit();
-    let (count, place) = (resources.count, resources.place.take());
+    let (count, at_end) = (resources.count, resources.at_end.take());
     let report = |control: &mut UnixStream, report: &Report| send(control, report, null);
     let vmm = match build::build(config, resources, console, timeline.clone()) {
         Ok(vmm) => vmm,
@@ -188,11 +188,8 @@ fn run(
     let counters = count.then(|| vmm.counters());
     match vmm.run(control) {
         Ok((outcome, remains)) => {
-            // The command does it as well, unless it was killed.
-            if let Some((dir, _lock)) = place
-                && let Err(error) = std::fs::remove_dir_all(&dir)
-            {
-                log::debug!("{}: {error}", dir.display());
+            if let Some(end) = at_end {
+                (end.act)();
             }
             timeline.record(Mark::Released);
             let counts = counters.map(super::Counters::sum).map(Box::new);

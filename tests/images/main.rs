@@ -14,6 +14,7 @@ mod bad_input;
 mod contention;
 mod docker_save;
 mod kill;
+mod naming;
 mod registry;
 mod removal;
 mod reports;

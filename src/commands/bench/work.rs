@@ -19,7 +19,7 @@ use crate::bench::program::{Call, last_line, run_to_end};
 use crate::commands::{random_name, run};
 use crate::guest_files::{DIR_VARIABLE, GuestFiles};
 use crate::image::rootfs::{self, Limits};
-use crate::image::{ImageLease, LoadOptions, Platform, Policy, PullOptions};
+use crate::image::{ImageLease, LoadOptions, Naming, Platform, Policy, PullOptions};
 
 /// The name of the image that is made here, in a store of its own.
 const IMAGE: &str = "localhost/bothy-bench:latest";
@@ -243,7 +243,7 @@ fn own(dir: &Path) -> anyhow::Result<Image> {
     let store = crate::image::Store::at(&dir.join("store"), None).context("can't make a store")?;
     let mut found = None;
     let options = LoadOptions {
-        name: Some(IMAGE.parse().context("the image's name")?),
+        naming: Naming::Only(IMAGE.parse().context("the image's name")?),
         platform: Platform::native(),
         limits: Limits::default(),
     };
@@ -256,7 +256,8 @@ fn own(dir: &Path) -> anyhow::Result<Image> {
 
 /// The image that the user names: from the user's store, where it stays.
 pub(super) fn given(text: &str) -> anyhow::Result<Image> {
-    let load = LoadOptions { name: None, platform: Platform::native(), limits: Limits::default() };
+    let load =
+        LoadOptions { naming: Naming::Source, platform: Platform::native(), limits: Limits::default() };
     let options = PullOptions { policy: Policy::Missing, insecure: false, load };
     let (image, lease) = run::image::find(text.as_ref(), &options)?;
     // The number's first digits find it in the store, whatever it was called.

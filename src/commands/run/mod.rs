@@ -27,8 +27,8 @@ mod workload;
 use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
@@ -49,14 +49,14 @@ use crate::cli::{Network, RunArgs, TimingFormat, Vmm};
 use crate::config::{Console, VmConfig};
 use crate::guest_files::GuestFiles;
 use crate::image::rootfs::Limits;
-use crate::image::{Image, ImageLease, LoadOptions, PullOptions, RunConfig};
+use crate::image::{Image, ImageLease, LoadOptions, Naming, PullOptions, RunConfig};
 use crate::random;
 use crate::report::timing::Timing;
 use crate::timeline::{self, Mark, Timeline};
 use crate::virtio::blk::Cache;
 use crate::virtio::{blk, net, vsock};
 use crate::vmm::process::VmProcess;
-use crate::vmm::{Origin, Resources};
+use crate::vmm::{AtEnd, Origin, Resources};
 
 /// The size of a terminal that doesn't tell its own.
 const USUAL_SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
@@ -74,7 +74,8 @@ pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
         bail!("-t with -i needs a terminal as standard input: leave out one of them");
     }
     let (image, command) = args.words.split_first().context("IMAGE is missing")?;
-    let load = LoadOptions { name: None, platform: args.platform.clone(), limits: Limits::default() };
+    let load =
+        LoadOptions { naming: Naming::Source, platform: args.platform.clone(), limits: Limits::default() };
     let options = PullOptions { policy: args.pull, insecure: args.insecure_registry, load };
     let (Image { config: image, .. }, lease) = image::find(image, &options)?;
     let id = random_name::<6>().context("can't get random numbers")?;
@@ -214,7 +215,7 @@ fn resources(
     let listener = config.vsock.as_ref().map(vsock::Config::listen).transpose();
     let origin = match &args.from {
         Some(path) => {
-            Origin::Snapshot(File::open(path).with_context(|| format!("--from {}", path.display()))?)
+            Origin::Snapshot(snapshot_at(path).with_context(|| format!("--from {}", path.display()))?)
         }
         None => Origin::Kernel {
             kernel,
@@ -227,6 +228,8 @@ fn resources(
         let file = File::options().write(true).create_new(true).mode(0o600).open(path);
         file.with_context(|| format!("--snapshot {}", path.display()))
     });
+    let own = place.share().context("can't share a lock")?;
+    let at_end = AtEnd { descriptors: own.descriptors().into(), act: Box::new(move || own.remove()) };
     Ok(Resources {
         kvm,
         origin,
@@ -235,9 +238,27 @@ fn resources(
         nets,
         vsock: listener.context("can't listen for the guest")?,
         console_size: None,
-        place: Some(place.share().context("can't share a lock")?),
+        at_end: Some(at_end),
         count: args.timing.is_some(),
     })
+}
+
+/// A snapshot that nobody else can have written: what it holds becomes the state of a process of the user's. (Another process of the same
+/// user can write it, as it can do anything else that the user may.)
+fn snapshot_at(path: &Path) -> anyhow::Result<File> {
+    // Opened without waiting: a pipe is none.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        bail!("it is not a file");
+    }
+    if metadata.uid() != rustix::process::geteuid().as_raw() {
+        bail!("it belongs to another user; make one of your own with --snapshot");
+    }
+    if metadata.mode() & 0o022 != 0 {
+        bail!("its group or others can write it; chmod go-w it, if you trust what is in it");
+    }
+    Ok(file)
 }
 
 /// What the guest calls the disk of this serial number, if there is one.
@@ -296,5 +317,33 @@ fn check_host_name(name: &str) -> anyhow::Result<()> {
         Ok(())
     } else {
         bail!("--hostname: {name:?} is not a host name of up to 63 letters, digits, - and .")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_snapshot_that_others_can_write_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        std::fs::write(&path, "").unwrap();
+        let with_mode = |mode| {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            snapshot_at(&path).map(drop).map_err(|error| error.to_string())
+        };
+        assert_eq!(with_mode(0o600), Ok(()));
+        assert_eq!(with_mode(0o644), Ok(()));
+        for mode in [0o620, 0o602, 0o666] {
+            assert!(with_mode(mode).unwrap_err().contains("group or others can write it"), "{mode:o}");
+        }
+        assert!(snapshot_at(dir.path()).unwrap_err().to_string().contains("not a file"));
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&path, Some(1), None).unwrap();
+            assert!(with_mode(0o600).unwrap_err().contains("another user"));
+        }
     }
 }

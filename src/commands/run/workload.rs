@@ -59,6 +59,8 @@ fn words(image: &RunConfig, flags: &RunArgs, command: &[OsString]) -> anyhow::Re
     let mut words: Vec<Vec<u8>> = match &flags.entrypoint {
         Some(entrypoint) if entrypoint.is_empty() => Vec::new(),
         Some(entrypoint) => vec![bytes(entrypoint)],
+        // One empty word is how an image's maker takes the entry point of its base away.
+        None if image.entrypoint == [""] => Vec::new(),
         None => image.entrypoint.iter().map(|word| word.clone().into_bytes()).collect(),
     };
     if !command.is_empty() {
@@ -67,8 +69,8 @@ fn words(image: &RunConfig, flags: &RunArgs, command: &[OsString]) -> anyhow::Re
         words.extend(image.cmd.iter().map(|word| word.clone().into_bytes()));
     }
     match words.first() {
-        None => bail!("the image says no command to run: write one behind its name"),
-        Some(program) if program.is_empty() => bail!("the command to run is an empty word"),
+        None => bail!("the image has no default command; give one after IMAGE"),
+        Some(program) if program.is_empty() => bail!("the command to run is empty; give one after IMAGE"),
         Some(_) => Ok(words),
     }
 }
@@ -118,6 +120,9 @@ mod tests {
         assert_eq!(args(&image(), &["--entrypoint", "other", "i"]), "other");
         assert_eq!(args(&image(), &["--entrypoint", "other", "i", "x"]), "other x");
         assert_eq!(args(&image(), &["--entrypoint", "", "i", "x"]), "x");
+        let none = RunConfig { entrypoint: vec![String::new()], ..image() };
+        assert_eq!(args(&none, &["i"]), "cmd");
+        assert_eq!(args(&none, &["i", "x"]), "x");
         for (image, words) in [
             (RunConfig::default(), &["i"][..]),
             (image(), &["--entrypoint", "", "i"]),

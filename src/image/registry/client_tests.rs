@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use super::super::{Policy, PullOptions, pull};
-use crate::image::load::{LoadError, LoadOptions};
+use crate::image::load::{LoadError, LoadOptions, Naming};
 use crate::image::manifest::Platform;
 use crate::image::rootfs::Limits;
 use crate::image::store::Store;
@@ -89,7 +89,8 @@ fn whether_a_registry_is_asked_is_a_matter_of_policy() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::at(dir.path(), None).unwrap();
     let reference: Reference = "localhost:1/x".parse().unwrap();
-    let load = LoadOptions { name: None, platform: Platform::native(), limits: Limits::default() };
+    let load =
+        LoadOptions { naming: Naming::Source, platform: Platform::native(), limits: Limits::default() };
     let ask = |policy| {
         let options = PullOptions { policy, insecure: false, load: load.clone() };
         pull(&store, &reference, &options, &())
@@ -102,7 +103,7 @@ fn whether_a_registry_is_asked_is_a_matter_of_policy() {
     parts.index(&[image]);
     let path = dir.path().join("layout");
     parts.write_to(&path);
-    let named = LoadOptions { name: Some(reference.clone()), ..load.clone() };
+    let named = LoadOptions { naming: Naming::Only(reference.clone()), ..load.clone() };
     let source = format!("oci:{}", path.display()).parse().unwrap();
     crate::image::load(&store, &source, &named, &(), &mut drop).unwrap();
     for policy in [Policy::Never, Policy::Missing] {

@@ -42,7 +42,7 @@ use self::http::Patience;
 use self::remote::Remote;
 use super::digest::Digest;
 use super::layout::find_image;
-use super::load::{LoadError, LoadOptions, Loaded, Loading, Progress};
+use super::load::{LoadError, LoadOptions, Loaded, Loading, Naming, Progress};
 use super::manifest::Platform;
 use super::reference::Reference;
 use super::store::{Image, Store};
@@ -66,7 +66,7 @@ pub struct PullOptions {
     pub policy: Policy,
     /// Whether registries on other machines may be without TLS.
     pub insecure: bool,
-    /// As for any image. A name replaces the one under which it is pulled.
+    /// As for any image. It gets the name under which it is pulled, unless there is another one to get.
     pub load: LoadOptions,
 }
 
@@ -79,15 +79,18 @@ pub fn pull(
 ) -> Result<Loaded, LoadError> {
     let loading = Loading { store, options: &options.load, progress };
     loading.check_platform()?;
-    let names = vec![options.load.name.clone().unwrap_or_else(|| reference.clone())];
+    let names = match &options.load.naming {
+        Naming::Source => vec![reference.clone()],
+        Naming::Only(name) => vec![name.clone()],
+        Naming::None => Vec::new(),
+    };
     if options.policy != Policy::Always
         && let Some((image, lease)) = store.find(reference)?
         && reference.digest.as_ref().is_none_or(|digest| is_it(&image, digest, &options.load.platform))
     {
-        if options.load.name.is_some() {
-            store.add(&image, &names)?;
-        }
-        return Ok(Loaded { image, names, built: false, lease });
+        let is_new = options.load.naming != Naming::Source;
+        let moved = if is_new { store.add(&image, &names)? } else { Vec::new() };
+        return Ok(Loaded { image, names, moved, built: false, lease });
     }
     if options.policy == Policy::Never {
         return Err(LoadError::Absent(reference.to_string()));
@@ -114,8 +117,8 @@ fn pull_from(
     if let Some((image, lease)) = loading.store.find(&same)?
         && is_it(&image, &top.digest, &loading.options.platform)
     {
-        loading.store.add(&image, &names)?;
-        return Ok(Loaded { image, names, built: false, lease });
+        let moved = loading.store.add(&image, &names)?;
+        return Ok(Loaded { image, names, moved, built: false, lease });
     }
     let found = find_image(remote, &loading.options.platform, &top)?;
     let lens = found.layers.iter().filter_map(|layer| layer.len);

@@ -17,8 +17,10 @@ use super::{Part, Store, StoreError};
 use crate::image::digest::Digest;
 use crate::image::reference::Reference;
 
-/// Fewest digits that stand for a digest.
+/// Fewest digits that stand for a digest where somebody manages the store.
 const MIN_DIGITS: usize = 4;
+/// Fewest where something is run: as many as docker shows. Whoever makes an image can choose the first few.
+const MIN_DIGITS_TO_RUN: usize = 12;
 
 /// Most indexes that are remembered of an image.
 const MAX_INDEXES: usize = 20;
@@ -28,6 +30,24 @@ struct Meant {
     id: ImageId,
     /// The full name, if it was by name.
     name: Option<String>,
+}
+
+/// A name that leads to another image now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// The name.
+    pub name: Reference,
+    /// Where it led before.
+    pub from: Digest,
+}
+
+/// What a text may mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The image of that name, as docker completes names, or at least 12 digits of a digest.
+    Exact,
+    /// Also an image that was loaded from a file (`localhost/NAME`), where a registry is not asked.
+    Local,
 }
 
 /// An image for a list.
@@ -47,8 +67,8 @@ pub struct ImageSummary {
 }
 
 impl Store {
-    /// Puts an image into the store, under these names, which other images lose. Its file system must be leased by the caller.
-    pub(in crate::image) fn add(&self, image: &Image, names: &[Reference]) -> Result<(), StoreError> {
+    /// Puts an image into the store, under these names, which other images lose: those are returned. Its file system must be leased by the caller.
+    pub(in crate::image) fn add(&self, image: &Image, names: &[Reference]) -> Result<Vec<Moved>, StoreError> {
         let _lock = self.lock()?;
         let mut image = image.clone();
         let file_name = image.id().file_name();
@@ -61,12 +81,16 @@ impl Store {
             image.indexes.truncate(MAX_INDEXES);
         }
         self.write(Part::Images, &file_name, &json(&image))?;
+        let mut moved = Vec::new();
         for name in names {
+            let before = self.id_of(name)?.filter(|before| *before != image.id());
+            moved.extend(before.map(|before| Moved { name: name.clone(), from: before.digest }));
             let digest = image.digest.clone();
             let name = Name { name: name.to_string(), digest, digest_of: image.digest_of };
             self.write(Part::Names, &name_file_name(&name.name), &json(&name))?;
         }
-        self.enforce_limit()
+        self.enforce_limit()?;
+        Ok(moved)
     }
 
     /// The image of exactly that name, or of that manifest or index if it has a digest, and the lease of its file system; or `None`.
@@ -78,10 +102,11 @@ impl Store {
         id.map_or(Ok(None), |id| self.open_image(&id))
     }
 
-    /// The image that people mean, and the lease of its file system, or `None`: that of the name, or, if it is a bare name without a slash,
-    /// the one that was loaded from a file (`localhost/NAME`), or else the one whose digest begins so.
-    pub fn look_up(&self, text: &str) -> Result<Option<(Image, ImageLease)>, StoreError> {
-        self.meant(text)?.map_or(Ok(None), |meant| self.open_image(&meant.id))
+    /// The image that people mean who want to run it, and the lease of its file system, or `None`. A name that a registry knows means that
+    /// registry's image, whatever else the store has.
+    pub fn look_up(&self, text: &str, scope: Scope) -> Result<Option<(Image, ImageLease)>, StoreError> {
+        let meant = self.meant(text, scope, MIN_DIGITS_TO_RUN)?;
+        meant.map_or(Ok(None), |meant| self.open_image(&meant.id))
     }
 
     fn open_image(&self, id: &ImageId) -> Result<Option<(Image, ImageLease)>, StoreError> {
@@ -90,14 +115,14 @@ impl Store {
         Ok(self.lease_rootfs(&key)?.map(|lease| (image, lease)))
     }
 
-    /// Finds what [`Store::look_up`] says.
-    fn meant(&self, text: &str) -> Result<Option<Meant>, StoreError> {
+    /// Finds an image by its name or the first digits of its digest.
+    fn meant(&self, text: &str, scope: Scope, min_digits: usize) -> Result<Option<Meant>, StoreError> {
         if let Ok(name) = text.parse::<Reference>() {
             if let Some(digest) = &name.digest {
                 return Ok(Some(Meant { id: self.id_of_digest(digest)?, name: None }));
             }
-            let is_bare = !text.contains('/');
-            let local = name.repository.strip_prefix("library/").filter(|_| is_bare);
+            let may_be_local = scope == Scope::Local && !text.contains('/');
+            let local = name.repository.strip_prefix("library/").filter(|_| may_be_local);
             let local = local.map(|repository| Reference {
                 registry: "localhost".into(),
                 repository: repository.into(),
@@ -109,7 +134,7 @@ impl Store {
                 }
             }
         }
-        Ok(self.id_by_digits(text)?.map(|id| Meant { id, name: None }))
+        Ok(self.id_by_digits(text, min_digits)?.map(|id| Meant { id, name: None }))
     }
 
     /// The image of that manifest, or else that to which an index has led.
@@ -174,7 +199,7 @@ impl Store {
         let _lock = self.lock()?;
         let all = self.names()?;
         let unknown = || StoreError::Unknown(text.into());
-        let Meant { id, name } = self.meant(text)?.ok_or_else(unknown)?;
+        let Meant { id, name } = self.meant(text, Scope::Local, MIN_DIGITS)?.ok_or_else(unknown)?;
         let file_name = id.file_name();
         let gone = match name {
             Some(name) => vec![name],
@@ -241,12 +266,12 @@ impl Store {
     }
 
     /// `sha256:HEX`, `HEX`, or the first digits of one.
-    fn id_by_digits(&self, text: &str) -> Result<Option<ImageId>, StoreError> {
+    fn id_by_digits(&self, text: &str, min_digits: usize) -> Result<Option<ImageId>, StoreError> {
         let (algorithm, digits) = match text.split_once(':') {
             Some((algorithm, digits)) => (Some(algorithm), digits),
             None => (None, text),
         };
-        if digits.len() < MIN_DIGITS || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        if digits.len() < min_digits || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Ok(None);
         }
         let mut found = Vec::new();

@@ -40,8 +40,9 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::digest::{DigestError, shown};
+use crate::size::{self, Base, NotASize};
 
-pub use images::ImageSummary;
+pub use images::{ImageSummary, Moved, Scope};
 pub use lease::{ImageLease, Lease};
 pub use prune::Pruned;
 pub use record::{DigestOf, Image};
@@ -59,8 +60,8 @@ pub enum StoreError {
     #[error("there is no place for images: set {DIR_VARIABLE}, XDG_DATA_HOME or HOME to a directory")]
     NoPlace,
     /// Not a size.
-    #[error("{LIMIT_VARIABLE}: `{}` is not a size: expected a number with K, M, G or T after it, like 20G", shown(.0))]
-    Limit(String),
+    #[error("{LIMIT_VARIABLE}: {0}")]
+    Limit(NotASize),
     /// The host's.
     #[error("can't {what} {}", path.display())]
     Io {
@@ -150,7 +151,7 @@ impl Store {
         let limit = match variable(LIMIT_VARIABLE) {
             Some(text) => {
                 let text = text.to_string_lossy().into_owned();
-                Some(parse_size(&text).ok_or(StoreError::Limit(text))?)
+                Some(size::parse(&text, Base::Binary).map_err(StoreError::Limit)?)
             }
             None => None,
         };
@@ -215,21 +216,6 @@ impl Store {
 /// Makes names in a directory durable.
 fn sync_dir(dir: &Path) -> Result<(), StoreError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(StoreError::io("write", dir))
-}
-
-/// A number with a unit: `512M`, `20G`, `20GiB`; without one, bytes.
-pub fn parse_size(text: &str) -> Option<u64> {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    let shift = match unit.to_ascii_uppercase().as_str() {
-        "" | "B" => 0,
-        "K" | "KB" | "KIB" => 10,
-        "M" | "MB" | "MIB" => 20,
-        "G" | "GB" | "GIB" => 30,
-        "T" | "TB" | "TIB" => 40,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 #[cfg(test)]

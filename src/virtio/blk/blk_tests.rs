@@ -329,7 +329,7 @@ fn requests_and_bytes_in_a_second_are_limited_over_all_queues() {
         assert!(took >= std::time::Duration::from_millis(250), "{took:?}");
         driver.transport.stop();
     }
-    for text in ["", "100", "0K", "5k", "1.5M"] {
+    for text in ["", "0K", "5x", "-1M"] {
         assert!(text.parse::<Bandwidth>().is_err(), "{text}");
     }
 }

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::size::Base;
 use crate::virtio::core::limit::{self, Throttle};
 use crate::virtio::core::spec::blk;
 
@@ -61,9 +62,7 @@ impl FromStr for Bandwidth {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        limit::parse_amount(text, 1024).map(Self).ok_or_else(|| {
-            format!("`{text}` is no amount in a second: write a number and a unit, like 512K, 100M or 2G")
-        })
+        limit::parse_amount(text, Base::Binary).map(Self)
     }
 }
 
@@ -77,7 +76,7 @@ impl TryFrom<String> for Bandwidth {
 
 impl From<Bandwidth> for String {
     fn from(bandwidth: Bandwidth) -> Self {
-        format!("{}K", bandwidth.0.get() >> 10)
+        bandwidth.0.to_string()
     }
 }
 

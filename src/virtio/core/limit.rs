@@ -8,6 +8,8 @@ use std::num::NonZeroU64;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use crate::size::{self, Base};
+
 /// How long a full bucket lasts.
 const BURST: Duration = Duration::from_millis(100);
 const NANOS: u128 = 1_000_000_000;
@@ -95,17 +97,10 @@ impl Throttle {
     }
 }
 
-/// An amount in a second like `512K`, `100M` or `2G`, with units of `base`, `base` squared and cubed. It isn't 0.
-pub fn parse_amount(text: &str, base: u64) -> Option<NonZeroU64> {
-    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
-    let factor = match unit {
-        "K" => base,
-        "M" => base.checked_pow(2)?,
-        "G" => base.checked_pow(3)?,
-        _ => return None,
-    };
-    let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
-    number.checked_mul(factor).and_then(NonZeroU64::new)
+/// An amount in a second like `512K`, `100M` or `2G`. It isn't 0.
+pub fn parse_amount(text: &str, base: Base) -> Result<NonZeroU64, String> {
+    let amount = size::parse(text, base).map_err(|error| error.to_string())?;
+    NonZeroU64::new(amount).ok_or_else(|| format!("`{text}` in a second is nothing at all"))
 }
 
 #[cfg(test)]
@@ -148,18 +143,12 @@ mod tests {
     }
 
     #[test]
-    fn amounts_have_a_number_and_a_unit() {
-        let amount = |text| parse_amount(text, 1000).map(NonZeroU64::get);
-        assert_eq!(
-            ["500K", "100M", "2G"].map(amount),
-            [Some(500_000), Some(100_000_000), Some(2_000_000_000)]
-        );
-        assert_eq!(parse_amount("1M", 1024).map(NonZeroU64::get), Some(1 << 20));
-        for text in
-            ["", "K", "0M", "5", "5m", "-1K", "1.5M", "5 M", "99999999999999999999K", "18446744073709551615G"]
-        {
-            assert_eq!(amount(text), None, "{text}");
-        }
+    fn amounts_are_sizes_and_not_nothing() {
+        let amount = |text, base| parse_amount(text, base).map(NonZeroU64::get);
+        assert_eq!(amount("1.5M", Base::Decimal), Ok(1_500_000));
+        assert_eq!(amount("1m", Base::Binary), Ok(1 << 20));
+        assert_eq!(amount("0M", Base::Binary), Err("`0M` in a second is nothing at all".into()));
+        assert!(amount("5 X", Base::Binary).unwrap_err().contains("not a size"));
     }
 
     #[test]

@@ -43,6 +43,7 @@ use super::core::queue::Queue;
 use super::core::spec::{feature, id, net};
 use super::core::state::{Remembered, recall, remember};
 use super::core::worker::{Stop, Worker};
+use crate::size::Base;
 use crate::thread::Spawner;
 
 const QUEUE_SIZE: u16 = 256;
@@ -93,9 +94,7 @@ impl FromStr for BitRate {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        limit::parse_amount(text, 1000).map(Self).ok_or_else(|| {
-            format!("`{text}` is no bit rate: write a number and a unit, like 500K, 100M or 10G")
-        })
+        limit::parse_amount(text, Base::Decimal).map(Self)
     }
 }
 
@@ -109,7 +108,7 @@ impl TryFrom<String> for BitRate {
 
 impl From<BitRate> for String {
     fn from(rate: BitRate) -> Self {
-        format!("{}K", rate.0.get() / 1000)
+        rate.0.to_string()
     }
 }
 

@@ -458,10 +458,10 @@ fn a_rate_holds_in_each_direction() {
             assert!(took >= Duration::from_millis(150), "{took:?}");
         }
     });
-    for text in ["", "100", "0M", "5m", "M"] {
+    for text in ["", "0M", "5x", "M"] {
         assert!(text.parse::<BitRate>().is_err(), "{text}");
     }
-    assert_eq!(String::from("100M".parse::<BitRate>().unwrap()), "100000K");
+    assert_eq!(String::from("1.5M".parse::<BitRate>().unwrap()), "1500000");
 }
 
 /// Packets for which the driver's buffers are small or few.
