@@ -6,7 +6,7 @@
 //! { vmm, vcpu } -> kvm -> memory         (nobody else names kvm, but for `bothy doctor`)
 //! bench -> spec                          (the filters of processes are run as those that bothy makes)
 //! image, agent, snapshot, spec           (name only themselves)
-//! outcome, timeline, poll, random, sink, size, thread (small, and used by all of the above)
+//! bounded_log, outcome, timeline, poll, random, sink, size, thread (small, and used by all of the above)
 //! ```
 //!
 //! A module uses only what stands to its right or below, and siblings don't see each other; `tests/layering.rs` holds
@@ -18,6 +18,7 @@
 pub mod agent;
 pub mod bench;
 pub mod boot;
+pub mod bounded_log;
 pub mod bus;
 pub mod cli;
 pub mod commands;

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Used by all.
-const EVERYWHERE: &[&str] = &["outcome", "poll", "random", "sink", "size", "thread", "timeline"];
+const EVERYWHERE: &[&str] =
+    &["bounded_log", "outcome", "poll", "random", "sink", "size", "thread", "timeline"];
 
 /// A module, or a part of one, and the modules that it may name. The first line that fits a file counts.
 const ALLOWED: &[(&str, &[&str])] = &[
@@ -51,6 +52,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("virtio", &["virtio::core", "bus", "memory"]),
     ("bus", &["memory"]),
     ("memory", &[]),
+    ("bounded_log", &[]),
     ("outcome", &[]),
     ("poll", &[]),
     ("random", &[]),
@@ -135,4 +137,27 @@ fn a_group_of_names_is_taken_apart() {
     assert_eq!(named("use crate::virtio::{blk, net};"), ["virtio::blk", "virtio::net"]);
     assert_eq!(named("use crate::kvm::{self, KvmError};"), ["kvm::self", "kvm::KvmError"]);
     assert_eq!(named("// crate::kvm\n#[cfg(test)]\nuse crate::vmm;"), [""; 0]);
+}
+
+/// Where guests, images and registries can cause what is logged: all of it goes through a `BoundedLog`.
+const BOUNDED: &[&str] = &["agent", "devices", "image", "vcpu", "virtio"];
+
+#[test]
+fn what_strangers_can_cause_to_be_logged_is_bounded() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    for room in BOUNDED {
+        let mut files = Vec::new();
+        sources(&src.join(room), &mut files);
+        assert!(!files.is_empty(), "{room} is found");
+        for file in files {
+            let text = fs::read_to_string(&file).expect("readable");
+            for (number, line) in (1..).zip(text.lines()) {
+                if ["log::error!", "log::warn!", "log::info!"].iter().any(|call| line.contains(call)) {
+                    found.push(format!("{}, line {number}: {}", file.display(), line.trim()));
+                }
+            }
+        }
+    }
+    assert!(found.is_empty(), "by BoundedLog instead:\n{}", found.join("\n"));
 }

@@ -7,7 +7,7 @@
 //! **The agent is not trusted**, nor is whoever else in the guest opens a connection. A message has a length limit; a connection that doesn't say
 //! what it is for within [`OPENING_TIME`] is closed, and so is the oldest when there are more than [`MAX_UNKNOWN`] of them; a stream is only handed out for
 //! a token that was made here and hasn't been used; a second control connection is refused while there is one. What is to be sent is bounded by what the caller
-//! sends. How long to wait for the agent is the caller's business.
+//! sends; so are what is logged and how many connections are accepted in one turn. How long to wait for the agent is the caller's business.
 //!
 //! Owns the listening socket, an epoll set, and the connections until they are handed out.
 
@@ -30,12 +30,15 @@ use vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
 use connection::{Control, Unknown};
 
+use crate::bounded_log::BoundedLog;
 use crate::random;
 
 /// How long a connection may take to say what it is for.
 const OPENING_TIME: Duration = Duration::from_secs(10);
 /// The most connections that haven't said what they are for.
 const MAX_UNKNOWN: usize = 32;
+/// Connections that are accepted in one turn, before whoever serves this does other things.
+const MAX_ACCEPTED: usize = 32;
 /// The listening socket, in the epoll set.
 const LISTENER: u64 = 0;
 /// The control connection, in the epoll set. Unknown ones have larger numbers.
@@ -100,6 +103,8 @@ pub struct Agent {
     unknown: BTreeMap<u64, Unknown>,
     next: u64,
     tokens: Vec<Token>,
+    /// For what anything in the guest can cause.
+    log: BoundedLog,
 }
 
 impl Agent {
@@ -131,6 +136,7 @@ impl Agent {
             unknown: BTreeMap::new(),
             next: CONTROL + 1,
             tokens: Vec::new(),
+            log: BoundedLog::fixed("connections of the guest"),
         })
     }
 
@@ -174,7 +180,7 @@ impl Agent {
     }
 
     fn accept(&mut self) -> io::Result<()> {
-        loop {
+        for _ in 0..MAX_ACCEPTED {
             let socket = match self.listener.accept() {
                 Ok(socket) => socket,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -191,6 +197,7 @@ impl Agent {
             self.unknown.insert(self.next, Unknown::new(socket, Instant::now() + OPENING_TIME));
             self.next += 1;
         }
+        Ok(())
     }
 
     /// Reads what a connection is for.
@@ -211,7 +218,7 @@ impl Agent {
         self.epoll.ctl(ControlOperation::Delete, socket.as_raw_fd(), EpollEvent::default())?;
         match opening {
             Opening::Control(_) if self.control.is_some() => {
-                log::warn!("something in the guest said that it is the agent, which is there already");
+                self.log.warn("one claims to be the agent's, which is there already");
             }
             Opening::Control(hello) => {
                 watch(&self.epoll, &socket, CONTROL, EventSet::IN)?;
@@ -225,7 +232,9 @@ impl Agent {
                     socket.set_nonblocking(false)?;
                     events.push(Event::Stream(token, socket, rest));
                 }
-                None => log::warn!("something in the guest opened a stream that it wasn't asked for"),
+                None => {
+                    self.log.warn("one is for a stream that nobody has asked for");
+                }
             },
         }
         Ok(())

@@ -130,6 +130,24 @@ fn an_agent_that_comes_again_is_heard() {
 }
 
 #[test]
+fn a_flood_of_connections_gets_a_bounded_turn() {
+    log::set_max_level(log::LevelFilter::Warn);
+    let mut peer = Peer::new();
+    let _control = peer.control();
+    let flood: Vec<UnixStream> = (0..MAX_ACCEPTED + 20).map(|_| peer.connect()).collect();
+    assert!(peer.agent.serve().unwrap().is_empty());
+    assert_eq!(peer.agent.unknown.len(), MAX_ACCEPTED);
+    // Each is sent away for what it says, and few of them get a line.
+    for mut socket in flood {
+        let hello = Opening::Control(Hello { version: VERSION, uptime_us: 0 });
+        // It may be closed already.
+        let _closed = send(&mut socket, &hello);
+        assert!(peer.agent.serve().unwrap().is_empty());
+    }
+    assert!(!peer.agent.log.warn("one more"));
+}
+
+#[test]
 fn connections_that_say_nothing_are_bounded() {
     let mut peer = Peer::new();
     let mut first = peer.connect();

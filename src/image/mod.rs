@@ -37,6 +37,11 @@ mod store;
 #[cfg(test)]
 mod testing;
 
+use crate::bounded_log::BoundedLog;
+
+/// What images and registries can cause to be logged.
+static LOG: BoundedLog = BoundedLog::fixed("images");
+
 pub use blob::BlobError;
 pub use config::RunConfig;
 pub use digest::{Algorithm, Digest, DigestError};

@@ -59,7 +59,8 @@ pub(super) fn set_msrs(vcpu: &VcpuFd) -> Result<(), VcpuError> {
     let msrs = list(&[entry(MSR_MTRR_DEF_TYPE, MTRR_WRITE_BACK), entry(MSR_MISC_ENABLE, misc_enable)]);
     let set = vcpu.set_msrs(&msrs).map_err(VcpuError::ioctl("KVM_SET_MSRS"))?;
     if set < msrs.as_slice().len() {
-        log::warn!("this host's KVM refuses MSR {:#x}", msrs.as_slice()[set].index);
+        static LOG: crate::bounded_log::BoundedLog = crate::bounded_log::BoundedLog::fixed("vCPU");
+        LOG.warn(format_args!("this host's KVM refuses MSR {:#x}", msrs.as_slice()[set].index));
     }
     Ok(())
 }

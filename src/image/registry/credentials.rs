@@ -20,6 +20,7 @@ use serde::Deserialize;
 
 use super::error::RegistryError;
 use super::helper;
+use crate::image::LOG;
 use crate::image::digest::read_capped;
 use crate::image::reference::Reference;
 
@@ -170,7 +171,9 @@ fn in_file(
             Ok(Some(credentials)) => return Ok(Some(credentials)),
             Ok(None) => {}
             // It may be left over from a program that is gone, and most images need no credentials.
-            Err(error) => log::warn!("{}: {error}", path.display()),
+            Err(error) => {
+                LOG.warn(format_args!("{}: {error}", path.display()));
+            }
         }
     }
     let whole = format!("{}/{}", reference.registry, reference.repository);

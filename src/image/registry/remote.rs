@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use super::client::Client;
 use super::download::{Download, State};
 use super::error::RegistryError;
+use crate::image::LOG;
 use crate::image::digest::Digest;
 use crate::image::files::{ContentError, Files, Opened, check_document};
 use crate::image::layout::LayerSource;
@@ -103,7 +104,7 @@ impl<'a> Remote<'a> {
                 let thread = std::thread::Builder::new().name(format!("pull{number}"));
                 // Without more threads this one does it all.
                 if let Err(error) = thread.spawn_scoped(scope, work) {
-                    log::info!("can't start a thread: {error}");
+                    LOG.info(format_args!("can't start a thread: {error}"));
                 }
             }
             work();

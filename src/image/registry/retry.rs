@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::error::RegistryError;
+use crate::image::LOG;
 
 /// Most failures in a row.
 const MAX_FAILURES: u32 = 5;
@@ -26,7 +27,7 @@ impl Tries {
         self.failures += 1;
         match wait(&error, self.failures) {
             Some(time) => {
-                log::info!("{error}; trying again in {time:?}");
+                LOG.info(format_args!("{error}; trying again in {time:?}"));
                 let end = Instant::now() + time;
                 while !stop.load(Ordering::Relaxed) {
                     let left = end.saturating_duration_since(Instant::now());

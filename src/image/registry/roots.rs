@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use ureq::tls::{Certificate, PemItem, parse_pem};
 
 use super::error::RegistryError;
+use crate::image::LOG;
 use crate::image::digest::read_capped;
 
 /// Where distributions keep them, in one file; the first that is there counts.
@@ -64,8 +65,12 @@ fn read(path: &Path, certificates: &mut Vec<Certificate<'static>>) {
             Ok(PemItem::Certificate(certificate)) => Some(certificate),
             _ => None,
         })),
-        Ok(None) => log::info!("{} is no file of certificates", path.display()),
-        Err(error) => log::info!("can't read {}: {error}", path.display()),
+        Ok(None) => {
+            LOG.info(format_args!("{} is no file of certificates", path.display()));
+        }
+        Err(error) => {
+            LOG.info(format_args!("can't read {}: {error}", path.display()));
+        }
     }
 }
 

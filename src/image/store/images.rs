@@ -14,6 +14,7 @@ use super::lease::{ImageLease, try_own};
 use super::record::{DigestOf, Head, Image, ImageId, Name, name_file_name};
 use super::rootfs::RootfsKey;
 use super::{Part, Store, StoreError};
+use crate::image::LOG;
 use crate::image::digest::Digest;
 use crate::image::reference::Reference;
 
@@ -297,7 +298,9 @@ impl Store {
         let path = self.path(part, name);
         match fs::read(&path) {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes)
-                .inspect_err(|error| log::warn!("{} is damaged: {error}", path.display()))
+                .inspect_err(|error| {
+                    LOG.warn(format_args!("{} is damaged: {error}", path.display()));
+                })
                 .ok()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(StoreError::io("read", &path)(error)),

@@ -8,6 +8,7 @@ use super::images::disk_size;
 use super::lease::try_own;
 use super::record::Head;
 use super::{LIMIT_VARIABLE, Part, Store, StoreError};
+use crate::image::LOG;
 
 /// What was removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,7 +68,7 @@ impl Store {
                 break;
             }
             if self.remove_candidate(&candidate)? {
-                log::info!("{LIMIT_VARIABLE}: removed file system {}", candidate.name);
+                LOG.info(format_args!("{LIMIT_VARIABLE}: removed file system {}", candidate.name));
                 total = total.saturating_sub(candidate.size);
             }
         }

@@ -63,6 +63,12 @@ fn docker_s_profile_allows_and_refuses_what_docker_does() {
         ] {
             assert_eq!(filter.call(name, abi, &[]), expected, "{name} {abi:?}");
         }
+        // The kernel takes 32 bits of it, the filter sees 64.
+        for upper in [1_u64 << 32, u64::MAX << 32] {
+            for family in [38, 40] {
+                assert_eq!(filter.call("socket", abi, &[upper | family]), errno(1), "{family} {abi:?}");
+            }
+        }
         for (family, expected) in
             [(1, ALLOW), (37, ALLOW), (38, errno(1)), (39, ALLOW), (40, errno(1)), (41, ALLOW)]
         {
@@ -94,7 +100,9 @@ fn docker_s_profile_depends_on_capabilities() {
 fn unconfined_leaves_all_but_sockets_to_the_host() {
     let filter = Asked(Seccomp::Unconfined.filter(DEFAULT).unwrap().unwrap());
     for abi in Abi::ALL {
-        assert_eq!(filter.call("socket", abi, &[40]), errno(1));
+        for family in [40, (1 << 32) | 40, (u64::MAX << 32) | 40] {
+            assert_eq!(filter.call("socket", abi, &[family]), errno(1));
+        }
         assert_eq!(filter.call("socket", abi, &[38]), ALLOW);
         assert_eq!(filter.call("mount", abi, &[]), ALLOW);
     }

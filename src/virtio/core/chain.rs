@@ -18,6 +18,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
 use super::iovec::{GatherList, IoVecs, ScatterList};
 use super::spec::ring::DESC_SIZE;
+use crate::bounded_log::BoundedLog;
 use crate::memory::GuestMemory;
 
 /// Why a chain is malformed. The driver's fault, all of them.
@@ -181,7 +182,11 @@ impl Chain {
 impl Drop for Chain {
     fn drop(&mut self) {
         if !self.finished && !std::thread::panicking() {
-            log::error!("descriptor chain {} was lost: the driver will wait for it for ever", self.head);
+            static LOG: BoundedLog = BoundedLog::fixed("virtio");
+            LOG.error(format_args!(
+                "descriptor chain {} was lost: the driver will wait for it for ever",
+                self.head
+            ));
             debug_assert!(false, "a chain was dropped uncompleted");
         }
     }

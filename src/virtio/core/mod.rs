@@ -14,7 +14,10 @@
 pub mod active;
 pub mod chain;
 pub mod device;
-pub mod guest_log;
+/// [`BoundedLog`](crate::bounded_log::BoundedLog) by its former name.
+pub mod guest_log {
+    pub use crate::bounded_log::BoundedLog as GuestLog;
+}
 pub mod iovec;
 pub mod limit;
 pub mod mmio;

@@ -355,7 +355,7 @@ impl Transport {
         if running {
             self.life = Life::Suspended(queues);
             if let Err(why) = self.device.restore(&state.device) {
-                log::error!("virtio device {} refuses its own state: {why}", state.kind);
+                self.log.error(format_args!("it refuses its own state: {why}"));
             }
         }
         state

@@ -162,7 +162,7 @@ impl Pump {
     fn set_offloads(&mut self, flags: u32) {
         let set = if self.leads { self.tap.set_offloads(flags) } else { Ok(()) };
         let flags = set.map(|()| flags).unwrap_or_else(|error| {
-            log::warn!("{}: TUNSETOFFLOAD {flags:#x}: {error}", self.log.who());
+            self.log.warn(format_args!("TUNSETOFFLOAD {flags:#x}: {error}"));
             // Nothing can't be refused, but for a tap that is gone.
             let _ = self.tap.set_offloads(0);
             0
@@ -236,7 +236,7 @@ impl Pump {
             return;
         }
         if !std::mem::replace(&mut self.said.gone, true) {
-            log::warn!("{}: no more packets will come: {error}", self.log.who());
+            self.log.warn(format_args!("no more packets will come: {error}"));
         }
         (job.link_is_down)();
     }
@@ -278,10 +278,9 @@ impl Pump {
                 // EIO: the interface is down. EBADFD: it is gone. A network loses packets; that is not the driver's concern.
                 Err(error) => {
                     if !std::mem::replace(&mut self.said.send, true) {
-                        log::warn!(
-                            "{}: packets are being dropped: {error} (is the interface up? ip link set TAP up)",
-                            self.log.who()
-                        );
+                        self.log.warn(format_args!(
+                            "packets are being dropped: {error} (is the interface up? ip link set TAP up)"
+                        ));
                     }
                 }
             }
