@@ -2,23 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
-use super::manifest::{DocumentError, Platform, or_default};
+use super::json;
+use super::manifest::{DocumentError, Platform};
 
 /// The whole document.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 pub(super) struct ImageConfig {
-    #[serde(default, deserialize_with = "or_default")]
     pub(super) architecture: String,
-    #[serde(default, deserialize_with = "or_default")]
     pub(super) os: String,
-    #[serde(default, deserialize_with = "or_default")]
     pub(super) variant: String,
-    #[serde(default)]
     pub(super) created: Option<String>,
-    #[serde(default, deserialize_with = "or_default")]
     pub(super) config: RunConfig,
     pub(super) rootfs: RootFs,
 }
@@ -41,9 +38,9 @@ impl ImageConfig {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 pub(super) struct RootFs {
-    #[serde(default, deserialize_with = "or_default")]
     pub(super) diff_ids: Vec<Digest>,
 }
 
@@ -52,55 +49,30 @@ pub(super) struct RootFs {
 #[serde(rename_all = "PascalCase", default)]
 pub struct RunConfig {
     /// `USER[:GROUP]`, names or numbers; empty is root.
-    #[serde(deserialize_with = "or_default")]
     pub user: String,
     /// `NAME=VALUE`.
-    #[serde(deserialize_with = "or_default")]
     pub env: Vec<String>,
     /// The program and its first words.
-    #[serde(deserialize_with = "words")]
+    #[serde(deserialize_with = "json::words")]
     pub entrypoint: Vec<String>,
     /// Further words, or the program if there is no entry point.
-    #[serde(deserialize_with = "words")]
+    #[serde(deserialize_with = "json::words")]
     pub cmd: Vec<String>,
     /// Empty is `/`.
-    #[serde(deserialize_with = "or_default")]
     pub working_dir: String,
     /// Name or number; empty is SIGTERM.
-    #[serde(deserialize_with = "or_default")]
     pub stop_signal: String,
     /// `PORT`, `PORT/tcp`, `PORT/udp`.
-    #[serde(deserialize_with = "set", serialize_with = "as_set")]
+    #[serde(deserialize_with = "json::keys", serialize_with = "as_set")]
     pub exposed_ports: Vec<String>,
     /// Directories.
-    #[serde(deserialize_with = "set", serialize_with = "as_set")]
+    #[serde(deserialize_with = "json::keys", serialize_with = "as_set")]
     pub volumes: Vec<String>,
     /// Anything.
-    #[serde(deserialize_with = "or_default")]
     pub labels: BTreeMap<String, String>,
 }
 
-/// A list of words; old docker wrote a single one without the list.
-fn words<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Words {
-        One(String),
-        Many(Vec<String>),
-    }
-    Ok(match Option::deserialize(from)? {
-        Some(Words::Many(words)) => words,
-        Some(Words::One(word)) => vec![word],
-        None => Vec::new(),
-    })
-}
-
 /// A set as Go writes it: an object of empty objects.
-fn set<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
-    let map: Option<BTreeMap<String, serde::de::IgnoredAny>> = Option::deserialize(from)?;
-    Ok(map.unwrap_or_default().into_keys().collect())
-}
-
 fn as_set<S: serde::Serializer>(names: &[String], to: S) -> Result<S::Ok, S::Error> {
     #[derive(Serialize)]
     struct Nothing {}

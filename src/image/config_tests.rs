@@ -33,8 +33,17 @@ fn null_and_absent_are_the_same_and_one_word_is_a_list() {
     let config: ImageConfig = parse(text.as_bytes(), "it").unwrap();
     assert_eq!(config.config, RunConfig { entrypoint: vec!["/init".into()], ..RunConfig::default() });
     assert_eq!(config.platform().to_string(), "linux/");
-    let bare: ImageConfig = parse(br#"{"config":null,"rootfs":{}}"#, "it").unwrap();
-    assert_eq!(bare.config, RunConfig::default());
+    for text in [r#"{"config":null,"rootfs":{}}"#, r#"{"rootfs":null,"history":null}"#, "{}", "null"] {
+        let bare: ImageConfig = parse(text.as_bytes(), "it").unwrap();
+        assert_eq!((bare.config, bare.rootfs.diff_ids.len()), (RunConfig::default(), 0), "{text}");
+    }
+    let inner = br#"{"config":{"Env":[null],"Labels":{"k":null},"Volumes":{"/v":null},"Cmd":["a",null]}}"#;
+    let inner = parse::<ImageConfig>(inner, "it").unwrap().config;
+    assert_eq!(
+        (inner.env, inner.labels["k"].as_str(), inner.cmd),
+        (vec![String::new()], "", vec!["a".into(), String::new()])
+    );
+    assert_eq!(inner.volumes, ["/v"]);
 }
 
 #[test]
@@ -46,7 +55,8 @@ fn counts_that_differ_and_wrong_types_are_refused() {
         &br#"{"rootfs":{"diff_ids":["sha256:x"]}}"#[..],
         br#"{"rootfs":{},"config":{"Env":"A=B"}}"#,
         br#"{"rootfs":{},"config":{"Cmd":[1]}}"#,
-        br#"{}"#,
+        br#"{"rootfs":{"diff_ids":[null]}}"#,
+        br#"{"rootfs":[]}"#,
         format!(r#"{{"os":5,"{}":1}}"#, "x".repeat(10_000)).as_bytes(),
         format!(r#"{{"rootfs":"{}"}}"#, "\\u001b".repeat(10_000)).as_bytes(),
         br#"[]"#,

@@ -20,12 +20,11 @@ use super::store::DigestOf;
 pub(super) const DOCKER_MANIFEST: &str = "manifest.json";
 
 /// An image in docker's manifest.json.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
 struct Saved {
     config: String,
-    #[serde(default)]
-    repo_tags: Option<Vec<String>>,
+    repo_tags: Vec<String>,
     layers: Vec<String>,
 }
 
@@ -43,7 +42,7 @@ pub(super) fn docker_images(
     }
     let mut named = Vec::new();
     for image in saved {
-        let tags = image.repo_tags.iter().flatten().map(|tag| tag.parse::<Reference>());
+        let tags = image.repo_tags.iter().map(|tag| tag.parse::<Reference>());
         let tags: Result<Vec<_>, _> = tags.collect();
         let tags = tags.map_err(|source| ContentError::BadName { name: name.into(), source })?;
         named.push((image, tags));
@@ -84,6 +83,11 @@ fn docker_image(
     let what = format!("{} in {}", shown(&image.config), files.name());
     if image.layers.len() > MAX_LAYERS {
         return Err(DocumentError::Layers(what).into());
+    }
+    if image.config.is_empty() || image.layers.iter().any(String::is_empty) {
+        let what = format!("{DOCKER_MANIFEST} in {}", files.name());
+        let why = "the path of a configuration or of a layer is missing".into();
+        return Err(DocumentError::Json { what, why }.into());
     }
     let bytes = files.read(&image.config)?;
     budget.spend(bytes.len() as u64)?;

@@ -55,6 +55,24 @@ fn images_are_chosen_by_name_and_number() {
     }
 }
 
+/// As docker saves an image `FROM scratch`.
+#[test]
+fn an_image_without_layers_has_null_in_their_place() {
+    for layers in [json!(null), json!([])] {
+        let mut parts = Parts::default();
+        let config = r#"{"architecture": "amd64", "os": "linux", "config": null, "history": null,
+            "rootfs": {"type": "layers", "diff_ids": null}}"#;
+        parts.0.insert("config.json".into(), config.into());
+        manifest(&mut parts, &[json!({"Config": "config.json", "RepoTags": null, "Layers": layers})]);
+        let found = docker_images(&archive(&parts), &Which::All, &NATIVE()).unwrap();
+        assert_eq!((found.len(), found[0].layers.len()), (1, 0));
+    }
+    let mut parts = Parts::default();
+    parts.0.insert(DOCKER_MANIFEST.into(), "null".into());
+    let message = chain(&docker_images(&archive(&parts), &Which::All, &NATIVE()).unwrap_err());
+    assert_eq!(message, "a.tar holds no image");
+}
+
 #[test]
 fn a_short_archive_can_not_hold_images_without_end() {
     let refused = |images: &[Value], parts: &mut Parts, part: &str| {
@@ -106,7 +124,15 @@ fn what_is_wrong_is_said() {
     check(&|_, image| image["Config"] = json!("../../etc/passwd"), "has no ../../etc/passwd");
     check(&|_, image| image["Layers"] = json!([]), "has 0 layers, and its configuration names 1");
     check(&|_, image| image["RepoTags"] = json!(["A"]), "bad name");
-    check(&|_, image| image["Layers"] = json!(null), "manifest.json in a.tar is malformed");
+    check(&|_, image| image["Layers"] = json!(null), "has 0 layers, and its configuration names 1");
+    check(&|_, image| image["Layers"] = json!("x"), "manifest.json in a.tar is malformed");
+    for missing in ["Config", "Layers"] {
+        let null = if missing == "Config" { json!(null) } else { json!([null]) };
+        check(
+            &|_, image| image[missing] = null.clone(),
+            "the path of a configuration or of a layer is missing",
+        );
+    }
     check(
         &|parts, image| {
             let path = image["Config"].as_str().unwrap();

@@ -102,8 +102,8 @@ pub(super) fn find_image(
 
 /// Whoever changes what the other files mean writes another number here. Some tools leave the file out.
 fn check_version(files: &dyn Files) -> Result<(), ContentError> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase", default)]
     struct Layout {
         image_layout_version: String,
     }
@@ -114,6 +114,9 @@ fn check_version(files: &dyn Files) -> Result<(), ContentError> {
     let Layout { image_layout_version: version } = parse(&files.read(OCI_LAYOUT)?, &what)?;
     if version.starts_with("1.") {
         return Ok(());
+    }
+    if version.is_empty() {
+        return Err(DocumentError::Json { what, why: "its version is missing".into() }.into());
     }
     Err(ContentError::Version { name: files.name().into(), version })
 }

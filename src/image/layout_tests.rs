@@ -33,6 +33,18 @@ fn an_image_is_found_with_all_that_belongs_to_it() {
 }
 
 #[test]
+fn an_image_without_layers_has_null_in_their_place() {
+    let mut parts = Parts::default();
+    let config =
+        json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": null}});
+    let config = parts.document("application/vnd.oci.image.config.v1+json", &config);
+    let manifest = json!({"schemaVersion": 2, "config": config, "layers": null, "annotations": null});
+    let manifest = parts.document("application/vnd.oci.image.manifest.v1+json", &manifest);
+    parts.index(&[with(manifest, "annotations", json!(null))]);
+    assert_eq!(find(&parts, &Which::All, "linux/amd64").unwrap()[0].layers.len(), 0);
+}
+
+#[test]
 fn images_are_chosen_by_tag_name_and_number() {
     let mut parts = Parts::default();
     let (one, two) = (parts.small_image("amd64"), parts.image("amd64", &[]));
@@ -128,6 +140,7 @@ fn only_layouts_of_version_1_are_read() {
     for (text, part) in [
         (r#"{"imageLayoutVersion":"2.0.0"}"#, "DIR is an OCI image layout of version 2.0.0"),
         ("{}", "oci-layout in DIR is malformed"),
+        (r#"{"imageLayoutVersion":null}"#, "oci-layout in DIR is malformed"),
         ("", "oci-layout in DIR is malformed"),
     ] {
         parts.0.insert(OCI_LAYOUT.into(), text.into());
@@ -215,7 +228,9 @@ fn hostile_and_broken_layouts_are_refused() {
     for (text, part) in [
         ("", "index.json in DIR is malformed: EOF"),
         ("{", "malformed"),
-        (r#"{"manifests": null}"#, "neither a clear image manifest nor a clear index"),
+        (r#"{"manifests": null}"#, "DIR holds no image"),
+        ("null", "neither a clear image manifest nor a clear index"),
+        ("[]", "index.json in DIR is malformed"),
         (r#"{"manifests": [{}]}"#, "missing field `digest`"),
         (r#"{"manifests": [{"digest": "sha256:../../../etc/passwd", "size": 1}]}"#, "is not a digest"),
         (r#"{"manifests": [{"digest": "sha256:\u001b[2J", "size": 1}]}"#, "is not a digest"),

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 use super::digest::{Digest, shown};
+use super::json::{self, Field};
 
 /// Longest document, in bytes; the specification asks for at least this much (manifest.md).
 pub(super) const MAX_DOCUMENT_LEN: u64 = 4 << 20;
@@ -61,29 +63,27 @@ pub enum DocumentError {
 
 /// Parses a document that errors call `what`.
 pub(super) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> Result<T, DocumentError> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| DocumentError::Json { what: what.into(), why: error.to_string() })
-}
-
-/// A field that may be absent or null.
-pub(super) fn or_default<'de, T: Default + Deserialize<'de>, D: Deserializer<'de>>(
-    from: D,
-) -> Result<T, D::Error> {
-    Ok(Option::deserialize(from)?.unwrap_or_default())
+    json::from_slice(bytes).map_err(|error| DocumentError::Json { what: what.into(), why: error.to_string() })
 }
 
 /// Points to a blob.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Descriptor {
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default)]
     pub(super) media_type: String,
     pub(super) digest: Digest,
+    #[serde(deserialize_with = "size")]
     pub(super) size: u64,
     #[serde(default)]
     pub(super) platform: Option<Platform>,
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default)]
     pub(super) annotations: BTreeMap<String, String>,
+}
+
+/// Not 0 when it is null: there is no blob whose size nobody knows.
+fn size<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    Option::deserialize(from)?.ok_or_else(|| D::Error::custom("a size is null"))
 }
 
 impl Descriptor {
@@ -109,7 +109,7 @@ pub struct Platform {
     /// As Go calls it: `amd64`.
     pub architecture: String,
     /// `v2`, `v3`...: the processors that are new enough.
-    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub variant: String,
 }
 
@@ -185,23 +185,19 @@ pub(super) enum Document {
 }
 
 /// What the documents have, in order to tell them apart.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 struct Shape {
-    #[serde(default)]
     schema_version: u64,
-    #[serde(default, deserialize_with = "or_default")]
     media_type: String,
-    #[serde(default)]
-    manifests: Option<Vec<Descriptor>>,
-    #[serde(default)]
-    config: Option<Descriptor>,
-    #[serde(default)]
-    layers: Option<Vec<Descriptor>>,
+    manifests: Field<Vec<Descriptor>>,
+    config: Field<Descriptor>,
+    layers: Field<Vec<Descriptor>>,
 }
 
 impl Document {
-    /// Tells an index from a manifest by what is in it, and insists that its own media type and `announced`, its descriptor's, agree.
+    /// Tells an index from a manifest by what is in it, and insists that its own media type and `announced`, its
+    /// descriptor's, agree. A list that is null is an empty one, and says as little as none where another field decides.
     pub(super) fn parse(bytes: &[u8], announced: &str, what: &str) -> Result<Self, DocumentError> {
         let shape: Shape = parse(bytes, what)?;
         if shape.schema_version == 1 {
@@ -210,12 +206,20 @@ impl Document {
         let may_be = |is: fn(&str) -> bool| {
             [announced, shape.media_type.as_str()].iter().all(|kind| kind.is_empty() || is(kind))
         };
+        let manifest = |config, layers| {
+            let manifest = Manifest { config, layers };
+            manifest.check(what)?;
+            Ok(Self::Manifest(manifest))
+        };
+        use Field::{Absent, Null, Value};
         match (shape.manifests, shape.config, shape.layers) {
-            (Some(manifests), None, None) if may_be(is_index) => Ok(Self::Index(manifests)),
-            (None, Some(config), Some(layers)) if may_be(is_manifest) => {
-                let manifest = Manifest { config, layers };
-                manifest.check(what)?;
-                Ok(Self::Manifest(manifest))
+            (Value(manifests), Absent | Null, Absent | Null) if may_be(is_index) => {
+                Ok(Self::Index(manifests))
+            }
+            (Null, Absent, Absent) if may_be(is_index) => Ok(Self::Index(Vec::new())),
+            (Absent | Null, Value(config), Value(layers)) if may_be(is_manifest) => manifest(config, layers),
+            (Absent | Null, Value(config), Absent | Null) if may_be(is_manifest) => {
+                manifest(config, Vec::new())
             }
             _ => Err(DocumentError::Ambiguous(what.into())),
         }

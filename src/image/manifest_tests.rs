@@ -75,14 +75,42 @@ fn what_could_be_taken_for_two_things_is_refused() {
         (&good, OCI_INDEX_TYPE),
         (&good, "text/plain"),
         (&json!({"schemaVersion": 2}), ""),
-        (&json!({"schemaVersion": 2, "manifests": null}), ""),
+        (&json!(null), ""),
         (&json!({"schemaVersion": 2, "layers": []}), ""),
+        (&json!({"schemaVersion": 2, "layers": null}), ""),
+        (&json!({"schemaVersion": 2, "manifests": null, "layers": null}), ""),
+        (&json!({"schemaVersion": 2, "manifests": null}), OCI_MANIFEST_TYPE),
+        (&json!({"schemaVersion": 2, "manifests": [], "layers": []}), ""),
     ] {
         let message = document(value, announced).unwrap_err().to_string();
         assert!(message.contains("neither a clear image manifest nor a clear index"), "{message}");
     }
     let old = json!({"schemaVersion": 1, "fsLayers": []});
     assert!(document(&old, "").unwrap_err().to_string().contains("schema 1"));
+}
+
+#[test]
+fn lists_that_are_null_are_empty_and_say_nothing_beside_others() {
+    let mut bare = manifest("", &[]);
+    for layers in [json!(null), json!([])] {
+        bare["layers"] = layers;
+        bare["manifests"] = json!(null);
+        bare["annotations"] = json!(null);
+        match document(&bare, OCI_MANIFEST_TYPE).unwrap() {
+            Document::Manifest(manifest) => assert_eq!(manifest.layers.len(), 0),
+            Document::Index(_) => panic!("an index"),
+        }
+    }
+    let mut descriptor = descriptor("");
+    descriptor["annotations"] = json!(null);
+    descriptor["mediaType"] = json!(null);
+    let full = json!({"schemaVersion": 2, "manifests": [descriptor], "config": null, "layers": null, "mediaType": null});
+    for (index, count) in [(full, 1), (json!({"schemaVersion": 2, "manifests": null}), 0)] {
+        match document(&index, "").unwrap() {
+            Document::Index(entries) => assert_eq!(entries.len(), count),
+            Document::Manifest(_) => panic!("a manifest"),
+        }
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! load                  a Source            -> images in the store
 //!   files, archive      the files of an image, in a directory or a tar
 //!   layout, docker      which of them are the image that was asked for
-//!   manifest, config    the documents, and budget: how many
+//!   manifest, config    the documents, and budget: how many; json: how they are parsed
 //!   blob, decode        layers, decompressed and verified while they stream
 //!   rootfs              layers in, one EROFS file out; room says whether it fits
 //! registry              a name -> an image in the store, the same way
@@ -25,6 +25,7 @@ mod decode;
 mod digest;
 mod docker;
 mod files;
+mod json;
 mod layout;
 mod load;
 mod manifest;

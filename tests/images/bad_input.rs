@@ -185,9 +185,10 @@ fn documents_that_are_wrong_or_hostile() {
         move |layout: &Layout, _: &Value| fs::write(layout.dir.join("index.json"), content).unwrap()
     };
     refuses_layout(write(""), "index.json in layout");
-    refuses_layout(write("[]"), "neither a clear image manifest nor a clear index");
+    refuses_layout(write("[]"), "is malformed");
     refuses_layout(write("7"), "is malformed");
-    refuses_layout(write(r#"{"manifests":null}"#), "neither a clear image manifest nor a clear index");
+    refuses_layout(write("null"), "neither a clear image manifest nor a clear index");
+    refuses_layout(write(r#"{"manifests":null}"#), "holds no image");
     refuses_layout(write(r#"{"manifests":[]}"#), "holds no image");
     refuses_layout(write(r#"{"schemaVersion":1,"manifests":[]}"#), "schema 1");
     refuses_layout(

@@ -86,6 +86,26 @@ fn archives_of_docker_up_to_24() {
         .says("has no image app:v9: there are docker.io/library/app:v1, quay.io/app:v2");
 }
 
+/// An image `FROM scratch`: its lists are null, and there is no layer in the archive.
+#[test]
+fn an_image_without_layers_is_loaded() {
+    let store = Store::new();
+    let mut saved = Saved::new(store.dir());
+    let config = json!({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["/x"], "Env": null},
+        "history": null, "rootfs": {"type": "layers", "diff_ids": null}});
+    saved.config = config.to_string();
+    let path = format!("{}.json", &sha256(saved.config.as_bytes())[7..]);
+    saved.write(&path, saved.config.as_bytes());
+    saved.manifest(&json!([{"Config": path, "RepoTags": ["scratch:v1"], "Layers": null}]));
+    saved.pack();
+    assert!(store.load("saved.tar").starts_with("loaded docker.io/library/scratch:v1 sha256:"));
+    let layout = Layout::new(store.dir().join("layout"));
+    let config = layout.blob("application/vnd.oci.image.config.v1+json", saved.config.as_bytes());
+    let manifest = json!({"schemaVersion": 2, "config": config, "layers": null, "annotations": null});
+    layout.index(&[layout.document("manifest", &manifest)]);
+    assert!(store.load("oci:layout").contains("was there already"), "no layers either");
+}
+
 /// A layout and manifest.json in one (docker from 25 on); its index.json was wrong in some versions.
 #[test]
 fn archives_of_docker_from_25_on() {
@@ -122,7 +142,7 @@ fn archives_of_docker_from_25_on() {
         let oci = store.bothy(["load", "oci-archive:saved.tar"]).run();
         match index {
             "good" => assert!(oci.output().starts_with(b"loaded docker.io/library/app:v1 sha256:")),
-            "null" => drop(oci.code(1).says("neither a clear image manifest nor a clear index")),
+            "null" => drop(oci.code(1).says("holds no image")),
             _ => drop(oci.code(1).says("has 0 layers, and its configuration names 3")),
         }
         assert_eq!(store.files("rootfs").len(), 1);

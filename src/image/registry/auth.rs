@@ -15,17 +15,17 @@ use super::client::{host_of, status_error};
 use super::credentials::Credentials;
 use super::error::RegistryError;
 use super::http::{self, Http, Request};
+use crate::image::json;
 use crate::image::reference::Reference;
 
 /// Longest answer of a token server, in bytes.
 const MAX_ANSWER_LEN: u64 = 256 << 10;
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Answer {
-    #[serde(default)]
-    token: Option<String>,
-    #[serde(default)]
-    access_token: Option<String>,
+    token: String,
+    access_token: String,
 }
 
 /// Who asks, and for what.
@@ -91,10 +91,12 @@ impl Asking<'_> {
         let bytes = http::read(&realm, &mut response, MAX_ANSWER_LEN)?;
         let bytes = bytes.ok_or_else(|| wrong("its token is too long"))?;
         // serde's words could quote a token.
-        let answer: Answer = serde_json::from_slice(&bytes).map_err(|_| wrong("its token is not JSON"))?;
-        let token = answer.token.filter(|token| !token.is_empty()).or(answer.access_token);
-        let token = token.ok_or_else(|| wrong("there is no token in it"))?;
-        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let answer: Answer = json::from_slice(&bytes).map_err(|_| wrong("its token is not JSON"))?;
+        let token = if answer.token.is_empty() { answer.access_token } else { answer.token };
+        if token.is_empty() {
+            return Err(wrong("there is no token in it"));
+        }
+        if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(wrong("its token is none"));
         }
         Ok(token)

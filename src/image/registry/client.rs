@@ -19,6 +19,7 @@ use super::error::RegistryError;
 use super::http::{self, Http, Patience, Request, header, is_redirect};
 use super::retry::{Tries, parse_after};
 use crate::image::digest::Digest;
+use crate::image::json;
 use crate::image::reference::Reference;
 
 /// Most redirects of one request; registries need one or two.
@@ -258,16 +259,17 @@ pub(super) fn status_error(
 
 /// The first message (distribution-spec, "Error Codes").
 fn message_in(bytes: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
     struct Errors {
         errors: Vec<One>,
     }
-    #[derive(Deserialize)]
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
     struct One {
-        #[serde(default)]
         message: String,
     }
-    let errors: Errors = serde_json::from_slice(bytes).ok()?;
+    let errors: Errors = json::from_slice(bytes).ok()?;
     errors.errors.into_iter().next().map(|one| one.message)
 }
 

@@ -78,6 +78,8 @@ fn what_is_too_long_is_not_read() {
 #[test]
 fn the_words_of_a_registry_are_passed_on_in_a_line() {
     assert_eq!(message_in(br#"{"errors": [{"code": "X", "message": "no"}, {}]}"#).as_deref(), Some("no"));
+    assert_eq!(message_in(br#"{"errors": [{"message": null}]}"#).as_deref(), Some(""));
+    assert_eq!(message_in(br#"{"errors": null}"#), None);
     assert_eq!(message_in(b"<html>"), None);
     let error =
         RegistryError::Status { host: "a".into(), status: 418, what: "b".into(), message: "x\ny".into() };

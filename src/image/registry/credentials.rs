@@ -22,6 +22,7 @@ use super::error::RegistryError;
 use super::helper;
 use crate::image::LOG;
 use crate::image::digest::read_capped;
+use crate::image::json;
 use crate::image::reference::Reference;
 
 /// Longest file, in bytes.
@@ -61,24 +62,24 @@ impl Credentials {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct AuthFile {
-    auths: Option<BTreeMap<String, Entry>>,
-    creds_store: Option<String>,
-    cred_helpers: Option<BTreeMap<String, String>>,
+    auths: BTreeMap<String, Entry>,
+    creds_store: String,
+    cred_helpers: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "lowercase", default)]
 struct Entry {
-    auth: Option<String>,
-    username: Option<String>,
-    password: Option<String>,
-    identitytoken: Option<String>,
-    registrytoken: Option<String>,
+    auth: String,
+    username: String,
+    password: String,
+    identitytoken: String,
+    registrytoken: String,
 }
 
 impl Entry {
     fn credentials(&self) -> Result<Option<Credentials>, &'static str> {
-        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         if let Some(token) = given(&self.identitytoken) {
             return Ok(Some(Credentials::Identity(token)));
         }
@@ -149,7 +150,7 @@ fn read(path: &Path) -> Result<Option<AuthFile>, RegistryError> {
     let at = |bad: serde_json::Error| {
         format!("it is not the JSON that it should be, at line {}, column {}", bad.line(), bad.column())
     };
-    serde_json::from_slice(&bytes).map(Some).map_err(|bad| error(at(bad)))
+    json::from_slice(&bytes).map(Some).map_err(|bad| error(at(bad)))
 }
 
 fn in_file(
@@ -159,15 +160,20 @@ fn in_file(
 ) -> Result<Option<Credentials>, RegistryError> {
     let is_docker_io = reference.registry == "docker.io";
     let server = if is_docker_io { DOCKER_KEY } else { &reference.registry };
-    let helpers = file.cred_helpers.iter().flatten();
-    for (key, name) in helpers.filter(|(key, _)| host_key(key) == reference.registry) {
+    // Without a name: no helper for this registry, not even the one for all.
+    let mut is_plain = file.creds_store.is_empty();
+    for (key, name) in file.cred_helpers.iter().filter(|(key, _)| host_key(key) == reference.registry) {
+        if name.is_empty() {
+            is_plain = true;
+            continue;
+        }
         let server = if is_docker_io { key } else { server };
         if let Some(credentials) = helper::ask(name, server)? {
             return Ok(Some(credentials));
         }
     }
-    if let Some(name) = file.creds_store.as_deref().filter(|name| !name.is_empty()) {
-        match helper::ask(name, server) {
+    if !is_plain {
+        match helper::ask(&file.creds_store, server) {
             Ok(Some(credentials)) => return Ok(Some(credentials)),
             Ok(None) => {}
             // It may be left over from a program that is gone, and most images need no credentials.
@@ -179,8 +185,7 @@ fn in_file(
     let whole = format!("{}/{}", reference.registry, reference.repository);
     let mut wanted = whole.as_str();
     loop {
-        let entries = file.auths.iter().flatten();
-        for (_, entry) in entries.filter(|(key, _)| host_key(key) == wanted) {
+        for (_, entry) in file.auths.iter().filter(|(key, _)| host_key(key) == wanted) {
             let error = |why: &str| RegistryError::Credentials { path: path.into(), why: why.into() };
             if let Some(credentials) = entry.credentials().map_err(error)? {
                 return Ok(Some(credentials));

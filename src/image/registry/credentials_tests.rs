@@ -58,6 +58,22 @@ fn keys_fit_as_a_whole_and_the_longest_counts() {
 }
 
 #[test]
+fn null_in_a_file_of_credentials_is_nothing() {
+    for json in [
+        "null",
+        r#"{"auths": null, "credsStore": null, "credHelpers": null}"#,
+        r#"{"auths": {"a.example": null}}"#,
+        r#"{"auths": {"a.example": {"auth": null, "username": null, "password": null, "identitytoken": null}}}"#,
+        r#"{"credHelpers": {"a.example": null}, "credsStore": "bothy-test-that-is-not-there"}"#,
+    ] {
+        assert_eq!(look(json, "a.example/x"), Ok(None), "{json}");
+    }
+    let half =
+        format!(r#"{{"auths": {{"a.example": {{"auth": "{}", "identitytoken": null}}}}}}"#, auth("a:b"));
+    assert_eq!(look(&half, "a.example/x"), Ok(password("a", "b")));
+}
+
+#[test]
 fn what_is_no_file_of_credentials_is_named_without_its_secrets() {
     for (json, part) in [
         (r#"{"auths": {"a.example": "secret"}}"#, "not the JSON that it should be, at line 1"),

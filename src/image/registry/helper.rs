@@ -8,16 +8,15 @@ use serde::Deserialize;
 use super::credentials::Credentials;
 use super::error::RegistryError;
 use crate::image::digest::read_capped;
+use crate::image::json;
 
 /// Longest answer, in bytes.
 const MAX_LEN: u64 = 256 << 10;
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
 struct Answer {
-    #[serde(default)]
     username: String,
-    #[serde(default)]
     secret: String,
 }
 
@@ -50,7 +49,7 @@ pub(super) fn ask(name: &str, server: &str) -> Result<Option<Credentials>, Regis
         }
         return Err(fails(words.trim().to_owned()));
     }
-    let answer: Answer = serde_json::from_slice(&output)
+    let answer: Answer = json::from_slice(&output)
         .map_err(|_| fails("its answer is not the JSON that it should be".into()))?;
     if answer.secret.is_empty() {
         return Ok(None);

@@ -30,7 +30,15 @@ fn token_server(right: impl Fn(&Request) -> bool + Send + Sync + 'static) -> Ser
         if !right(request) {
             return Reply::new(401, "").with("WWW-Authenticate", "Basic realm=\"tokens\"");
         }
-        Reply::new(200, format!(r#"{{"token": "t{}"}}"#, number.fetch_add(1, Ordering::Relaxed)))
+        // Either field will do.
+        let number = number.fetch_add(1, Ordering::Relaxed);
+        Reply::new(
+            200,
+            match number % 2 {
+                0 => format!(r#"{{"token": "t{number}", "access_token": null, "expires_in": null}}"#),
+                _ => format!(r#"{{"token": null, "access_token": "t{number}"}}"#),
+            },
+        )
     })
 }
 
@@ -218,6 +226,8 @@ fn token_servers_that_misbehave_are_refused() {
         (Reply::new(200, long), "its token is too long"),
         (Reply::new(200, "<html>"), "its token is not JSON"),
         (Reply::new(200, "{}"), "there is no token in it"),
+        (Reply::new(200, r#"{"token": null, "access_token": null}"#), "there is no token in it"),
+        (Reply::new(200, r#"{"token": ["a"]}"#), "its token is not JSON"),
         (Reply::new(200, r#"{"token": "a\r\nX: y"}"#), "its token is none"),
         (Reply::redirect("/elsewhere"), "answers with HTTP status 307"),
     ] {
