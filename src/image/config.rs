@@ -21,10 +21,9 @@ pub(super) struct ImageConfig {
 }
 
 impl ImageConfig {
-    pub(super) fn platform(&self) -> Platform {
-        // Old tools left the system out.
-        let os = if self.os.is_empty() { "linux" } else { &self.os };
-        Platform { os: os.into(), architecture: self.architecture.clone(), variant: self.variant.clone() }
+    /// What it is for, if it says that: some tools leave system, architecture or both out.
+    pub(super) fn platform(&self) -> Option<Platform> {
+        Platform::stated(&self.os, &self.architecture, &self.variant)
     }
 
     /// Insists that there are as many diff_ids as layers.

@@ -96,8 +96,7 @@ fn docker_image(
         check_digest(&digest, &bytes, what.clone())?;
     }
     let config: ImageConfig = manifest::parse(&bytes, &what)?;
-    let offered = config.platform();
-    if platform.distance(&offered).is_none() {
+    if let Some(offered) = config.platform().filter(|offered| platform.distance(offered).is_none()) {
         let (name, wanted) = (files.name().into(), platform.clone());
         return Err(ContentError::Platform { name, wanted, offered: vec![offered] });
     }

@@ -74,6 +74,25 @@ fn an_image_without_layers_has_null_in_their_place() {
 }
 
 #[test]
+fn a_configuration_need_not_say_what_it_is_for() {
+    for architecture in ["", "x86_64", "AMD64"] {
+        let mut parts = Parts::default();
+        let image = saved(&mut parts, architecture, &[]);
+        manifest(&mut parts, &[image]);
+        assert_eq!(
+            docker_images(&archive(&parts), &Which::All, &NATIVE()).unwrap().len(),
+            1,
+            "{architecture}"
+        );
+    }
+    let mut parts = Parts::default();
+    let config = json!({"rootfs": {"diff_ids": null}}).to_string();
+    parts.0.insert("config.json".into(), config.into());
+    manifest(&mut parts, &[json!({"Config": "config.json"})]);
+    assert_eq!(docker_images(&archive(&parts), &Which::All, &NATIVE()).unwrap().len(), 1);
+}
+
+#[test]
 fn a_short_archive_can_not_hold_images_without_end() {
     let refused = |images: &[Value], parts: &mut Parts, part: &str| {
         manifest(parts, images);

@@ -1,8 +1,9 @@
 //! OCI image layouts (OCI image-spec, image-layout.md): from index.json to the image that was asked for, in a directory or in an archive.
 //!
 //! Every document is verified against its descriptor before it is parsed, so an index can't contain itself; how deep they lead is capped
-//! all the same, and to how many documents those of a whole load do (see `budget`). What an index says about a platform decides which manifests are looked at; what the
-//! configuration says decides whether the image runs here.
+//! all the same, and to how many documents those of a whole load do (see `budget`). What an index says about a platform
+//! decides which manifests are looked at; what the configuration says decides whether the image runs here. An image about
+//! which neither says anything is taken for one of this platform if there is no other.
 
 use std::collections::{HashMap, HashSet};
 
@@ -291,12 +292,14 @@ impl<'a, 'b> Search<'a, 'b> {
     fn consider(&mut self, descriptor: &Descriptor, manifest: Manifest) -> Result<(), ContentError> {
         let bytes = self.document(&manifest.config)?;
         let config: ImageConfig = parse(&bytes, &manifest.config.digest.blob_path())?;
-        let mut offered = config.platform();
-        if let Some(platform) = &descriptor.platform {
-            offered.variant.clone_from(&platform.variant);
-        }
-        let Some(distance) = self.platform.distance(&offered) else {
-            self.offered.add(offered);
+        let offered = match (config.platform(), &descriptor.platform) {
+            (Some(own), Some(stated)) => Some(Platform { variant: stated.variant.clone(), ..own }),
+            (Some(own), None) => Some(own),
+            // The index says what the configuration leaves out.
+            (None, stated) => stated.clone(),
+        };
+        let Some(distance) = self.platform.distance_to(offered.as_ref()) else {
+            offered.into_iter().for_each(|platform| self.offered.add(platform));
             return Ok(());
         };
         if self.best.as_ref().is_none_or(|best| distance < best.distance) {

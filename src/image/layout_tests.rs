@@ -89,7 +89,7 @@ fn the_platform_is_chosen_through_nested_indexes() {
     let message = found("linux/s390x").unwrap_err();
     assert_eq!(
         message,
-        "DIR has no image for linux/s390x: there are linux/amd64, linux/amd64/v3, linux/arm64/v8"
+        "DIR has no image for linux/s390x: there are linux/amd64, linux/amd64/v3, linux/arm64"
     );
     // Without platforms in the index, the configurations say it.
     parts.index(&[arm.clone(), amd.clone()]);
@@ -200,8 +200,44 @@ fn images_without_names_are_several_unless_their_platforms_differ() {
     assert_eq!(found(&parts, &Which::All), [digest(&one), digest(&two)]);
     assert_eq!(found(&parts, &Which::Number(0)), [digest(&one)]);
     let other = parts.image("arm64", &[]);
-    parts.index(&[platform(arm, "arm64", "v8"), other]);
-    refused(&parts, "there are linux/arm64, linux/arm64/v8");
+    parts.index(&[platform(arm, "arm64", "v9"), other]);
+    refused(&parts, "there are linux/arm64, linux/arm64/v9");
+}
+
+#[test]
+fn an_image_that_does_not_say_what_it_is_for_is_for_this_platform_if_no_other_is() {
+    let all = |parts: &Parts| find(parts, &Which::All, "linux/amd64").unwrap();
+    let mut parts = Parts::default();
+    let (bare, long) = (parts.small_image(""), parts.small_image("x86_64"));
+    let (amd, arm) = (parts.small_image("amd64"), parts.small_image("aarch64"));
+    for image in [&bare, &long] {
+        for descriptor in
+            [image.clone(), platform(image.clone(), "amd64", ""), platform(image.clone(), "x86_64", "")]
+        {
+            parts.index(&[named(descriptor.clone(), "v1")]);
+            assert_eq!(all(&parts)[0].digest, digest(image), "{descriptor}");
+        }
+    }
+    for stated in
+        [json!(null), json!({}), json!({"os": "linux"}), json!({"architecture": ""}), json!({"os": ""})]
+    {
+        parts.index(&[with(bare.clone(), "platform", stated.clone())]);
+        assert_eq!(all(&parts)[0].digest, digest(&bare), "{stated}");
+    }
+    parts.index(&[with(amd.clone(), "platform", json!({"architecture": "amd64"}))]);
+    assert_eq!(all(&parts)[0].digest, digest(&amd), "without a system it is Linux");
+    // One that says it wins, wherever it stands.
+    for images in [[&bare, &amd], [&amd, &bare]] {
+        parts.index(&images.map(|image| named(image.clone(), "v1")));
+        assert_eq!(all(&parts)[0].digest, digest(&amd));
+    }
+    // The index says it for the configuration, and the configuration for the index.
+    parts.index(&[platform(bare.clone(), "aarch64", "")]);
+    refused(&parts, "there is only linux/arm64");
+    parts.index(&[arm]);
+    refused(&parts, "there is only linux/arm64");
+    parts.index(&[with(bare, "platform", json!({"os": "windows"}))]);
+    refused(&parts, "there is only windows/unknown");
 }
 
 #[test]

@@ -75,7 +75,8 @@ pub(super) struct Descriptor {
     pub(super) digest: Digest,
     #[serde(deserialize_with = "size")]
     pub(super) size: u64,
-    #[serde(default)]
+    /// `None` if it says nothing of use.
+    #[serde(default, deserialize_with = "stated")]
     pub(super) platform: Option<Platform>,
     #[serde(default)]
     pub(super) annotations: BTreeMap<String, String>,
@@ -84,6 +85,18 @@ pub(super) struct Descriptor {
 /// Not 0 when it is null: there is no blob whose size nobody knows.
 fn size<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
     Option::deserialize(from)?.ok_or_else(|| D::Error::custom("a size is null"))
+}
+
+fn stated<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Platform>, D::Error> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Stated {
+        os: String,
+        architecture: String,
+        variant: String,
+    }
+    let Stated { os, architecture, variant } = Stated::deserialize(from)?;
+    Ok(Platform::stated(&os, &architecture, &variant))
 }
 
 impl Descriptor {
@@ -119,6 +132,36 @@ impl Platform {
         Self { os: "linux".into(), architecture: "amd64".into(), variant: String::new() }
     }
 
+    /// What a document says, in Go's names: programs write `x86_64` as well. Without a system it is Linux; without an
+    /// architecture nothing is known, unless the system is another one.
+    pub(super) fn stated(os: &str, architecture: &str, variant: &str) -> Option<Self> {
+        let [os, mut architecture, mut variant] = [os, architecture, variant].map(str::to_ascii_lowercase);
+        let os = match os.as_str() {
+            "" => "linux".into(),
+            "macos" => "darwin".into(),
+            _ => os,
+        };
+        // As containerd and docker do (containerd's package platforms).
+        let known = match (architecture.as_str(), variant.as_str()) {
+            ("", _) if os == "linux" => return None,
+            ("x86_64" | "x86-64" | "amd64", "v1") => Some(("amd64", "")),
+            ("x86_64" | "x86-64", variant) => Some(("amd64", variant)),
+            ("i386", _) => Some(("386", "")),
+            ("aarch64" | "arm64", "8" | "v8" | "v8.0") => Some(("arm64", "")),
+            ("aarch64" | "arm64", "9" | "9.0" | "v9.0") => Some(("arm64", "v9")),
+            ("aarch64", variant) => Some(("arm64", variant)),
+            ("armhf", _) | ("arm", "" | "7") => Some(("arm", "v7")),
+            ("armel", _) | ("arm", "6") => Some(("arm", "v6")),
+            ("arm", "5") => Some(("arm", "v5")),
+            ("arm", "8") => Some(("arm", "v8")),
+            _ => None,
+        };
+        if let Some((known, of_variant)) = known {
+            (architecture, variant) = (known.to_owned(), of_variant.to_owned());
+        }
+        Some(Self { os, architecture, variant })
+    }
+
     /// Whether bothy's guests can run its programs.
     pub fn runs_here(&self) -> bool {
         self.os == "linux" && self.architecture == "amd64"
@@ -131,18 +174,23 @@ impl Platform {
         }
         match (self.variant.as_str(), offered.variant.as_str()) {
             (wanted, offered) if wanted == offered => Some(0),
-            ("", "v1") | ("v1", "") => Some(1),
-            ("", "v2") => Some(2),
-            ("", _) => Some(3),
-            (_, "" | "v1") => Some(4),
+            ("", "v2") => Some(1),
+            ("", _) => Some(2),
+            (_, "") => Some(3),
             _ => None,
         }
+    }
+
+    /// The same for an image that doesn't say what it is for: it is taken, as docker does, if nothing else fits.
+    pub(super) fn distance_to(&self, offered: Option<&Platform>) -> Option<u8> {
+        offered.map_or(Some(4), |offered| self.distance(offered))
     }
 }
 
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", shown(&self.os), shown(&self.architecture))?;
+        let architecture = if self.architecture.is_empty() { "unknown" } else { &self.architecture };
+        write!(f, "{}/{}", shown(&self.os), shown(architecture))?;
         if self.variant.is_empty() { Ok(()) } else { write!(f, "/{}", shown(&self.variant)) }
     }
 }
@@ -152,21 +200,16 @@ impl FromStr for Platform {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parts: Vec<&str> = text.split('/').collect();
-        let fits = parts.iter().all(|part| {
-            !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-        });
-        let (os, architecture, variant) = match parts[..] {
-            [os, architecture] if fits => (os, architecture, ""),
-            [os, architecture, variant] if fits => (os, architecture, variant),
-            _ => {
-                return Err(format!(
-                    "`{}` is not a platform: expected OS/ARCHITECTURE, like linux/amd64",
-                    shown(text)
-                ));
-            }
+        let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+        let fits = parts.iter().all(|part| !part.is_empty() && part.bytes().all(is_part));
+        let platform = match parts[..] {
+            [os, architecture] if fits => Self::stated(os, architecture, ""),
+            [os, architecture, variant] if fits => Self::stated(os, architecture, variant),
+            _ => None,
         };
-        let architecture = if architecture == "x86_64" { "amd64" } else { architecture };
-        Ok(Self { os: os.into(), architecture: architecture.into(), variant: variant.into() })
+        platform.ok_or_else(|| {
+            format!("`{}` is not a platform: expected OS/ARCHITECTURE, like linux/amd64", shown(text))
+        })
     }
 }
 

@@ -19,22 +19,54 @@ fn manifest(config: &str, layers: &[&str]) -> Value {
 fn platforms_are_parsed_and_compared() {
     let parse = |text: &str| text.parse::<Platform>().unwrap();
     let native = Platform::native();
-    assert_eq!(native, parse("linux/x86_64"));
+    for text in ["linux/x86_64", "linux/x86-64", "Linux/AMD64", "linux/amd64/v1"] {
+        assert_eq!(native, parse(text), "{text}");
+    }
     for (offered, distance) in [
         ("linux/amd64", Some(0)),
-        ("linux/amd64/v1", Some(1)),
-        ("linux/amd64/v2", Some(2)),
-        ("linux/amd64/v3", Some(3)),
+        ("linux/amd64/v2", Some(1)),
+        ("linux/amd64/v3", Some(2)),
         ("linux/arm64", None),
         ("windows/amd64", None),
     ] {
         assert_eq!(native.distance(&parse(offered)), distance, "{offered}");
     }
     assert_eq!(parse("linux/amd64/v2").distance(&parse("linux/amd64/v3")), None);
-    assert_eq!(parse("linux/amd64/v2").distance(&native), Some(4));
+    assert_eq!(parse("linux/amd64/v2").distance(&native), Some(3));
+    assert_eq!((native.distance_to(None), native.distance_to(Some(&parse("linux/arm64")))), (Some(4), None));
     assert!(parse("linux/amd64/v3").runs_here() && !parse("linux/arm64").runs_here());
     for text in ["", "amd64", "linux/", "/amd64", "a/b/c/d", "linux/a b", "linux/\n"] {
         assert!(text.parse::<Platform>().unwrap_err().contains("expected OS/ARCHITECTURE"), "{text}");
+    }
+}
+
+#[test]
+fn platforms_have_go_s_names_whoever_writes_them() {
+    for (os, architecture, variant, expected) in [
+        ("linux", "amd64", "", "linux/amd64"),
+        ("", "amd64", "", "linux/amd64"),
+        ("Linux", "X86_64", "V3", "linux/amd64/v3"),
+        ("linux", "x86-64", "v1", "linux/amd64"),
+        ("linux", "aarch64", "", "linux/arm64"),
+        ("linux", "aarch64", "v8", "linux/arm64"),
+        ("linux", "arm64", "8", "linux/arm64"),
+        ("linux", "arm64", "v9.0", "linux/arm64/v9"),
+        ("linux", "arm64", "v8.2", "linux/arm64/v8.2"),
+        ("linux", "i386", "x", "linux/386"),
+        ("linux", "armhf", "", "linux/arm/v7"),
+        ("linux", "armel", "", "linux/arm/v6"),
+        ("linux", "arm", "", "linux/arm/v7"),
+        ("linux", "arm", "5", "linux/arm/v5"),
+        ("linux", "arm", "v6", "linux/arm/v6"),
+        ("linux", "riscv64", "rva20u64", "linux/riscv64/rva20u64"),
+        ("macOS", "arm64", "", "darwin/arm64"),
+        ("windows", "", "", "windows/unknown"),
+    ] {
+        let platform = Platform::stated(os, architecture, variant).unwrap();
+        assert_eq!(platform.to_string(), expected, "{os} {architecture} {variant}");
+    }
+    for os in ["", "linux", "LINUX"] {
+        assert_eq!(Platform::stated(os, "", "v8"), None);
     }
 }
 

@@ -106,6 +106,29 @@ fn an_image_without_layers_is_loaded() {
     assert!(store.load("oci:layout").contains("was there already"), "no layers either");
 }
 
+/// Some tools leave the architecture out, or call it as `uname` does.
+#[test]
+fn a_configuration_without_an_architecture_is_for_this_machine() {
+    let store = Store::new();
+    for (number, architecture) in ["", "x86_64"].into_iter().enumerate() {
+        let mut saved = Saved::new(store.dir());
+        saved.config = saved.config.replace("amd64", architecture);
+        for (number, layer) in saved.layers.iter().enumerate() {
+            saved.write(&format!("{number}/layer.tar"), layer);
+        }
+        saved.write("config.json", saved.config.as_bytes());
+        let layers = json!(["0/layer.tar", "1/layer.tar", "2/layer.tar"]);
+        saved.manifest(
+            &json!([{"Config": "config.json", "RepoTags": [format!("app:v{number}")], "Layers": layers}]),
+        );
+        saved.pack();
+        assert!(store.load("saved.tar").starts_with(&format!("loaded docker.io/library/app:v{number} ")));
+    }
+    let images = store.images();
+    assert!(images.iter().all(|image| image["platform"] == "linux/amd64"), "{images:?}");
+    assert_eq!(images.len(), 2);
+}
+
 /// A layout and manifest.json in one (docker from 25 on); its index.json was wrong in some versions.
 #[test]
 fn archives_of_docker_from_25_on() {
