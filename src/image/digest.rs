@@ -46,7 +46,7 @@ pub struct Digest {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum DigestError {
     /// Another algorithm, or none.
-    #[error("`{}` is not a digest: expected sha256:HEX or sha512:HEX", shown(.0))]
+    #[error("`{}` is not a digest that can be checked: expected sha256:HEX or sha512:HEX", shown(.0))]
     Algorithm(String),
     /// Wrong digits.
     #[error("`{}` is not a digest: expected {} lower-case hexadecimal digits after {}:", shown(text), algorithm.hex_len(), algorithm.name())]

@@ -10,6 +10,7 @@ use super::budget::Budget;
 use super::config::ImageConfig;
 use super::digest::{Digest, shown};
 use super::files::{ContentError, Files, check_digest};
+use super::index::Offered;
 use super::layout::{Found, LayerSource};
 use super::manifest::{self, DocumentError, MAX_LAYERS, Platform};
 use super::reference::Reference;
@@ -98,7 +99,8 @@ fn docker_image(
     let config: ImageConfig = manifest::parse(&bytes, &what)?;
     if let Some(offered) = config.platform().filter(|offered| platform.distance(offered).is_none()) {
         let (name, wanted) = (files.name().into(), platform.clone());
-        return Err(ContentError::Platform { name, wanted, offered: vec![offered] });
+        let offered = Box::new(Offered { platforms: vec![offered], ..Offered::default() });
+        return Err(ContentError::Platform { name, wanted, offered });
     }
     config.check_layers(image.layers.len(), &what)?;
     let layers = image.layers.iter().zip(&config.rootfs.diff_ids).map(|(path, diff_id)| LayerSource {

@@ -15,6 +15,7 @@ use thiserror::Error;
 use super::blob::BlobError;
 use super::budget::MAX_IMAGES;
 use super::digest::{read_capped, shown};
+use super::index::{Offered, Unusable};
 use super::manifest::{Descriptor, DocumentError, MAX_DOCUMENT_LEN, Platform};
 use super::reference::ReferenceError;
 use super::registry::RegistryError;
@@ -110,14 +111,14 @@ pub enum ContentError {
         count: usize,
     },
     /// Images for other machines only.
-    #[error("{name} has no image for {wanted}: there {} {}", if offered.len() == 1 { "is only" } else { "are" }, list(offered))]
+    #[error("{name} has no image for {wanted}: {offered}")]
     Platform {
         /// The layout or archive.
         name: String,
         /// What was asked for.
         wanted: Platform,
         /// What there is.
-        offered: Vec<Platform>,
+        offered: Box<Offered>,
     },
     /// No image of that name in it.
     #[error("{name} has no image {}: there {} {}", shown(wanted), if there.len() == 1 { "is" } else { "are" }, if there.is_empty() { "none".to_owned() } else { shown(&there.join(", ")) })]
@@ -132,6 +133,14 @@ pub enum ContentError {
     /// No image at all in it.
     #[error("{0} holds no image")]
     Empty(String),
+    /// None that can be used.
+    #[error("{name} has no image that can be used: {unusable}")]
+    Unusable {
+        /// The layout or archive.
+        name: String,
+        /// The entries of its index.
+        unusable: Box<Unusable>,
+    },
     /// Not a tar, or a broken one.
     #[error("{name} is not a good archive: {what}")]
     Tar {
@@ -145,15 +154,6 @@ pub enum ContentError {
         "{0} is no image: it has neither manifest.json nor index.json (a root file system? unpack it and load dir:DIR)"
     )]
     NotAnImage(String),
-}
-
-fn list(platforms: &[Platform]) -> String {
-    const LIMIT: usize = 12;
-    let mut texts: Vec<String> = platforms.iter().take(LIMIT).map(Platform::to_string).collect();
-    if platforms.len() > LIMIT {
-        texts.push(format!("{} more", platforms.len() - LIMIT));
-    }
-    if texts.is_empty() { "none at all".into() } else { texts.join(", ") }
 }
 
 /// An open file of an image.

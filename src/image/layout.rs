@@ -13,8 +13,10 @@ use super::budget::Budget;
 use super::config::{ImageConfig, RunConfig};
 use super::digest::Digest;
 use super::files::{ContentError, Files};
+use super::index::{Index, Offered, Unusable};
 use super::manifest::{Descriptor, Document, DocumentError, Manifest, Platform, parse};
 use super::reference::{Reference, is_tag};
+use super::registry::RegistryError;
 use super::source::Which;
 use super::store::DigestOf;
 
@@ -24,8 +26,8 @@ pub(super) const OCI_INDEX: &str = "index.json";
 const OCI_LAYOUT: &str = "oci-layout";
 /// Deepest nesting of indexes; two levels are usual.
 const MAX_DEPTH: usize = 5;
-/// Most platforms that an error can name.
-const MAX_OFFERED: usize = 50;
+/// Most entries without a platform that are passed over because they lead nowhere.
+const MAX_ASTRAY: usize = 20;
 
 /// An image that can be loaded.
 #[derive(Debug)]
@@ -61,34 +63,47 @@ pub(super) fn oci_images(
 ) -> Result<Vec<Found>, ContentError> {
     check_version(files)?;
     let what = format!("{OCI_INDEX} in {}", files.name());
-    let descriptors = match Document::parse(&files.read(OCI_INDEX)?, "", &what)? {
-        Document::Index(descriptors) => descriptors,
+    let Index { entries, unusable } = match Document::parse(&files.read(OCI_INDEX)?, "", &what)? {
+        Document::Index(index) => index,
         Document::Manifest(_) => return Err(DocumentError::Ambiguous(what).into()),
     };
-    let groups = group(descriptors);
-    if groups.is_empty() {
-        return Err(ContentError::Empty(files.name().into()));
-    }
-    let chosen = choose(files, &groups, which)?;
+    let groups = group(entries);
+    let chosen = choose(files, &groups, which, &unusable)?;
     let mut budget = Budget::new(files.name());
     budget.images(chosen.len())?;
-    let (mut found, mut foreign, mut offered) = (Vec::new(), None, Offered::default());
+    let (mut found, mut foreign, mut astray) = (Vec::new(), None, None);
+    // Somebody has named these images, and may miss them.
+    let missed = if *which == Which::All { unusable.named(|_| true) } else { Unusable::default() };
+    let mut offered = Offered { unusable, ..Offered::default() };
     for group in chosen {
+        let is_named = group[0].names().next().is_some();
         match Search::new(files, platform, &mut budget).image(group) {
             // Signatures have tags of their own, beside the images.
             Err(error @ ContentError::Document(DocumentError::Foreign { .. })) => foreign = Some(error),
             // Nobody has asked for this one.
-            Err(ContentError::Platform { offered: others, .. }) if group[0].names().next().is_none() => {
-                others.into_iter().for_each(|platform| offered.add(platform));
+            Err(ContentError::Platform { offered: others, .. }) if !is_named => offered.extend(*others),
+            Err(error) if !is_named && group[0].platform.is_none() && leads_nowhere(&error) => {
+                offered.unusable.add(None, error.to_string());
+                astray.get_or_insert(error);
             }
             image => found.push(image?),
         }
     }
-    match foreign {
-        _ if !found.is_empty() => Ok(found),
-        Some(error) if offered.0.is_empty() => Err(error),
-        _ => Err(offered.error(files, platform)),
+    match astray.or(foreign) {
+        _ if !found.is_empty() => {
+            if !missed.is_empty() {
+                log::warn!("{}: {missed}", files.name());
+            }
+            Ok(found)
+        }
+        Some(error) if offered.platforms.is_empty() => Err(error),
+        _ => Err(not_for(files, platform, offered)),
     }
+}
+
+fn not_for(files: &dyn Files, platform: &Platform, offered: Offered) -> ContentError {
+    let (name, wanted) = (files.name().into(), platform.clone());
+    ContentError::Platform { name, wanted, offered: Box::new(offered) }
 }
 
 /// The image behind one descriptor, for this platform.
@@ -133,7 +148,7 @@ fn group(descriptors: Vec<Descriptor>) -> Vec<Vec<Descriptor>> {
     }
     let mut groups: Vec<Vec<Descriptor>> = Vec::new();
     let (mut places, mut unnamed, mut of_platform) = (HashMap::new(), HashSet::new(), HashMap::new());
-    for descriptor in descriptors.into_iter().filter(|descriptor| !descriptor.is_about_another()) {
+    for descriptor in descriptors {
         let key = match (descriptor.names().next(), &descriptor.platform) {
             (Some(name), _) => Some(Key::Name(name.into())),
             (None, _) if !unnamed.insert(descriptor.digest.clone()) => continue,
@@ -153,28 +168,20 @@ fn group(descriptors: Vec<Descriptor>) -> Vec<Vec<Descriptor>> {
     groups
 }
 
-/// The platforms that there are images for, as many as anybody reads.
-#[derive(Default)]
-struct Offered(Vec<Platform>);
-
-impl Offered {
-    fn add(&mut self, platform: Platform) {
-        if self.0.len() < MAX_OFFERED && !self.0.contains(&platform) {
-            self.0.push(platform);
-        }
-    }
-
-    fn error(mut self, files: &dyn Files, wanted: &Platform) -> ContentError {
-        self.0.sort_by_key(Platform::to_string);
-        ContentError::Platform { name: files.name().into(), wanted: wanted.clone(), offered: self.0 }
-    }
-}
-
 fn choose<'a>(
     files: &dyn Files,
     groups: &'a [Vec<Descriptor>],
     which: &Which,
+    unusable: &Unusable,
 ) -> Result<Vec<&'a Vec<Descriptor>>, ContentError> {
+    let not_usable = |unusable: Unusable| {
+        let (name, unusable) = (files.name().into(), Box::new(unusable));
+        ContentError::Unusable { name, unusable }
+    };
+    if groups.is_empty() {
+        let empty = ContentError::Empty(files.name().into());
+        return Err(if unusable.is_empty() { empty } else { not_usable(unusable.clone()) });
+    }
     let (chosen, wanted): (Vec<_>, String) = match which {
         Which::All => return Ok(groups.iter().collect()),
         Which::Number(number) => (groups.get(*number).into_iter().collect(), format!("@{number}")),
@@ -184,6 +191,10 @@ fn choose<'a>(
                 name == wanted || (is_full_name(name) && full.is_some() && name.parse().ok() == full)
             };
             let found = groups.iter().find(|group| group.iter().flat_map(Descriptor::names).any(is_it));
+            let unusable = unusable.named(is_it);
+            if found.is_none() && !unusable.is_empty() {
+                return Err(not_usable(unusable));
+            }
             (found.into_iter().collect(), wanted.clone())
         }
     };
@@ -213,24 +224,39 @@ struct Search<'a, 'b> {
     platform: &'a Platform,
     budget: &'a mut Budget<'b>,
     best: Option<Candidate>,
+    /// How many images have fitted.
+    candidates: usize,
     offered: Offered,
     foreign: Option<DocumentError>,
+    /// Why entries that don't say what they are for have led nowhere: the first reason, and how many there were.
+    astray: Option<ContentError>,
+    strays: usize,
 }
 
 impl<'a, 'b> Search<'a, 'b> {
     fn new(files: &'a dyn Files, platform: &'a Platform, budget: &'a mut Budget<'b>) -> Self {
-        Self { files, platform, budget, best: None, offered: Offered::default(), foreign: None }
+        let offered = Offered::default();
+        Self {
+            files,
+            platform,
+            budget,
+            best: None,
+            candidates: 0,
+            offered,
+            foreign: None,
+            astray: None,
+            strays: 0,
+        }
     }
 
     fn image(mut self, group: &[Descriptor]) -> Result<Found, ContentError> {
-        for descriptor in group {
-            self.visit(descriptor, 0)?;
-        }
+        self.visit_all(group, 0)?;
         let name = self.files.name().to_owned();
         let Some(Candidate { digest, manifest, config, .. }) = self.best else {
-            return Err(match self.foreign {
-                Some(error) if self.offered.0.is_empty() => error.into(),
-                _ => self.offered.error(self.files, self.platform),
+            return Err(match (self.astray, self.foreign) {
+                (Some(error), _) if self.offered.platforms.is_empty() => error,
+                (None, Some(error)) if self.offered.platforms.is_empty() => error.into(),
+                _ => not_for(self.files, self.platform, self.offered),
             });
         };
         config.check_layers(manifest.layers.len(), &format!("the image in {name}"))?;
@@ -254,24 +280,45 @@ impl<'a, 'b> Search<'a, 'b> {
         })
     }
 
+    /// Goes through the entries that are for this platform. Those that don't say what they are for count if none of the
+    /// others leads to an image; one of them that leads nowhere is passed over.
+    fn visit_all(&mut self, entries: &[Descriptor], depth: usize) -> Result<(), ContentError> {
+        let (mut unstated, before) = (Vec::new(), self.candidates);
+        for entry in entries {
+            match &entry.platform {
+                None => unstated.push(entry),
+                Some(offered) if self.platform.distance(offered).is_none() => {
+                    self.offered.add(offered.clone());
+                }
+                Some(_) => self.visit(entry, depth)?,
+            }
+        }
+        if self.candidates > before {
+            return Ok(());
+        }
+        for entry in unstated {
+            match self.visit(entry, depth) {
+                Err(error) if leads_nowhere(&error) && self.strays < MAX_ASTRAY => {
+                    self.offered.unusable.add(None, error.to_string());
+                    self.astray.get_or_insert(error);
+                    self.strays += 1;
+                }
+                visited => visited?,
+            }
+        }
+        Ok(())
+    }
+
     fn visit(&mut self, descriptor: &Descriptor, depth: usize) -> Result<(), ContentError> {
-        if descriptor.is_about_another() {
-            return Ok(());
-        }
-        if let Some(offered) = &descriptor.platform
-            && self.platform.distance(offered).is_none()
-        {
-            self.offered.add(offered.clone());
-            return Ok(());
-        }
         if depth > MAX_DEPTH {
             return Err(ContentError::TooMany { name: self.files.name().into() });
         }
         let bytes = self.document(descriptor)?;
         let what = descriptor.digest.blob_path();
         match Document::parse(&bytes, &descriptor.media_type, &what) {
-            Ok(Document::Index(children)) => {
-                children.iter().try_for_each(|child| self.visit(child, depth + 1))
+            Ok(Document::Index(Index { entries, unusable })) => {
+                self.offered.unusable.extend(unusable);
+                self.visit_all(&entries, depth + 1)
             }
             Ok(Document::Manifest(manifest)) => self.consider(descriptor, manifest),
             // A signature or the like; there may be an image beside it.
@@ -302,11 +349,22 @@ impl<'a, 'b> Search<'a, 'b> {
             offered.into_iter().for_each(|platform| self.offered.add(platform));
             return Ok(());
         };
+        self.candidates += 1;
         if self.best.as_ref().is_none_or(|best| distance < best.distance) {
             self.best = Some(Candidate { distance, digest: descriptor.digest.clone(), manifest, config });
         }
         Ok(())
     }
+}
+
+/// Whether it is the entry's own fault, so that there may be an image behind another one.
+fn leads_nowhere(error: &ContentError) -> bool {
+    matches!(
+        error,
+        ContentError::Missing { .. }
+            | ContentError::Document(_)
+            | ContentError::Registry(RegistryError::NotFound { .. })
+    )
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 use super::super::files::Directory;
+use super::super::index::MAX_OFFERED;
 use super::super::testing::{OCI_INDEX_TYPE, Parts, chain, named, platform, with};
 use super::*;
 use serde_json::{Value, json};
@@ -204,6 +205,111 @@ fn images_without_names_are_several_unless_their_platforms_differ() {
     refused(&parts, "there are linux/arm64, linux/arm64/v9");
 }
 
+/// An index with this entry in front of an image for this platform, and one behind it for another.
+fn beside(parts: &mut Parts, entry: &Value) -> (Value, Value) {
+    let (amd, arm) = (parts.small_image("amd64"), parts.small_image("arm64"));
+    let entries = json!([entry, platform(amd.clone(), "amd64", ""), platform(arm.clone(), "arm64", "")]);
+    let index = parts.document(OCI_INDEX_TYPE, &json!({"schemaVersion": 2, "manifests": entries}));
+    let entries = json!([entry, platform(arm, "arm64", "")]);
+    let foreign = parts.document(OCI_INDEX_TYPE, &json!({"schemaVersion": 2, "manifests": entries}));
+    parts.index(&[named(index, "v1")]);
+    (amd, foreign)
+}
+
+#[test]
+fn entries_that_can_not_be_used_are_passed_over_and_only_named_if_nothing_fits() {
+    let missing = json!({"digest": Digest::of(b"missing"), "size": 7});
+    let amd = json!({"os": "linux", "architecture": "amd64"});
+    let with_digest = |digest: &str| json!({"digest": digest, "size": 5, "platform": amd});
+    for (entry, reason) in [
+        (json!(null), "a descriptor has no digest"),
+        (json!({"size": 5, "platform": amd}), "a descriptor has no digest"),
+        (with_digest(&format!("blake3:{}", "a".repeat(64))), "is not a digest that can be checked"),
+        (with_digest("multihash+base58:QmRZxt2b1FVZPNqd8hsiykDL3TdBDeTSPX9Kv46HmX4Gx8"), "is not a digest"),
+        (with_digest("sha256:short"), "expected 64 lower-case hexadecimal digits"),
+        (with_digest("sha256:../../../etc/passwd"), "expected 64 lower-case hexadecimal digits"),
+        (json!({"digest": Digest::of(b""), "platform": amd}), "is missing"),
+        (json!({"digest": Digest::of(b""), "size": null, "platform": amd}), "is missing"),
+        (json!({"digest": Digest::of(b""), "size": -1, "platform": amd}), " is -1"),
+        (
+            with(missing.clone(), "mediaType", json!("application/vnd.in-toto+json")),
+            "has the media type application/vnd.in-toto+json",
+        ),
+        (
+            with(
+                missing.clone(),
+                "mediaType",
+                json!("application/vnd.docker.distribution.manifest.v1+prettyjws"),
+            ),
+            "a docker manifest of schema 1",
+        ),
+        // Nobody knows what these are for, and they lead nowhere.
+        (missing.clone(), "has no blobs/sha256/"),
+        (with(missing.clone(), "platform", json!({})), "has no blobs/sha256/"),
+        (with(missing.clone(), "platform", json!({"os": "linux"})), "has no blobs/sha256/"),
+    ] {
+        let mut parts = Parts::default();
+        let (amd, foreign) = beside(&mut parts, &entry);
+        let found = find(&parts, &Which::All, "linux/amd64");
+        assert_eq!(found.unwrap_or_else(|error| panic!("{entry}: {error}"))[0].digest, digest(&amd));
+        parts.index(&[named(foreign, "v1")]);
+        let message = find(&parts, &Which::All, "linux/amd64").unwrap_err();
+        let begin = "DIR has no image for linux/amd64: there is only linux/arm64; an entry of its index can't be used: ";
+        assert!(message.starts_with(begin) && message.contains(reason), "{message}");
+    }
+    // One that says that it is for this platform must lead somewhere.
+    let mut parts = Parts::default();
+    beside(&mut parts, &with(missing, "platform", amd.clone()));
+    refused(&parts, "has no blobs/sha256/");
+    // A type that is wrong is no odd entry, but a broken document.
+    for entry in [json!(7), json!({"digest": 7}), json!({"size": "5"}), json!({"platform": []})] {
+        let mut parts = Parts::default();
+        beside(&mut parts, &entry);
+        refused(&parts, "is malformed");
+    }
+}
+
+#[test]
+fn entries_of_index_json_are_passed_over_as_well_unless_somebody_asks_for_them() {
+    let mut parts = Parts::default();
+    let image = named(parts.small_image("amd64"), "v1");
+    let odd = json!({"digest": "blake3:00", "size": 1});
+    let missing = json!({"digest": Digest::of(b"missing"), "size": 7, "platform": {}});
+    parts.index(&[odd.clone(), named(odd.clone(), "v2"), image.clone(), missing.clone()]);
+    let found = |which: Which| {
+        find(&parts, &which, "linux/amd64").map(|found| (found.len(), found[0].digest.clone()))
+    };
+    for which in [Which::All, Which::Named("v1".into()), Which::Number(0)] {
+        assert_eq!(found(which), Ok((1, digest(&image))));
+    }
+    assert_eq!(
+        found(Which::Named("v2".into())).unwrap_err(),
+        "DIR has no image that can be used: v2 can't be used: `blake3:00` is not a digest that can be checked: \
+         expected sha256:HEX or sha512:HEX"
+    );
+    let arm = platform(parts.small_image("arm64"), "arm64", "");
+    parts.index(&[arm, missing.clone()]);
+    refused(&parts, "there is only linux/arm64; an entry of its index can't be used: DIR has no blobs/");
+    parts.index(&[named(missing, "v3"), image]);
+    refused(&parts, "DIR has no blobs/sha256/");
+    let many = vec![odd; 10_000];
+    parts.index(&many);
+    refused(&parts, "(and 9999 more)");
+}
+
+#[test]
+fn entries_that_lead_nowhere_are_not_tried_without_end() {
+    let missing: Vec<_> = (0..100).map(|n| json!({"digest": Digest::of(&[n]), "size": 1})).collect();
+    let mut parts = Parts::default();
+    let image = parts.small_image("amd64");
+    for (count, fits) in [(MAX_ASTRAY, true), (MAX_ASTRAY + 1, false)] {
+        let entries = [&missing[..count], std::slice::from_ref(&image)].concat();
+        let index = parts.document(OCI_INDEX_TYPE, &json!({"schemaVersion": 2, "manifests": entries}));
+        parts.index(&[index]);
+        assert_eq!(find(&parts, &Which::All, "linux/amd64").is_ok(), fits, "{count}");
+    }
+}
+
 #[test]
 fn an_image_that_does_not_say_what_it_is_for_is_for_this_platform_if_no_other_is() {
     let all = |parts: &Parts| find(parts, &Which::All, "linux/amd64").unwrap();
@@ -251,7 +357,7 @@ fn of_platforms_without_end_some_are_named() {
     parts.write_to(dir.path());
     let files = Directory::open(dir.path()).unwrap();
     match oci_images(&files, &Which::All, &Platform::native()) {
-        Err(ContentError::Platform { offered, .. }) => assert_eq!(offered.len(), MAX_OFFERED),
+        Err(ContentError::Platform { offered, .. }) => assert_eq!(offered.platforms.len(), MAX_OFFERED),
         other => panic!("{other:?}"),
     }
 }
@@ -267,7 +373,12 @@ fn hostile_and_broken_layouts_are_refused() {
         (r#"{"manifests": null}"#, "DIR holds no image"),
         ("null", "neither a clear image manifest nor a clear index"),
         ("[]", "index.json in DIR is malformed"),
-        (r#"{"manifests": [{}]}"#, "missing field `digest`"),
+        (
+            r#"{"manifests": [{}]}"#,
+            "DIR has no image that can be used: an entry of its index can't be used: a descriptor has no digest",
+        ),
+        (r#"{"manifests": [null, {}]}"#, "a descriptor has no digest (and 1 more)"),
+        (r#"{"manifests": [7]}"#, "index.json in DIR is malformed"),
         (r#"{"manifests": [{"digest": "sha256:../../../etc/passwd", "size": 1}]}"#, "is not a digest"),
         (r#"{"manifests": [{"digest": "sha256:\u001b[2J", "size": 1}]}"#, "is not a digest"),
     ] {

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::digest::{Digest, shown};
+use super::digest::{Digest, DigestError, shown};
+use super::index::Index;
 use super::json::{self, Field};
 
 /// Longest document, in bytes; the specification asks for at least this much (manifest.md).
@@ -68,50 +68,76 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> Resu
 
 /// Points to a blob.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(try_from = "Entry")]
 pub(super) struct Descriptor {
-    #[serde(default)]
     pub(super) media_type: String,
     pub(super) digest: Digest,
-    #[serde(deserialize_with = "size")]
     pub(super) size: u64,
     /// `None` if it says nothing of use.
-    #[serde(default, deserialize_with = "stated")]
     pub(super) platform: Option<Platform>,
-    #[serde(default)]
     pub(super) annotations: BTreeMap<String, String>,
 }
 
-/// Not 0 when it is null: there is no blob whose size nobody knows.
-fn size<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
-    Option::deserialize(from)?.ok_or_else(|| D::Error::custom("a size is null"))
+/// A descriptor as it stands in a document.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Entry {
+    pub(super) media_type: String,
+    pub(super) digest: String,
+    size: Option<i64>,
+    platform: Stated,
+    annotations: BTreeMap<String, String>,
 }
 
-fn stated<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Platform>, D::Error> {
-    #[derive(Default, Deserialize)]
-    #[serde(default)]
-    struct Stated {
-        os: String,
-        architecture: String,
-        variant: String,
+/// A platform as it stands in a document.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Stated {
+    os: String,
+    architecture: String,
+    variant: String,
+}
+
+impl TryFrom<Entry> for Descriptor {
+    type Error = String;
+
+    /// The error says what is wrong with it.
+    fn try_from(entry: Entry) -> Result<Self, String> {
+        if entry.digest.is_empty() {
+            return Err("a descriptor has no digest".into());
+        }
+        let digest: Digest = entry.digest.parse().map_err(|error: DigestError| error.to_string())?;
+        let size = entry.size.ok_or_else(|| format!("the size of {digest} is missing"))?;
+        let size = u64::try_from(size).map_err(|_| format!("the size of {digest} is {size}"))?;
+        let Stated { os, architecture, variant } = entry.platform;
+        let platform = Platform::stated(&os, &architecture, &variant);
+        let Entry { media_type, annotations, .. } = entry;
+        Ok(Self { media_type, digest, size, platform, annotations })
     }
-    let Stated { os, architecture, variant } = Stated::deserialize(from)?;
-    Ok(Platform::stated(&os, &architecture, &variant))
+}
+
+impl Entry {
+    /// Signatures, attestations and the like, that stand beside the images in an index.
+    pub(super) fn is_about_another(&self) -> bool {
+        self.annotations.contains_key("vnd.docker.reference.type") || self.platform.os == "unknown"
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        names(&self.annotations)
+    }
 }
 
 impl Descriptor {
-    /// Signatures, attestations and the like, that stand beside the images in an index.
-    pub(super) fn is_about_another(&self) -> bool {
-        self.annotations.contains_key("vnd.docker.reference.type")
-            || self.platform.as_ref().is_some_and(|platform| platform.os == "unknown")
-    }
-
-    /// The names that tools give an image in a layout's index: containerd's full one first, then the specification's.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        ["io.containerd.image.name", "org.opencontainers.image.ref.name"]
-            .into_iter()
-            .filter_map(|key| self.annotations.get(key).map(String::as_str))
+        names(&self.annotations)
     }
+}
+
+/// The names that tools give an image in a layout's index: containerd's full one first, then the specification's.
+fn names(annotations: &BTreeMap<String, String>) -> impl Iterator<Item = &str> {
+    ["io.containerd.image.name", "org.opencontainers.image.ref.name"]
+        .into_iter()
+        .filter_map(|key| annotations.get(key).map(String::as_str))
 }
 
 /// For which machine an image is.
@@ -224,7 +250,7 @@ pub(super) struct Manifest {
 #[derive(Debug)]
 pub(super) enum Document {
     Manifest(Manifest),
-    Index(Vec<Descriptor>),
+    Index(Index),
 }
 
 /// What the documents have, in order to tell them apart.
@@ -233,7 +259,7 @@ pub(super) enum Document {
 struct Shape {
     schema_version: u64,
     media_type: String,
-    manifests: Field<Vec<Descriptor>>,
+    manifests: Field<Index>,
     config: Field<Descriptor>,
     layers: Field<Vec<Descriptor>>,
 }
@@ -259,7 +285,7 @@ impl Document {
             (Value(manifests), Absent | Null, Absent | Null) if may_be(is_index) => {
                 Ok(Self::Index(manifests))
             }
-            (Null, Absent, Absent) if may_be(is_index) => Ok(Self::Index(Vec::new())),
+            (Null, Absent, Absent) if may_be(is_index) => Ok(Self::Index(Index::default())),
             (Absent | Null, Value(config), Value(layers)) if may_be(is_manifest) => manifest(config, layers),
             (Absent | Null, Value(config), Absent | Null) if may_be(is_manifest) => {
                 manifest(config, Vec::new())

@@ -139,7 +139,7 @@ fn lists_that_are_null_are_empty_and_say_nothing_beside_others() {
     let full = json!({"schemaVersion": 2, "manifests": [descriptor], "config": null, "layers": null, "mediaType": null});
     for (index, count) in [(full, 1), (json!({"schemaVersion": 2, "manifests": null}), 0)] {
         match document(&index, "").unwrap() {
-            Document::Index(entries) => assert_eq!(entries.len(), count),
+            Document::Index(index) => assert_eq!(index.entries.len(), count),
             Document::Manifest(_) => panic!("a manifest"),
         }
     }

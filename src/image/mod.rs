@@ -5,7 +5,8 @@
 //! load                  a Source            -> images in the store
 //!   files, archive      the files of an image, in a directory or a tar
 //!   layout, docker      which of them are the image that was asked for
-//!   manifest, config    the documents, and budget: how many; json: how they are parsed
+//!   manifest, index, config
+//!                       the documents, and budget: how many; json: how they are parsed
 //!   blob, decode        layers, decompressed and verified while they stream
 //!   rootfs              layers in, one EROFS file out; room says whether it fits
 //! registry              a name -> an image in the store, the same way
@@ -25,6 +26,7 @@ mod decode;
 mod digest;
 mod docker;
 mod files;
+mod index;
 mod json;
 mod layout;
 mod load;
@@ -47,6 +49,7 @@ pub use blob::BlobError;
 pub use config::RunConfig;
 pub use digest::{Algorithm, Digest, DigestError};
 pub use files::ContentError;
+pub use index::{Offered, Unusable};
 pub use load::{LoadError, LoadOptions, Loaded, Naming, Progress, load};
 pub use manifest::{DocumentError, Platform};
 pub use reference::{Reference, ReferenceError};

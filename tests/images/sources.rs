@@ -169,6 +169,40 @@ fn an_index_of_skopeo_s_gives_the_image_for_this_platform() {
         .says("layout has no image for linux/amd64: there is only linux/arm64");
 }
 
+/// What else may stand beside an image in an index: other programs' entries that bothy can't use.
+#[test]
+fn an_index_with_odd_entries_gives_its_image() {
+    let amd = json!({"os": "linux", "architecture": "amd64"});
+    let sha256 = format!("sha256:{}", "a".repeat(64));
+    for odd in [
+        json!({"digest": sha256, "size": 5, "platform": {}}),
+        json!({"digest": sha256, "platform": amd}),
+        json!({"digest": format!("blake3:{}", "a".repeat(64)), "size": 5, "platform": {"os": "linux", "architecture": "arm64"}}),
+        json!({"digest": sha256, "size": 5, "platform": amd, "mediaType": "application/vnd.example.sbom"}),
+    ] {
+        let store = Store::new();
+        let layout = crate::make::Layout::new(store.dir().join("layout"));
+        let mut image = layout.image("amd64", &[], &[]);
+        image["platform"] = amd.clone();
+        let index = layout.document("index", &json!({"schemaVersion": 2, "manifests": [odd, image]}));
+        layout.index(&[index]);
+        assert!(store.load("oci:layout").contains(image["digest"].as_str().unwrap()), "{odd}");
+        // The same in index.json itself.
+        image["annotations"] = json!({"org.opencontainers.image.ref.name": "v1"});
+        layout.index(&[odd.clone(), image.clone()]);
+        assert!(store.load("oci:layout:v1").contains("was there already"), "{odd}");
+        assert!(store.load("oci:layout").contains("was there already"), "{odd}");
+        // An image that somebody has named, and may miss.
+        let mut named = odd.clone();
+        named["annotations"] = json!({"org.opencontainers.image.ref.name": "v2"});
+        if named["platform"] == amd || named["digest"] != sha256.as_str() {
+            layout.index(&[named, image]);
+            let finished = store.bothy(["load", "oci:layout"]).run().code(0);
+            assert!(finished.stderr.contains("v2 can't be used: ") && finished.stderr.lines().count() == 1);
+        }
+    }
+}
+
 #[test]
 fn a_directory_is_loaded_and_found_again() {
     let store = Store::new();

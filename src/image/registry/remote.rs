@@ -131,7 +131,12 @@ impl<'a> Remote<'a> {
         let stop = AtomicBool::new(false);
         let lease = blob(self.store, self.client, &Silent, &descriptor.digest, descriptor.size, &stop);
         let lease = lease.map_err(|error| match error {
-            StoreError::Blob { name, source } => ContentError::Io { name, source },
+            StoreError::Blob { name, source } => match source.downcast() {
+                // It may be an entry of an index that leads nowhere.
+                Ok(error @ RegistryError::NotFound { .. }) => ContentError::Registry(error),
+                Ok(error) => ContentError::Io { name, source: error.into() },
+                Err(source) => ContentError::Io { name, source },
+            },
             error => ContentError::Io { name: path.clone(), source: std::io::Error::other(error) },
         })?;
         self.leases.borrow_mut().insert(path.clone(), lease);

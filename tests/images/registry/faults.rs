@@ -227,6 +227,32 @@ fn documents_that_lie_are_refused() {
 }
 
 #[test]
+fn entries_of_an_index_that_can_not_be_used_are_not_asked_for() {
+    let store = Store::new();
+    let (layout, _) = image(&store, 1, 1000);
+    let index: serde_json::Value =
+        serde_json::from_slice(&fs::read(layout.dir.join("index.json")).unwrap()).unwrap();
+    let mut good = index["manifests"][0].clone();
+    let missing = json!({"digest": sha256(b"missing"), "size": 7, "platform": {}});
+    let odd = json!({"digest": "blake3:00", "size": 1, "platform": {"os": "linux", "architecture": "amd64"}});
+    for (is_stated, requests) in [(true, 4), (false, 5)] {
+        if is_stated {
+            good["platform"] = json!({"os": "linux", "architecture": "amd64"});
+        } else {
+            good["platform"] = json!(null);
+        }
+        let manifests = json!([odd, missing, good]);
+        layout.index(&[layout.document("index", &json!({"schemaVersion": 2, "manifests": manifests}))]);
+        let server = Server::start(registry(&layout));
+        let store = Store::new();
+        store.pulled(&server.name("app"));
+        // The index, the manifest, its configuration, its layer; and what may be for this platform, or not.
+        let seen: Vec<_> = server.seen().into_iter().map(|request| request.path).collect();
+        assert_eq!(seen.len(), requests + usize::from(!is_stated), "{seen:?}");
+    }
+}
+
+#[test]
 fn indexes_have_an_end() {
     let store = Store::new();
     let layout = Layout::new(store.dir().join("layout"));
