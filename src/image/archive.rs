@@ -4,8 +4,10 @@
 //! one, and what comes through a pipe, is written to an unlinked file first (see `load`).
 //!
 //! Of a path that is there twice the last one counts, as for any reader of tars; but metadata that is there twice is refused: two readers
-//! could see two images. Headers are read as those of layers are (`rootfs::tar`): broken ones are refused. Paths with `..`, names that aren't UTF-8 or too long, sparse files and special files are passed over. The number of entries and
-//! the length of names are capped.
+//! could see two images. Headers are read as those of layers are (`rootfs::tar`): broken ones are
+//! refused. Paths and links are cleaned within the archive, as docker does it: `..` leads no higher than its root. Names
+//! that aren't UTF-8 or too long, sparse files and special files are passed over. The number of entries and the length of
+//! names are capped.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -102,7 +104,8 @@ impl Archive {
             What::HardLink(target) => normal_bytes(&target).map(Entry::Link),
             What::Symlink(target) => {
                 let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);
-                str::from_utf8(&target).ok().and_then(|target| resolve(dir, target)).map(Entry::Link)
+                let from = if target.starts_with(b"/") { "" } else { dir };
+                normal_bytes(&[from.as_bytes(), b"/", &target].concat()).map(Entry::Link)
             }
             What::Sparse(_) | What::Dir | What::Fifo | What::Device(..) => None,
         };
@@ -174,23 +177,17 @@ fn normal_bytes(path: &[u8]) -> Option<String> {
     str::from_utf8(path).ok().and_then(normal)
 }
 
-/// A path in the archive without `.` and empty parts; `None` if it leads out of it.
+/// A path in the archive, cleaned within it; `None` if it is the archive's root.
 fn normal(path: &str) -> Option<String> {
-    let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
-    (!parts.is_empty() && !parts.contains(&"..")).then(|| parts.join("/"))
-}
-
-/// Where a symbolic link in `dir` leads to; `None` if it leads out of the archive.
-fn resolve(dir: &str, target: &str) -> Option<String> {
-    let mut parts: Vec<&str> = if target.starts_with('/') { return None } else { dir.split('/').collect() };
-    for part in target.split('/') {
+    let mut parts = Vec::new();
+    for part in path.split('/') {
         match part {
             "" | "." => {}
-            ".." => drop(parts.pop().filter(|part| !part.is_empty())?),
+            ".." => drop(parts.pop()),
             part => parts.push(part),
         }
     }
-    normal(&parts.join("/"))
+    (!parts.is_empty()).then(|| parts.join("/"))
 }
 
 #[cfg(test)]

@@ -169,6 +169,35 @@ fn an_index_of_skopeo_s_gives_the_image_for_this_platform() {
         .says("layout has no image for linux/amd64: there is only linux/arm64");
 }
 
+/// Build rules write names like `./../lib/x` into layers. GNU tar keeps them with -P.
+#[test]
+fn names_with_two_dots_are_cleaned_within_the_root() {
+    let store = Store::new();
+    let dir = store.dir();
+    for (root, lib) in [("odd/in", "odd/lib"), ("clean", "clean/lib")] {
+        let (root, lib) = (dir.join(root), dir.join(lib));
+        fs::create_dir_all(root.join("a/q")).unwrap();
+        fs::create_dir(&lib).unwrap();
+        fs::write(lib.join("x"), "X").unwrap();
+        fs::write(root.join("a/y"), "Y").unwrap();
+        fs::hard_link(lib.join("x"), root.join("a/z")).unwrap();
+    }
+    let build = |root: &str, names: &str| {
+        words(
+            dir,
+            &format!("tar -cPf layer.tar -C {root} --owner=0 --group=0 --mtime=@0 --sort=name {names}"),
+        );
+        let tar = fs::read(dir.join("layer.tar")).unwrap();
+        let layout = crate::make::Layout::new(dir.join("layout"));
+        let layer = layout.blob("application/vnd.oci.image.layer.v1.tar", &tar);
+        layout.index(&[layout.image("amd64", &[crate::make::sha256(&tar)], &[layer])]);
+        let store = Store::new();
+        store.load(layout.dir.to_str().unwrap());
+        fs::read(&store.files("rootfs")[0]).unwrap()
+    };
+    assert!(build("odd/in", "./../lib a/q/../y a/z") == build("clean", "lib a/y a/z"));
+}
+
 /// What else may stand beside an image in an index: other programs' entries that bothy can't use.
 #[test]
 fn an_index_with_odd_entries_gives_its_image() {

@@ -41,8 +41,6 @@ pub enum Flaw {
     NoName,
     #[error("its name, or its target's, has a NUL in it")]
     Nul,
-    #[error("its name, or its target's, has \"..\" in it")]
-    DotDot,
     #[error("a part of its name is longer than 255 bytes")]
     NameLength,
     #[error("its name is longer than 4095 bytes")]

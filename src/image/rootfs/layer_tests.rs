@@ -250,11 +250,68 @@ fn aufs_files_of_several_names_are_kept_for_their_hard_links() {
 }
 
 #[test]
-fn what_leads_out_of_the_root_is_refused() {
-    assert_eq!(flaw(Tar::new().file("../x", b"")), Flaw::DotDot);
-    assert_eq!(flaw(Tar::new().file("a/../../x", b"")), Flaw::DotDot);
-    assert_eq!(flaw(Tar::new().dir("/..")), Flaw::DotDot);
-    assert_eq!(flaw(Tar::new().file("a", b"").hard_link("b", "../a")), Flaw::DotDot);
+fn names_are_cleaned_within_the_root() {
+    for (name, clean) in [
+        ("./../lib/x", "/lib/x"),
+        ("../../../x", "/x"),
+        ("/../x", "/x"),
+        ("a/../x", "/x"),
+        ("a/b/../../../x", "/x"),
+        ("a/./b/..//x", "/a/x"),
+        ("a/..b/x..", "/a/..b/x.."),
+        ("...", "/..."),
+    ] {
+        assert!(image(&[Tar::new().file(name, b"")]).names().contains(&clean.to_owned()), "{name}");
+    }
+    // Nothing is made of what is cleaned away, and links there lead nowhere.
+    let tar = Tar::new()
+        .symlink("link", "usr/lib")
+        .file("link/../x", b"1")
+        .file("none/../y", b"")
+        .dir("none/../z/");
+    assert_eq!(image(&[tar]).names(), ["/link", "/x", "/y", "/z"]);
+    // The root itself.
+    for name in ["..", "a/..", "./../"] {
+        let mode = |block: &mut [u8]| block[100..108].copy_from_slice(b"0001711\0");
+        let tar = Tar::new().header(b'5', name.as_bytes(), 0, mode);
+        assert_eq!(image(&[tar]).nodes()[""].mode, 0o041_711, "{name}");
+        assert_eq!(flaw(Tar::new().file(name, b"")), Flaw::Root, "{name}");
+    }
+    // What is too long stays so, however little is left of it.
+    let long = format!("{}x", "a/../".repeat(819));
+    assert_eq!(flaw(Tar::new().pax(&[("path", long.as_bytes())]).file("x", b"")), Flaw::PathLength);
+    assert_eq!(flaw(Tar::new().pax(&[("path", b"a/../../etc\0/x")]).file("x", b"")), Flaw::Nul);
+}
+
+#[test]
+fn targets_of_hard_links_are_cleaned_like_names() {
+    let lower = Tar::new().file("lib/x", b"123").file("y", b"");
+    for target in ["a/../lib/x", "../lib/x", "/../../lib/../lib/x", "lib/../../lib/x"] {
+        let nodes = image(&[lower.clone(), Tar::new().hard_link("a/../z", target)]).nodes();
+        assert_eq!((nodes["/z"].first.as_str(), nodes["/z"].size), ("/lib/x", 3), "{target}");
+    }
+    assert_eq!(flaw(Tar::new().hard_link("a", "b/..")), Flaw::LinkToDirectory);
+    assert_eq!(flaw(Tar::new().hard_link("a", "../../etc/passwd")), Flaw::NoTarget);
+}
+
+#[test]
+fn whiteouts_are_cleaned_like_names() {
+    let lower = || Tar::new().file("d/a", b"").file("e/b", b"").file("f", b"");
+    for (whiteout, left) in [
+        ("x/../d/.wh.a", &["/d", "/e", "/e/b", "/f"][..]),
+        ("../.wh.f", &["/d", "/d/a", "/e", "/e/b"]),
+        ("d/../.wh.e", &["/d", "/d/a", "/f"]),
+        ("x/../../d/.wh..wh..opq", &["/d", "/e", "/e/b", "/f"]),
+        (".wh.d/../.wh.f", &["/d", "/d/a", "/e", "/e/b"]),
+    ] {
+        assert_eq!(image(&[lower(), Tar::new().file(whiteout, b"")]).names(), left, "{whiteout}");
+    }
+    // What is cleaned away hides nothing.
+    let tar = Tar::new().file(".wh.d/../new", b"").file("f/.wh..wh..opq/../../e/c", b"");
+    assert_eq!(image(&[lower(), tar]).names(), ["/d", "/d/a", "/e", "/e/b", "/e/c", "/f", "/new"]);
+    assert_eq!(flaw(Tar::new().file("d/.wh...", b"")), Flaw::Whiteout);
+    let plinks = Tar::new().file("x/../.wh..wh.plnk/1", b"1").hard_link("a", "y/../.wh..wh.plnk/1");
+    assert_eq!(image(&[plinks]).names(), ["/a"]);
 }
 
 #[test]
@@ -452,10 +509,10 @@ fn an_image_is_no_larger_than_it_may_be() {
 #[test]
 fn an_error_names_layer_and_entry() {
     let good = Tar::new().file("a", b"").end();
-    let bad = Tar::new().file("ok", b"").pax(&[("path", b"e\xffvil\n/../x")]).file("x", b"").end();
+    let bad = Tar::new().file("ok", b"").pax(&[("path", b"e\xffvil\n/../x")]).hard_link("x", "y").end();
     let error = build_with(&[good, bad], &LIMITS).err().unwrap().to_string();
     assert_eq!(
         error,
-        "layer sha256:1, entry number 2, \"e\\xffvil\\n/../x\": its name, or its target's, has \"..\" in it"
+        "layer sha256:1, entry number 2, \"e\\xffvil\\n/../x\": it is a hard link to something that is not there"
     );
 }
