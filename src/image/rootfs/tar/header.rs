@@ -83,9 +83,15 @@ impl Header {
     }
 }
 
-/// An owner's number. The largest one is no owner to Linux.
+/// An owner's number. A negative one is written by systems on which owners are signed, and is the same 32 bits without a
+/// sign: docker makes 4294967294 of -2, which is `nobody` there. -1 is no owner to chown(2), which leaves the file root's.
 pub(super) fn owner(number: i64) -> Result<u32, Flaw> {
-    u32::try_from(number).ok().filter(|id| *id != u32::MAX).ok_or(Flaw::Owner)
+    let id = u32::try_from(number).or_else(|_| i32::try_from(number).map(i32::cast_unsigned));
+    match id {
+        Ok(u32::MAX) => Ok(0),
+        Ok(id) => Ok(id),
+        Err(_) => Err(Flaw::Owner),
+    }
 }
 
 /// Up to the first NUL.
@@ -136,9 +142,20 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_owner_is_none() {
-        assert_eq!(owner(4_294_967_294), Ok(4_294_967_294));
-        assert_eq!(owner(4_294_967_295), Err(Flaw::Owner));
-        assert_eq!(owner(-1), Err(Flaw::Owner));
+    fn owners_have_32_bits_with_a_sign_or_without() {
+        for (number, id) in [
+            (0, 0),
+            (4_294_967_294, 4_294_967_294),
+            (-2, 4_294_967_294),
+            (-2_147_483_648, 2_147_483_648),
+            // What chown(2) takes for none.
+            (4_294_967_295, 0),
+            (-1, 0),
+        ] {
+            assert_eq!(owner(number), Ok(id), "{number}");
+        }
+        for number in [4_294_967_296, -2_147_483_649, i64::MAX, i64::MIN] {
+            assert_eq!(owner(number), Err(Flaw::Owner), "{number}");
+        }
     }
 }

@@ -58,14 +58,23 @@ impl Pax {
         if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
             return self.sparse.record(key, value);
         }
-        // An empty value takes a record back.
-        let number = || match value {
-            [] => Ok(None),
-            value => decimal(value).ok_or(Flaw::Number).map(Some),
+        // An empty value takes a record back. Go's decoder takes a sign before a number.
+        let (negative, digits) = match value {
+            [b'-', digits @ ..] => (true, digits),
+            [b'+', digits @ ..] => (false, digits),
+            digits => (false, digits),
         };
-        let id = || match number()? {
+        let whole = || match value {
+            [] => Ok(None),
+            _ => decimal(digits).ok_or(Flaw::Number).map(Some),
+        };
+        let number = || if negative { Err(Flaw::Number) } else { whole() };
+        let id = || match whole()? {
             None => Ok(None),
-            Some(id) => header::owner(i64::try_from(id).map_err(|_| Flaw::Owner)?).map(Some),
+            Some(id) => {
+                let id = i64::try_from(id).map_err(|_| Flaw::Owner)?;
+                header::owner(if negative { -id } else { id }).map(Some)
+            }
         };
         let device = || number().map(|number| number.map(|n| i64::try_from(n).unwrap_or(i64::MAX)));
         match key {
@@ -137,6 +146,7 @@ pub(super) fn decimal(text: &[u8]) -> Option<u64> {
 /// Seconds with a fraction, perhaps negative, as seconds and nanoseconds after them.
 fn time(text: &[u8]) -> Result<(i64, u32), Flaw> {
     let (negative, text) = text.strip_prefix(b"-").map_or((false, text), |rest| (true, rest));
+    let text = text.strip_prefix(b"+").filter(|_| !negative).unwrap_or(text);
     let mut halves = text.splitn(2, |byte| *byte == b'.');
     let whole = decimal(halves.next().unwrap_or_default()).ok_or(Flaw::Time)?;
     let fraction = halves.next().unwrap_or_default();
@@ -161,10 +171,11 @@ mod tests {
     fn times_keep_their_nanoseconds_on_both_sides_of_1970() {
         assert_eq!(time(b"1700000000.123456789"), Ok((1_700_000_000, 123_456_789)));
         assert_eq!(time(b"1.5"), Ok((1, 500_000_000)));
+        assert_eq!(time(b"+1.5"), Ok((1, 500_000_000)));
         assert_eq!(time(b"1.0000000019"), Ok((1, 1)));
         assert_eq!(time(b"-1.25"), Ok((-2, 750_000_000)));
         assert_eq!(time(b"-9223372036854775807.5"), Ok((i64::MIN, 500_000_000)));
-        for wrong in ["", "-", ".", "1.x", "x", "9223372036854775808", "--1", "1e3"] {
+        for wrong in ["", "-", "+", ".", "1.x", "x", "9223372036854775808", "--1", "-+1", "++1", "1e3"] {
             assert_eq!(time(wrong.as_bytes()), Err(Flaw::Time), "{wrong}");
         }
     }
@@ -188,6 +199,22 @@ mod tests {
         let pax = Pax::parse(b"12 path=x\ny\n23 SCHILY.xattr.a=\0\n\n\xff\n").unwrap();
         assert_eq!(pax.path.unwrap(), b"x\ny");
         assert_eq!(pax.xattrs[&b"a"[..]], b"\0\n\n\xff");
+    }
+
+    #[test]
+    fn numbers_may_have_a_sign_and_only_owners_may_be_negative() {
+        let pax = Pax::parse(b"10 uid=-2\n10 gid=+5\n11 size=+3\n").unwrap();
+        assert_eq!((pax.uid, pax.gid, pax.size), (Some(4_294_967_294), Some(5), Some(3)));
+        assert_eq!(Pax::parse(b"10 uid=-1\n").unwrap().uid, Some(0));
+        for (wrong, flaw) in [
+            ("8 uid=-\n", Flaw::Number),
+            ("11 uid=-+2\n", Flaw::Number),
+            ("11 size=-3\n", Flaw::Number),
+            ("19 uid=-2147483649\n", Flaw::Owner),
+            ("28 uid=-9223372036854775808\n", Flaw::Owner),
+        ] {
+            assert_eq!(Pax::parse(wrong.as_bytes()).err(), Some(flaw), "{wrong}");
+        }
     }
 
     #[test]

@@ -184,9 +184,43 @@ fn types_that_no_file_system_has_are_refused() {
 fn owners_and_times_fit_or_are_refused() {
     assert_eq!(flaw(pax_file(&[("uid", b"4294967296")], b"")), Flaw::Owner);
     assert_eq!(flaw(pax_file(&[("gid", b"18446744073709551615")], b"")), Flaw::Owner);
+    assert_eq!(flaw(pax_file(&[("gid", b"-4294967295")], b"")), Flaw::Owner);
     assert_eq!(flaw(pax_file(&[("mtime", b"1e9")], b"")), Flaw::Time);
-    let uid = |block: &mut [u8]| block[108..116].copy_from_slice(b"\xff\xff\xff\xff\xff\xff\xff\xff");
+    let uid = |block: &mut [u8]| block[108..116].copy_from_slice(b"\x80\0\0\x01\0\0\0\0");
     assert_eq!(flaw(Tar::new().header(b'0', b"x", 0, uid)), Flaw::Owner);
+    let uid = |block: &mut [u8]| block[108..116].copy_from_slice(b"\xff\xff\xff\xff\x7f\xff\xff\xff");
+    assert_eq!(flaw(Tar::new().header(b'0', b"x", 0, uid)), Flaw::Owner);
+}
+
+/// GNU tar writes what octal digits have no room for in base 256, and what is negative in two's complement.
+#[test]
+fn numbers_in_base_256_are_read_and_negative_ones_have_a_meaning() {
+    let field = |at: usize, bytes: &'static [u8]| {
+        move |block: &mut [u8]| {
+            block[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+    };
+    let owners = |block: &mut [u8]| {
+        field(108, b"\xff\xff\xff\xff\xff\xff\xff\xfe")(block);
+        field(116, b"\xff\xff\xff\xff\x80\0\0\0")(block);
+    };
+    let tar = Tar::new()
+        .header(b'0', b"owners", 0, owners)
+        .header(b'0', b"none", 0, field(108, b"\xff\xff\xff\xff\xff\xff\xff\xff"))
+        .header(b'0', b"large", 0, field(108, b"\x80\0\0\0\xff\xff\xff\xfe"))
+        .header(b'0', b"old", 0, field(136, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfb"))
+        .header(b'0', b"future", 0, field(136, b"\x80\0\0\0\0\0\0\x40\0\0\0\0"))
+        .header(b'0', b"sized", 0, field(124, b"\x80\0\0\0\0\0\0\0\0\0\0\x03"))
+        .data(b"abc")
+        .pax(&[("uid", b"-2"), ("gid", b"-1")])
+        .file("pax", b"");
+    let nodes = image(&[tar]).nodes();
+    let owner = |name: &str| (nodes[name].uid, nodes[name].gid);
+    assert_eq!(owner("/owners"), (4_294_967_294, 2_147_483_648), "as docker and umoci have it");
+    assert_eq!((owner("/none").0, owner("/large").0), (0, 4_294_967_294));
+    assert_eq!(owner("/pax"), (4_294_967_294, 0));
+    assert_eq!((nodes["/old"].mtime, nodes["/future"].mtime), ((-5, 0), (1 << 38, 0)));
+    assert_eq!(nodes["/sized"].size, 3);
 }
 
 #[test]
