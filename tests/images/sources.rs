@@ -198,6 +198,39 @@ fn names_with_two_dots_are_cleaned_within_the_root() {
     assert!(build("odd/in", "./../lib a/q/../y a/z") == build("clean", "lib a/y a/z"));
 }
 
+/// `umoci insert` pads no file that is the last one of its layer.
+#[test]
+fn a_layer_may_end_right_behind_its_last_file() {
+    let store = Store::new();
+    let dir = store.dir();
+    let whole = crate::make::tar_of(dir, "file", &[b'X'; 27]);
+    let load = |len: usize| {
+        let tar = &whole[..len];
+        let layout = crate::make::Layout::new(dir.join("layout"));
+        let layer = layout.blob("application/vnd.oci.image.layer.v1.tar", tar);
+        layout.index(&[layout.image("amd64", &[crate::make::sha256(tar)], &[layer])]);
+        let store = Store::new();
+        let finished = store.bothy(["load", layout.dir.to_str().unwrap()]).run();
+        (finished, store.files("rootfs").first().map(|path| fs::read(path).unwrap()))
+    };
+    let (_, expected) = load(whole.len());
+    for len in [512 + 27, 512 + 28, 1024] {
+        let (finished, built) = load(len);
+        finished.code(0);
+        assert!(built == expected, "{len}");
+    }
+    load(512 + 26).0.code(1).says("the archive ends in the middle of it");
+    if !have("a_layer_may_end_right_behind_its_last_file", &["umoci"]) {
+        return;
+    }
+    fs::create_dir(dir.join("etc")).unwrap();
+    fs::write(dir.join("etc/passwd"), "app:x:1000:1000::/:/bin/sh\n").unwrap();
+    words(dir, "umoci init --layout inserted");
+    words(dir, "umoci new --image inserted:v1");
+    words(dir, "umoci insert --image inserted:v1 etc /etc");
+    assert!(store.load("oci:inserted:v1").starts_with("loaded localhost/inserted:v1 "));
+}
+
 /// What else may stand beside an image in an index: other programs' entries that bothy can't use.
 #[test]
 fn an_index_with_odd_entries_gives_its_image() {

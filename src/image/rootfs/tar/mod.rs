@@ -5,7 +5,8 @@
 //!
 //! ustar, GNU and PAX archives. Where they contradict each other, this follows Go's archive/tar, which docker, containerd and umoci
 //! read layers with: links, devices and directories have no data whatever their size says, GNU's long names win over PAX' records,
-//! and PAX global headers mean nothing. An archive may end without its two blocks of zeros.
+//! and PAX global headers mean nothing. An archive may end without its two blocks of zeros, and without the padding behind
+//! the last file.
 
 mod header;
 mod pax;
@@ -266,22 +267,32 @@ impl<R: Read> Reader<R> {
         Ok(())
     }
 
+    /// Passes over what is left of the present entry. The stream may end in its padding: some programs write none behind
+    /// the last file, and what is in it is whole all the same.
     fn skip(&mut self) -> Result<(), Trouble> {
-        let mut left = self.data.checked_add(self.padding).ok_or(Flaw::Size)?;
-        (self.data, self.padding) = (0, 0);
+        let (data, padding) = (std::mem::take(&mut self.data), std::mem::take(&mut self.padding));
+        if self.discard(data)? > 0 {
+            return Err(Flaw::Truncated.into());
+        }
+        let _missing = self.discard(padding)?;
+        Ok(())
+    }
+
+    /// Reads so many bytes, and says how many are missing.
+    fn discard(&mut self, mut left: u64) -> Result<u64, Trouble> {
         while left > 0 {
             if self.at == self.filled {
                 self.fill()?;
             }
             let n = left.min((self.filled - self.at) as u64);
             if n == 0 {
-                return Err(Flaw::Truncated.into());
+                break;
             }
             // At most the buffer's length.
             self.at += usize::try_from(n).unwrap_or(usize::MAX);
             left -= n;
         }
-        Ok(())
+        Ok(left)
     }
 
     /// Some bytes of the stream; large pieces go past the buffer.

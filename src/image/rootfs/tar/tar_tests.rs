@@ -118,13 +118,39 @@ fn an_archive_may_end_without_its_end() {
 #[test]
 fn a_stream_that_ends_too_early_is_refused() {
     let tar = Tar::new().pax(&[("path", b"name")]).file("a", &[1; 1000]).0;
-    for len in [1, 511, 513, 1023, 1025, 1535, 1536 + 999] {
+    for len in [1, 511, 513, 1025, 1535, 1536 + 999] {
         assert_eq!(refused(tar[..len].to_vec()), Flaw::Truncated, "{len}");
     }
-    assert_eq!(refused(tar[..1024].to_vec()), Flaw::NoEntry);
+    for len in [1023, 1024] {
+        assert_eq!(refused(tar[..len].to_vec()), Flaw::NoEntry, "{len}");
+    }
     assert_eq!(refused([&tar[..1024], &[0; 1024]].concat()), Flaw::NoEntry);
-    let image = build_with(&[tar[..1536 + 1000].to_vec()], &LIMITS);
-    assert!(image.is_err(), "the padding belongs to it");
+}
+
+/// `umoci insert` writes such layers.
+#[test]
+fn the_padding_behind_the_last_file_may_be_missing_or_cut_off() {
+    let sparse: &[(&str, &[u8])] = &[("GNU.sparse.size", b"5000"), ("GNU.sparse.map", b"0,700,4000,300")];
+    for tar in [
+        Tar::new().file("a", &[1; 1000]),
+        Tar::new().file("b", b"").file("a", &[1; 300_000]),
+        Tar::new().pax(sparse).file("a", &[1; 1000]),
+        gnu_sparse(&octal(&[0, 1000]), false, 1000, "1750").data(&[1; 1000]),
+    ] {
+        let end = tar.0.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+        let whole = build_with(&[tar.clone().end()], &LIMITS).unwrap();
+        for padding in [0, 1, 23, 24] {
+            let cut = build_with(&[tar.0[..end + padding].to_vec()], &LIMITS).unwrap();
+            assert_same(&cut.nodes(), &whole.nodes());
+        }
+        assert_eq!(refused(tar.0[..end - 1].to_vec()), Flaw::Truncated, "a byte of the file");
+        let behind = [&tar.0[..end], &Tar::new().file("x", b"").0].concat();
+        assert!(build_with(&[behind], &LIMITS).is_err(), "only at the end");
+    }
+    // The file isn't there after an extended header, however that is padded.
+    let pax = Tar::new().pax(&[("path", b"x")]).0;
+    let end = pax.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    assert_eq!(refused(pax[..end].to_vec()), Flaw::NoEntry);
 }
 
 #[test]
