@@ -5,7 +5,7 @@
 //! error in place of the end, and of every read after it. So whoever makes something of the bytes throws it away on an error.
 //!
 //! A blob that is longer than its descriptor says is refused at the first byte too many. A compression bomb costs no memory: 128 KiB of
-//!   buffer, and at most 128 MiB of zstd window; its bytes are limited by whoever reads.
+//! buffer, and at most 128 MiB of a decoder's window; its bytes are limited by whoever reads.
 //!
 //! No thread: on one core, both digests and decompression together run faster than any layer's files can be written.
 
@@ -58,7 +58,7 @@ pub enum BlobError {
         actual: Digest,
     },
     /// A compression that isn't supported.
-    #[error("{name} is compressed with {compression}: expected gzip, zstd or none")]
+    #[error("{name} is compressed with {compression}: expected gzip, zstd, xz, bzip2 or none")]
     Unsupported {
         /// What errors call the blob.
         name: String,

@@ -1,4 +1,4 @@
-use super::super::testing::{chain, file, gzip, tar, zstd};
+use super::super::testing::{bzip2, chain, file, gzip, tar, xz, zstd};
 use super::*;
 
 fn layer() -> Vec<u8> {
@@ -30,7 +30,8 @@ fn a_good_layer_is_verified_at_its_end() {
         stored.extend(b"and more");
         stored
     };
-    for stored in [plain.clone(), gzip(&plain), zstd(&plain), tail(gzip(&plain)), tail(zstd(&plain))] {
+    let compressed = [gzip(&plain), zstd(&plain), xz(&plain), bzip2(&plain)];
+    for stored in compressed.clone().into_iter().chain(compressed.map(tail)).chain([plain.clone()]) {
         let (out, verified) = read(&stored, expected(&stored, &plain));
         assert_eq!((out.unwrap(), verified), (plain.clone(), 1));
     }
@@ -43,7 +44,7 @@ fn a_good_layer_is_verified_at_its_end() {
 #[test]
 fn what_stands_behind_a_layer_comes_to_an_end() {
     let plain = layer();
-    for stored in [gzip(&plain), zstd(&plain)] {
+    for stored in [gzip(&plain), zstd(&plain), xz(&plain), bzip2(&plain)] {
         let expected = Expected { digest: None, len: None, ..expected(&stored, &plain) };
         let endless = stored.chain(io::repeat(0));
         let mut reader = LayerReader::new(endless, expected, Rc::default()).unwrap();
@@ -113,12 +114,13 @@ fn after_a_failure_every_read_fails() {
     reader.read(&mut [0; 10]).unwrap_err();
 }
 
-/// `BOTHY_STORE_BENCH=DIR cargo test --release --lib image::blob -- --nocapture`, with l.tar, l.tar.gz and l.tar.zst in DIR.
+/// `BOTHY_STORE_BENCH=DIR cargo test --release --lib image::blob -- --nocapture`, with l.tar, l.tar.gz,
+/// l.tar.zst, l.tar.xz and l.tar.bz2 in DIR.
 #[test]
 fn speed_with_both_digests() {
     let Some(dir) = std::env::var_os("BOTHY_STORE_BENCH").map(std::path::PathBuf::from) else { return };
     let diff_id = Digest::of(&std::fs::read(dir.join("l.tar")).unwrap());
-    for name in ["l.tar", "l.tar.gz", "l.tar.zst"] {
+    for name in ["l.tar", "l.tar.gz", "l.tar.zst", "l.tar.xz", "l.tar.bz2"] {
         let stored = std::fs::read(dir.join(name)).unwrap();
         let expected = Expected {
             name: name.into(),

@@ -1,13 +1,18 @@
-//! Decompression: gzip and zstd, or nothing to do.
+//! Decompression: gzip, zstd, xz and bzip2, or nothing to do.
 //!
 //! - The compression is told by the first bytes, not by the media type, which is often wrong. What has a valid tar header is a tar,
 //!   whatever its first bytes look like otherwise.
-//! - Gzip may have several members and zstd several frames (eStargz and zstd:chunked layers do). What follows and isn't one is not decoded, but counts
+//! - All of them may have several members one after the other: gzip's and zstd's come from eStargz and zstd:chunked layers,
+//!   those of xz and bzip2 from programs that compress in parallel. What follows and isn't one is not decoded, but counts
 //!   for the blob's size and digest; the diff_id says whether anything was lost.
+//! - Memory is bounded whatever a header asks for: 128 MiB of window for zstd and of dictionary for xz, which grow with
+//!   what is decoded, and 4 MiB for bzip2.
 
 use std::io::{self, BufRead, Read};
 
+use bzip2::bufread::BzDecoder;
 use flate2::bufread::GzDecoder;
+use lzma_rust2::{XzReader, lzma2_get_memory_usage};
 use zstd::stream::raw::{Decoder as ZstdDecoder, Operation};
 
 use super::blob::BlobError;
@@ -19,6 +24,8 @@ pub(super) const MAGIC_LEN: usize = 512;
 const BUFFER_LEN: usize = 128 * 1024;
 /// Most bytes behind a compressed stream. Padding and tables of contents stand there.
 const MAX_TRAILER: usize = 64 << 20;
+/// Largest dictionary of xz, in bytes, as large as zstd's largest window. `xz -9` needs 64 MiB.
+const MAX_DICTIONARY: u32 = 128 << 20;
 const _: () = assert!(BUFFER_LEN > MAGIC_LEN);
 
 /// How a blob is compressed.
@@ -27,6 +34,8 @@ pub(super) enum Compression {
     None,
     Gzip,
     Zstd,
+    Xz,
+    Bzip2,
     Unsupported(&'static str),
 }
 
@@ -39,14 +48,23 @@ impl Compression {
         if is_zstd_frame(start) {
             return Self::Zstd;
         }
-        let magics: [(&[u8], Self); 3] = [
-            (&[0x1f, 0x8b], Self::Gzip),
-            (b"\xfd7zXZ\0", Self::Unsupported("xz")),
-            (b"BZh", Self::Unsupported("bzip2")),
+        let magics: [(&[u8], Self); 8] = [
+            (GZIP, Self::Gzip),
+            (XZ, Self::Xz),
+            (BZIP2, Self::Bzip2),
+            (b"LZIP", Self::Unsupported("lzip")),
+            (b"\x04\x22\x4d\x18", Self::Unsupported("lz4")),
+            (b"\x1f\x9d", Self::Unsupported("compress")),
+            (b"PK\x03\x04", Self::Unsupported("zip")),
+            (b"7z\xbc\xaf\x27\x1c", Self::Unsupported("7-Zip")),
         ];
         magics.iter().find(|(magic, _)| start.starts_with(magic)).map_or(Self::None, |(_, kind)| *kind)
     }
 }
+
+const GZIP: &[u8] = &[0x1f, 0x8b];
+const XZ: &[u8] = b"\xfd7zXZ\0";
+const BZIP2: &[u8] = b"BZh";
 
 /// A frame, or one to be skipped (RFC 8878, 3.1).
 fn is_zstd_frame(start: &[u8]) -> bool {
@@ -95,11 +113,23 @@ impl<R: Read> Buffered<R> {
                 return Ok(());
             }
             self.start = self.end;
-            left = left.checked_sub(n).ok_or_else(|| {
-                io::Error::new(io::ErrorKind::InvalidData, "too much stands behind its end")
-            })?;
+            left = left.checked_sub(n).ok_or_else(too_much)?;
         }
     }
+
+    /// Passes over zeros that stand between two streams of xz, by fours, and says whether another stream follows.
+    fn skip_padding(&mut self) -> io::Result<bool> {
+        let mut left = MAX_TRAILER;
+        while self.peek(4)? == [0; 4] {
+            self.consume(4);
+            left = left.checked_sub(4).ok_or_else(too_much)?;
+        }
+        Ok(self.peek(XZ.len())? == XZ)
+    }
+}
+
+fn too_much() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "too much stands behind its end")
 }
 
 fn read_some(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
@@ -148,10 +178,47 @@ enum State<R: Read> {
         decoder: ZstdDecoder<'static>,
         between_frames: bool,
     },
+    Xz(Box<XzReader<Buffered<R>>>),
+    Bzip2(Box<BzDecoder<Buffered<R>>>),
     /// The compressed stream is over; perhaps there is something behind it.
     Ended(Buffered<R>),
     /// Only while one of the others is being replaced.
     Taken,
+}
+
+impl<R: Read> State<R> {
+    fn gzip(input: Buffered<R>) -> Self {
+        Self::Gzip(Box::new(GzDecoder::new(input)))
+    }
+
+    fn xz(input: Buffered<R>) -> Self {
+        // One stream: the decoder's own way to the next one refuses what else may stand there.
+        let limit = lzma2_get_memory_usage(MAX_DICTIONARY);
+        Self::Xz(Box::new(XzReader::new_mem_limit(input, false, limit)))
+    }
+
+    fn bzip2(input: Buffered<R>) -> Self {
+        Self::Bzip2(Box::new(BzDecoder::new(input)))
+    }
+
+    /// After a member: another one, or the end.
+    fn next_member(self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Gzip(decoder) => {
+                let mut input = decoder.into_inner();
+                if input.peek(GZIP.len())? == GZIP { Self::gzip(input) } else { Self::Ended(input) }
+            }
+            Self::Bzip2(decoder) => {
+                let mut input = decoder.into_inner();
+                if input.peek(BZIP2.len())? == BZIP2 { Self::bzip2(input) } else { Self::Ended(input) }
+            }
+            Self::Xz(decoder) => {
+                let mut input = decoder.into_inner();
+                if input.skip_padding()? { Self::xz(input) } else { Self::Ended(input) }
+            }
+            other => other,
+        })
+    }
 }
 
 impl<R: Read> Decoded<R> {
@@ -160,7 +227,9 @@ impl<R: Read> Decoded<R> {
         let mut input = Buffered::new(inner);
         let state = match Compression::of(input.peek(MAGIC_LEN)?) {
             Compression::None => State::Plain(input),
-            Compression::Gzip => State::Gzip(Box::new(GzDecoder::new(input))),
+            Compression::Gzip => State::gzip(input),
+            Compression::Xz => State::xz(input),
+            Compression::Bzip2 => State::bzip2(input),
             Compression::Zstd => State::Zstd { input, decoder: ZstdDecoder::new()?, between_frames: true },
             Compression::Unsupported(compression) => {
                 return Err(BlobError::Unsupported { name: name.into(), compression }.into());
@@ -179,20 +248,16 @@ impl<R: Read> Decoded<R> {
         let mut input = match self.state {
             State::Plain(input) | State::Zstd { input, .. } | State::Ended(input) => input,
             State::Gzip(decoder) => decoder.into_inner(),
+            State::Xz(decoder) => decoder.into_inner(),
+            State::Bzip2(decoder) => decoder.into_inner(),
             State::Taken => unreachable!("taken only inside of `next_member`"),
         };
         input.drain()?;
         Ok(input.inner)
     }
 
-    /// After a gzip member: another one, or the end.
     fn next_member(&mut self) -> io::Result<()> {
-        if let State::Gzip(decoder) = std::mem::replace(&mut self.state, State::Taken) {
-            let mut input = decoder.into_inner();
-            let more = input.peek(2)? == [0x1f, 0x8b];
-            self.state =
-                if more { State::Gzip(Box::new(GzDecoder::new(input))) } else { State::Ended(input) };
-        }
+        self.state = std::mem::replace(&mut self.state, State::Taken).next_member()?;
         Ok(())
     }
 }
@@ -206,6 +271,14 @@ impl<R: Read> Read for Decoded<R> {
             match &mut self.state {
                 State::Plain(input) => return input.read(out),
                 State::Gzip(decoder) => match decoder.read(out)? {
+                    0 => self.next_member()?,
+                    n => return Ok(n),
+                },
+                State::Bzip2(decoder) => match decoder.read(out)? {
+                    0 => self.next_member()?,
+                    n => return Ok(n),
+                },
+                State::Xz(decoder) => match decoder.read(out).map_err(xz_error)? {
                     0 => self.next_member()?,
                     n => return Ok(n),
                 },
@@ -234,6 +307,15 @@ impl<R: Read> Read for Decoded<R> {
             }
         }
     }
+}
+
+/// The decoder calls it a lack of memory when a dictionary is larger than it may be.
+fn xz_error(error: io::Error) -> io::Error {
+    if error.kind() != io::ErrorKind::OutOfMemory {
+        return error;
+    }
+    let limit = MAX_DICTIONARY >> 20;
+    io::Error::new(io::ErrorKind::InvalidData, format!("it needs a dictionary of more than {limit} MiB"))
 }
 
 #[cfg(test)]

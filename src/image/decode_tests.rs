@@ -1,5 +1,6 @@
-use super::super::testing::{file, gzip, tar, zstd};
+use super::super::testing::{bzip2, file, gzip, tar, xz, xz_with, zstd};
 use super::*;
+use lzma_rust2::{CheckType, FilterType, XzOptions};
 
 /// Gives its bytes one by one, or in pieces of any length.
 struct Pieces<'a>(&'a [u8], usize);
@@ -43,13 +44,25 @@ fn every_compression_gives_the_same_bytes() {
         ("zstd", zstd(&plain)),
         ("frames", parts.map(zstd).concat()),
         ("skippable frames", [skippable.clone(), zstd(&plain), skippable].concat()),
+        ("xz", xz(&plain)),
+        ("xz streams", parts.map(xz).concat()),
+        ("empty xz streams", [xz(b""), xz(&plain), xz(b"")].concat()),
+        (
+            "xz streams with padding",
+            [xz(parts[0]), vec![0; 4], xz(parts[1]), vec![0; 400], xz(parts[2])].concat(),
+        ),
+        ("xz blocks and filters", xz_with(&plain, odd_options())),
+        ("bzip2", bzip2(&plain)),
+        ("bzip2 streams", parts.map(bzip2).concat()),
+        ("empty bzip2 streams", [bzip2(b""), bzip2(&plain), bzip2(b"")].concat()),
     ];
     for (name, stream) in &streams {
         for piece in [1, 3, 511, 100_000, usize::MAX] {
             assert!(decode(stream, piece).unwrap() == plain, "{name} in pieces of {piece}");
         }
         if *name != "plain" {
-            for trailing in [&b"\0\0\0\0\0\0"[..], b"x", b"\x1f", b"(\xb5/", &[7; 200_000]] {
+            let starts = [&b"\x1f"[..], b"(\xb5/", b"\xfd7zX", b"BZ"];
+            for trailing in [&b"\0\0\0\0\0\0"[..], b"x", &[7; 200_000]].into_iter().chain(starts) {
                 let stream = [stream, trailing].concat();
                 assert!(decode(&stream, 1000).unwrap() == plain, "{name} with a tail");
             }
@@ -60,7 +73,15 @@ fn every_compression_gives_the_same_bytes() {
 #[test]
 fn what_is_cut_off_or_broken_is_an_error() {
     let plain = tar(&[file("a", &noise(10_000))]);
-    for stream in [gzip(&plain), zstd(&plain), [gzip(b"x"), gzip(&plain)].concat()] {
+    for stream in [
+        gzip(&plain),
+        zstd(&plain),
+        [gzip(b"x"), gzip(&plain)].concat(),
+        xz(&plain),
+        [xz(b"x"), xz(&plain)].concat(),
+        bzip2(&plain),
+        [bzip2(b"x"), bzip2(&plain)].concat(),
+    ] {
         for len in [stream.len() - 1, stream.len() / 2, 30] {
             decode(&stream[..len], 1000).unwrap_err();
         }
@@ -71,11 +92,28 @@ fn what_is_cut_off_or_broken_is_an_error() {
     }
 }
 
+/// Several blocks, another check, and filters before LZMA2.
+fn odd_options() -> XzOptions {
+    let mut options = XzOptions::with_preset(0);
+    options.set_check_sum_type(CheckType::Sha256);
+    options.set_block_size(std::num::NonZeroU64::new(1));
+    options.lzma_options.dict_size = 64 << 10;
+    options.prepend_pre_filter(FilterType::BcjX86, 0);
+    options.prepend_pre_filter(FilterType::Delta, 4);
+    options
+}
+
 #[test]
 fn compressions_that_are_not_supported_are_named() {
-    for (start, name) in [(&b"\xfd7zXZ\0\0\0"[..], "xz"), (b"BZh91AY", "bzip2")] {
+    for (start, name) in [
+        (&b"LZIP\x01"[..], "lzip"),
+        (b"\x04\x22\x4d\x18x", "lz4"),
+        (b"\x1f\x9dx", "compress"),
+        (b"PK\x03\x04x", "zip"),
+        (b"7z\xbc\xaf\x27\x1cx", "7-Zip"),
+    ] {
         let message = decode(start, 100).unwrap_err().to_string();
-        assert!(message.contains(name) && message.contains("it is compressed"), "{message}");
+        assert_eq!(message, format!("it is compressed with {name}: expected gzip, zstd, xz, bzip2 or none"));
     }
 }
 
@@ -98,4 +136,71 @@ fn a_window_larger_than_128_mib_is_refused() {
     let frame = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3, 1, 0, 0];
     let error = decode(&frame, 100).unwrap_err();
     assert!(error.to_string().to_lowercase().contains("memory"), "{error}");
+}
+
+/// A stream of xz whose only block says that it needs a dictionary of this size (xz file format 1.1.0, 5.3.1).
+fn xz_with_dictionary(code: u8) -> Vec<u8> {
+    let mut stream = xz(b"content");
+    // Behind the stream's header: the block header's length, flags, the filter, the length of its property and that.
+    assert_eq!((stream[12], stream[14..16].to_vec()), (2, vec![0x21, 1]));
+    stream[16] = code;
+    let mut crc = flate2::Crc::new();
+    crc.update(&stream[12..20]);
+    stream[20..24].copy_from_slice(&crc.sum().to_le_bytes());
+    stream
+}
+
+#[test]
+fn a_dictionary_larger_than_128_mib_is_refused() {
+    for (code, mib) in [(28, 64), (30, 128)] {
+        assert_eq!(decode(&xz_with_dictionary(code), 100).unwrap(), b"content", "{mib} MiB");
+    }
+    // 192 MiB, 256 MiB, 4 GiB less one byte.
+    for code in [31, 32, 40] {
+        let error = decode(&xz_with_dictionary(code), 100).unwrap_err();
+        assert_eq!(error.to_string(), "it needs a dictionary of more than 128 MiB");
+    }
+    decode(&xz_with_dictionary(41), 100).unwrap_err();
+}
+
+#[test]
+fn padding_behind_xz_comes_to_an_end() {
+    let stream = xz(b"x");
+    let mut decoded = Decoded::new(stream.chain(io::repeat(0)), "it").unwrap();
+    let error = decoded.read_to_end(&mut Vec::new()).unwrap_err();
+    assert!(error.to_string().contains("too much stands behind its end"), "{error}");
+}
+
+#[test]
+fn changed_bytes_never_panic() {
+    let plain = tar(&[file("a", &noise(3000)), file("b", &[7; 9000])]);
+    let mut random = 1_u64;
+    let mut next = |below: usize| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(random >> 33).unwrap() % below
+    };
+    let rounds = if std::env::var("BOTHY_LONG").is_ok_and(|long| !long.is_empty()) { 20_000 } else { 300 };
+    for stream in [xz(&plain), xz_with(&plain, odd_options()), bzip2(&plain), gzip(&plain), zstd(&plain)] {
+        for _ in 0..rounds {
+            let mut bad = stream.clone();
+            for _ in 0..=next(3) {
+                let at = next(bad.len());
+                bad[at] ^= 1 << next(8);
+            }
+            // The checksum of xz' first block header is made right, or nothing behind it would be looked at.
+            let end = 12 + (usize::from(bad[12]) + 1) * 4;
+            if bad.starts_with(XZ) && bad[12] > 0 && end <= bad.len() && next(2) == 0 {
+                let mut crc = flate2::Crc::new();
+                crc.update(&bad[12..end - 4]);
+                bad[end - 4..end].copy_from_slice(&crc.sum().to_le_bytes());
+            }
+            if next(4) == 0 {
+                bad.truncate(next(bad.len()));
+            }
+            // Whatever comes of it, there is an end: a few bytes make no more than a block of bzip2's.
+            let mut out = Vec::new();
+            let decoded = Decoded::new(&bad[..], "it");
+            let _any = decoded.and_then(|decoded| decoded.take(1 << 20).read_to_end(&mut out));
+        }
+    }
 }

@@ -230,7 +230,11 @@ impl Loading<'_> {
 
     /// A tar that can be read at any place: this one, or an uncompressed copy.
     fn plain_tar(&self, mut file: File, name: &str) -> Result<File, LoadError> {
-        let io = |source| LoadError::from(ContentError::Io { name: name.into(), source });
+        // An error of ours has the name in it.
+        let io = |source: io::Error| match source.downcast::<BlobError>() {
+            Ok(error) => LoadError::from(ContentError::Blob(error)),
+            Err(source) => ContentError::Io { name: name.into(), source }.into(),
+        };
         let metadata = file.metadata().map_err(io)?;
         if metadata.is_file() && file.stream_position().map_err(io)? == 0 {
             let mut start = [0; MAGIC_LEN];

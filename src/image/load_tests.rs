@@ -1,4 +1,4 @@
-use super::super::testing::{Parts, chain, file, gzip, named, tar, zstd};
+use super::super::testing::{Parts, bzip2, chain, file, gzip, named, tar, xz, zstd};
 use super::*;
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,7 +47,7 @@ fn image(parts: &mut Parts, stored: fn(&[u8]) -> Vec<u8>) -> serde_json::Value {
 fn the_same_layers_are_built_once_however_they_are_stored() {
     let setting = Setting::new();
     let mut first = None;
-    for (number, stored) in [<[u8]>::to_vec, gzip, zstd].into_iter().enumerate() {
+    for (number, stored) in [<[u8]>::to_vec, gzip, zstd, xz, bzip2].into_iter().enumerate() {
         let mut parts = Parts::default();
         let image = image(&mut parts, stored);
         parts.index(&[named(image, "v1")]);
@@ -59,6 +59,8 @@ fn the_same_layers_are_built_once_however_they_are_stored() {
             setting.write("a.tar", &archive),
             setting.write("a.tgz", &gzip(&archive)),
             setting.write("a.zst", &zstd(&archive)),
+            setting.write("a.txz", &xz(&archive)),
+            setting.write("a.tar.bz2", &bzip2(&archive)),
         ];
         for source in sources {
             let loaded = setting.load(&source, None).unwrap().remove(0);
@@ -68,7 +70,7 @@ fn the_same_layers_are_built_once_however_they_are_stored() {
             assert_eq!(*first.get_or_insert_with(|| path.clone()), path);
         }
     }
-    assert_eq!(setting.store.images().unwrap().len(), 3, "three manifests");
+    assert_eq!(setting.store.images().unwrap().len(), 5, "five manifests");
 }
 
 #[test]
@@ -250,8 +252,10 @@ fn what_can_not_be_loaded_is_said_in_a_line() {
     let setting = Setting::new();
     let other = setting.write("other.tar", &tar(&[file("bin/sh", b"")]));
     let cut = setting.write("cut.tgz", &gzip(&tar(&[file("a", &[7; 9000])]))[..60]);
+    let lz4 = setting.write("a.tar.lz4", b"\x04\x22\x4d\x18and more");
     for (source, part) in [
         (other.as_str(), "neither manifest.json nor index.json"),
+        (&lz4, "a.tar.lz4 is compressed with lz4: expected gzip, zstd, xz, bzip2 or none"),
         (&format!("oci-archive:{other}"), "has no index.json"),
         (&format!("docker-archive:{other}"), "has no manifest.json"),
         (&cut, "can't read"),
@@ -261,6 +265,7 @@ fn what_can_not_be_loaded_is_said_in_a_line() {
     ] {
         let message = setting.load(source, None).unwrap_err();
         assert!(message.contains(part) && !message.contains('\n'), "{message}");
+        assert!(message.matches("a.tar.lz4").count() < 2, "{message}");
     }
     let foreign = LoadOptions {
         naming: Naming::Source,

@@ -255,10 +255,14 @@ pub(super) fn is_tag(text: &str) -> bool {
 /// The name of something that was loaded and has none of its own: `localhost/NAME:TAG`, with NAME made of a file's name.
 pub(super) fn local(path: &Path, tag: Option<&str>) -> Reference {
     let stem = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-    let stem = [".tar.gz", ".tar.zst", ".tgz", ".tar", ".oci"]
+    let stem = [".gz", ".zst", ".xz", ".bz2"]
+        .iter()
+        .find_map(|suffix| stem.strip_suffix(suffix).filter(|stem| stem.ends_with(".tar")))
+        .unwrap_or(&stem);
+    let stem = [".tgz", ".tzst", ".txz", ".tbz2", ".tbz", ".tar", ".oci"]
         .iter()
         .find_map(|suffix| stem.strip_suffix(suffix))
-        .unwrap_or(&stem);
+        .unwrap_or(stem);
     let kept =
         stem.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') { c } else { '-' });
     let name: String = kept.take(100).collect();

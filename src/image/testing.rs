@@ -68,6 +68,23 @@ pub(super) fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 1).unwrap()
 }
 
+/// With CRC-64 and a dictionary of 8 MiB, as `xz` compresses by itself.
+pub(super) fn xz(bytes: &[u8]) -> Vec<u8> {
+    xz_with(bytes, lzma_rust2::XzOptions::with_preset(1))
+}
+
+pub(super) fn xz_with(bytes: &[u8], options: lzma_rust2::XzOptions) -> Vec<u8> {
+    let mut encoder = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+pub(super) fn bzip2(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
 /// The files of an image.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Parts(pub(super) BTreeMap<String, Vec<u8>>);

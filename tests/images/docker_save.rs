@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::make::{Layout, sha256, tar_of, words};
+use crate::make::{Layout, have, sha256, tar_of, tool_bytes, words};
 use crate::store::Store;
 
 struct Saved {
@@ -104,6 +104,33 @@ fn an_image_without_layers_is_loaded() {
     let manifest = json!({"schemaVersion": 2, "config": config, "layers": null, "annotations": null});
     layout.index(&[layout.document("manifest", &manifest)]);
     assert!(store.load("oci:layout").contains("was there already"), "no layers either");
+}
+
+/// Docker takes layers in an archive that are compressed, whatever they are called.
+#[test]
+fn layers_in_an_archive_may_be_compressed() {
+    if !have("layers_in_an_archive_may_be_compressed", &["gzip", "zstd", "bzip2", "xz"]) {
+        return;
+    }
+    let store = Store::new();
+    let saved = Saved::new(store.dir());
+    saved.write("config.json", saved.config.as_bytes());
+    let layers = json!(["0/layer.tar", "1/layer.tar", "2/layer.tar"]);
+    saved.manifest(&json!([{"Config": "config.json", "RepoTags": ["app:v1"], "Layers": layers}]));
+    for (number, layer) in saved.layers.iter().enumerate() {
+        saved.write(&format!("{number}/layer.tar"), layer);
+    }
+    saved.pack();
+    store.load("saved.tar");
+    for programs in [["gzip", "zstd", "bzip2"], ["bzip2", "xz", "xz"]] {
+        for (number, program) in programs.into_iter().enumerate() {
+            saved.write("plain", &saved.layers[number]);
+            let compressed = tool_bytes(&saved.dir, program, ["-c", "plain"]);
+            saved.write(&format!("{number}/layer.tar"), &compressed);
+        }
+        saved.pack();
+        assert!(store.load("saved.tar").contains("was there already"), "{programs:?}");
+    }
 }
 
 /// Some tools leave the architecture out, or call it as `uname` does.

@@ -23,10 +23,19 @@ pub(crate) fn have(test: &str, tools: &[&str]) -> bool {
 
 /// Runs a tool in `dir`, and gives its output. It must succeed.
 pub(crate) fn tool<S: AsRef<OsStr>>(dir: &Path, program: &str, args: impl IntoIterator<Item = S>) -> String {
+    String::from_utf8(tool_bytes(dir, program, args)).unwrap()
+}
+
+/// The same for output that is no text.
+pub(crate) fn tool_bytes<S: AsRef<OsStr>>(
+    dir: &Path,
+    program: &str,
+    args: impl IntoIterator<Item = S>,
+) -> Vec<u8> {
     let mut command = Command::new(program);
     let output = command.args(args).current_dir(dir).env("BUILDAH_ISOLATION", "chroot").output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    output.stdout
 }
 
 /// Words of a command line without blanks in them.

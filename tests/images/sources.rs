@@ -23,7 +23,7 @@ fn image(store: &Store, name: &str) -> Value {
 
 #[test]
 fn one_image_in_every_form_is_built_once() {
-    if !have("one_image_in_every_form_is_built_once", &["skopeo", "umoci", "zstd", "gzip"]) {
+    if !have("one_image_in_every_form_is_built_once", &["skopeo", "umoci", "zstd", "gzip", "xz", "bzip2"]) {
         return;
     }
     let store = Store::new();
@@ -36,6 +36,8 @@ fn one_image_in_every_form_is_built_once() {
     skopeo(dir, "", "docker-archive:docker.tar:quay.io/me/app:v3");
     words(dir, "gzip --keep oci.tar");
     words(dir, "zstd --quiet docker.tar");
+    words(dir, "xz --keep --threads 2 docker.tar");
+    words(dir, "bzip2 --keep docker.tar");
     let digest = |layout: &str| {
         let format = "{{.Digest}}";
         tool(dir, "skopeo", ["inspect", "--format", format, &format!("oci:{layout}")]).trim().to_owned()
@@ -54,6 +56,8 @@ fn one_image_in_every_form_is_built_once() {
         ("docker-archive:docker.tar:quay.io/me/app:v3", "quay.io/me/app:v3", None),
         ("docker.tar", "quay.io/me/app:v3", None),
         ("docker.tar.zst", "quay.io/me/app:v3", None),
+        ("docker.tar.xz", "quay.io/me/app:v3", None),
+        ("docker.tar.bz2", "quay.io/me/app:v3", None),
     ] {
         let said = store.load(source);
         assert!(said.starts_with(&format!("loaded {name} sha256:")), "{source}: {said}");
@@ -65,7 +69,12 @@ fn one_image_in_every_form_is_built_once() {
         assert_eq!(image["config"], super::sources::config(), "{source}");
         assert_eq!(image["diff_ids"].as_array().unwrap().len(), 2, "{source}");
     }
-    for (file, name) in [("oci.tar", "docker.io/me/app:v2"), ("docker.tar.zst", "quay.io/me/app:v3")] {
+    for (file, name) in [
+        ("oci.tar", "docker.io/me/app:v2"),
+        ("docker.tar.zst", "quay.io/me/app:v3"),
+        ("docker.tar.xz", "quay.io/me/app:v3"),
+        ("docker.tar.bz2", "quay.io/me/app:v3"),
+    ] {
         let bytes = fs::read(dir.join(file)).unwrap();
         let piped = store.bothy(["load", "-"]).input(bytes).run().output();
         assert!(piped.starts_with(format!("loaded {name}").as_bytes()), "{file} through a pipe");

@@ -14,7 +14,7 @@ struct Library {
     notice: &'static str,
 }
 
-const LIBRARIES: [Library; 7] = [
+const LIBRARIES: [Library; 8] = [
     Library {
         name: "zstd",
         licence: "BSD-3-Clause",
@@ -32,6 +32,12 @@ const LIBRARIES: [Library; 7] = [
         licence: "Zlib",
         source: "the crate zlib-rs",
         notice: include_str!("zlib-rs.txt"),
+    },
+    Library {
+        name: "libbzip2-rs",
+        licence: "bzip2-1.0.6",
+        source: "the crate libbz2-rs-sys, a translation of libbzip2 to Rust",
+        notice: include_str!("bzip2.txt"),
     },
     Library {
         name: "ring",
@@ -107,6 +113,8 @@ mod tests {
             "Copyright (c) Meta Platforms, Inc. and affiliates.",
             "Neither the name Facebook, nor Meta",
             "Trifecta Tech Foundation",
+            "  libbzip2-rs: bzip2-1.0.6, ",
+            "Copyright (C) 1996-2021 Julian R Seward.",
             "  ring: Apache-2.0 AND ISC, ",
             "Copyright 2015-2025 Brian Smith.",
             "Copyright 2015-2016 Brian Smith.",
