@@ -16,7 +16,6 @@ use super::files::{ContentError, Files};
 use super::index::{Index, Offered, Unusable};
 use super::manifest::{Descriptor, Document, DocumentError, Manifest, Platform, parse};
 use super::reference::{Reference, is_tag};
-use super::registry::RegistryError;
 use super::source::Which;
 use super::store::DigestOf;
 
@@ -359,12 +358,11 @@ impl<'a, 'b> Search<'a, 'b> {
 
 /// Whether it is the entry's own fault, so that there may be an image behind another one.
 fn leads_nowhere(error: &ContentError) -> bool {
-    matches!(
-        error,
-        ContentError::Missing { .. }
-            | ContentError::Document(_)
-            | ContentError::Registry(RegistryError::NotFound { .. })
-    )
+    match error {
+        ContentError::Missing { .. } | ContentError::Document(_) => true,
+        ContentError::Registry(error) => error.is_missing(),
+        _ => false,
+    }
 }
 
 #[cfg(test)]

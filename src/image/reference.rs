@@ -119,7 +119,9 @@ impl FromStr for Reference {
             return Err(ReferenceError::Empty);
         }
         let wrong = |what: String| ReferenceError::Name { text: text.into(), what };
+        check_begin(text).map_err(wrong)?;
         let (name, digest) = match text.split_once('@') {
+            Some((_, "")) => return Err(wrong("the digest behind @ is missing".into())),
             Some((name, digest)) => {
                 let digest = digest.parse().map_err(|error: DigestError| wrong(error.to_string()))?;
                 (name, Some(digest))
@@ -150,6 +152,22 @@ impl FromStr for Reference {
         };
         Ok(Self { registry: registry.into(), repository, tag, digest })
     }
+}
+
+/// What people write in front of a name, and doesn't belong there.
+fn check_begin(text: &str) -> Result<(), String> {
+    for scheme in ["https://", "http://"] {
+        if let Some(rest) = text.get(..scheme.len()).filter(|begin| begin.eq_ignore_ascii_case(scheme)) {
+            let rest = shown(text[rest.len()..].trim_end_matches('/'));
+            let insecure =
+                if scheme == "http://" { ", and for plain HTTP add --insecure-registry" } else { "" };
+            return Err(format!("leave out {scheme}: write {rest}{insecure}"));
+        }
+    }
+    if text.starts_with(['/', '.']) {
+        return Err("a name doesn't begin with . or /; for a path there is `bothy load`".into());
+    }
+    Ok(())
 }
 
 fn is_image_id(text: &str) -> bool {
@@ -214,6 +232,12 @@ fn check_repository(path: &str) -> Result<(), String> {
     if path.is_empty() {
         return Err("the name before the tag or digest is missing".into());
     }
+    if path.starts_with('/') || path.contains("//") {
+        return Err("expected a single / between two parts of the name".into());
+    }
+    if path.ends_with('/') {
+        return Err("expected no / at the end of the name".into());
+    }
     if path.len() > MAX_REPOSITORY_LEN {
         return Err(format!("expected at most {MAX_REPOSITORY_LEN} characters before the tag"));
     }
@@ -238,6 +262,9 @@ fn part_fits(part: &str) -> bool {
 }
 
 fn check_tag(tag: &str) -> Result<(), String> {
+    if tag.is_empty() {
+        return Err("the tag behind the colon is missing: write one, or leave the colon out".into());
+    }
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     let starts_fit = tag.bytes().next().is_some_and(is_word);
     let fits = tag.bytes().all(|byte| is_word(byte) || matches!(byte, b'.' | b'-'));

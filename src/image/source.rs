@@ -11,7 +11,8 @@
 //! | a path that exists | whatever it is seen to be |
 //!
 //! The first colon after the path ends it, as in skopeo. To be loaded, something that exists in the working directory wins over a name only if it is
-//! recognised: a directory `debian` full of packaging files is no image, so `debian` stays a name. To be run, a path has a slash in it.
+//! recognised: a directory `debian` full of packaging files is no image, so `debian` stays a name. What ends like an archive (`app.tar.gz`) is a
+//! path, whether it exists or not; an image that is called so is `docker://app.tar.gz`. To be run, a path has a slash in it.
 
 use std::fs::File;
 use std::io::Read;
@@ -117,7 +118,8 @@ impl Source {
             }
         }
         let path = Path::new(text);
-        if may_be_path && (text.starts_with(['/', '.']) || text.ends_with('/')) {
+        let is_path = text.starts_with(['/', '.']) || text.ends_with('/') || ends_like_an_archive(text);
+        if may_be_path && is_path {
             return recognise(path);
         }
         if may_be_path
@@ -128,6 +130,15 @@ impl Source {
         }
         text.parse().map(Self::Name)
     }
+}
+
+fn ends_like_an_archive(text: &str) -> bool {
+    let suffixes = ["", ".gz", ".zst", ".xz", ".bz2"].map(|compressed| format!(".tar{compressed}"));
+    let short = [".tgz", ".tzst", ".txz", ".tbz2", ".tbz"];
+    suffixes.iter().map(String::as_str).chain(short).any(|suffix| {
+        let at = text.len().saturating_sub(suffix.len());
+        text.get(at..).is_some_and(|end| end.eq_ignore_ascii_case(suffix))
+    })
 }
 
 /// `PATH[:TAG]`, `PATH[:@N]`.

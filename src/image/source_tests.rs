@@ -27,6 +27,9 @@ fn sources_are_told_by_what_stands_before_the_colon() {
         ("docker://busybox", Source::Name("busybox".parse().unwrap())),
         ("docker:dind", Source::Name("docker:dind".parse().unwrap())),
         ("no-such-file", Source::Name("no-such-file".parse().unwrap())),
+        ("docker://app.tar", Source::Name("app.tar".parse().unwrap())),
+        ("app.tar:v1", Source::Name("app.tar:v1".parse().unwrap())),
+        ("star", Source::Name("star".parse().unwrap())),
         ("localhost:5000/x", Source::Name("localhost:5000/x".parse().unwrap())),
     ] {
         assert_eq!(source(text), expected, "{text}");
@@ -47,6 +50,14 @@ fn what_is_no_source_is_refused_with_what_was_expected() {
         ("docker://", "empty"),
         ("/no/such/file", "can't open /no/such/file"),
         ("./no", "can't open ./no"),
+        ("no-such.tar", "can't open no-such.tar"),
+        ("some/where/app.tar.gz", "can't open some/where/app.tar.gz"),
+        ("App.TAR.XZ", "can't open App.TAR.XZ"),
+        ("app.tgz", "can't open app.tgz"),
+        ("app.tar.bz2", "can't open app.tar.bz2"),
+        ("https://quay.io/app", "leave out https://: write quay.io/app"),
+        ("docker://https://quay.io/app", "leave out https://"),
+        ("docker.io//x", "a single /"),
         ("Upper", "lower-case"),
         ("/dev/null", "is not an image"),
     ] {

@@ -90,6 +90,10 @@ impl Asking<'_> {
         let wrong = |what: &str| RegistryError::Answer { host: host.clone(), what: what.into() };
         let bytes = http::read(&realm, &mut response, MAX_ANSWER_LEN)?;
         let bytes = bytes.ok_or_else(|| wrong("its token is too long"))?;
+        if http::is_page(&response, &bytes) {
+            let (what, status) = ("a token".into(), response.status().as_u16());
+            return Err(RegistryError::WebPage { host, what, status });
+        }
         // serde's words could quote a token.
         let answer: Answer = json::from_slice(&bytes).map_err(|_| wrong("its token is not JSON"))?;
         let token = if answer.token.is_empty() { answer.access_token } else { answer.token };

@@ -15,7 +15,7 @@ use super::address::{authority, host, is_loopback, may_lead, resolve, same_origi
 use super::auth::Asking;
 use super::challenge;
 use super::credentials::{self, Credentials};
-use super::error::RegistryError;
+use super::error::{RegistryError, is_busy};
 use super::http::{self, Http, Patience, Request, header, is_redirect};
 use super::retry::{Tries, parse_after};
 use crate::image::digest::Digest;
@@ -102,6 +102,11 @@ impl Client {
         &self.reference.registry
     }
 
+    /// The same for what is at an address, which may be another host.
+    pub(super) fn host_at(&self, url: &Uri) -> String {
+        if same_origin(url, &self.base) { self.host().into() } else { host_of(url) }
+    }
+
     pub(super) fn wrong(&self, what: impl Into<String>) -> RegistryError {
         RegistryError::Answer { host: self.host().into(), what: what.into() }
     }
@@ -113,6 +118,10 @@ impl Client {
             let mut answer = self.get(&format!("manifests/{which}"), Some(MANIFESTS), 0, &what)?;
             let bytes = http::read(&answer.url, &mut answer.response, limit)?;
             let bytes = bytes.ok_or_else(|| self.wrong(format!("{what} is longer than {limit} bytes")))?;
+            if http::is_page(&answer.response, &bytes) {
+                let (host, status) = (self.host_at(&answer.url), answer.response.status().as_u16());
+                return Err(RegistryError::WebPage { host, what, status });
+            }
             let announced = header(&answer.response, "docker-content-digest").map(str::parse::<Digest>);
             if let Some(Ok(announced)) = announced
                 && !announced.fits(&bytes)
@@ -165,8 +174,7 @@ impl Client {
                     continue;
                 }
             }
-            let host =
-                if same_origin(&answer.url, &self.base) { self.host().into() } else { host_of(&answer.url) };
+            let host = self.host_at(&answer.url);
             let with_credentials = {
                 let access = self.access.lock().unwrap_or_else(PoisonError::into_inner);
                 matches!(access.credentials, Some(Some(_)))
@@ -242,16 +250,19 @@ pub(super) fn status_error(
     with_credentials: bool,
 ) -> RegistryError {
     let (status, what) = (response.status().as_u16(), what.to_owned());
+    let after = header(response, "retry-after").and_then(|text| parse_after(text, SystemTime::now()));
+    let body = http::beginning(url, response, MAX_MESSAGE_LEN);
+    // Servers in front of a registry write pages, too, but say what they want.
+    let wants = after.is_some() || response.headers().contains_key("www-authenticate");
+    if !wants && http::is_page(response, &body) {
+        return RegistryError::WebPage { host, what, status };
+    }
     match status {
         401 | 403 => RegistryError::Denied { host, what, with_credentials },
         404 => RegistryError::NotFound { host, what },
-        408 | 429 | 500 | 502..=504 => {
-            let after = header(response, "retry-after").and_then(|text| parse_after(text, SystemTime::now()));
-            RegistryError::Busy { host, what, status, after }
-        }
+        _ if is_busy(status) => RegistryError::Busy { host, what, status, after },
         _ => {
-            let message = http::read(url, response, MAX_MESSAGE_LEN).ok().flatten();
-            let message = message.and_then(|bytes| message_in(&bytes)).unwrap_or_default();
+            let message = message_in(&body).unwrap_or_default();
             RegistryError::Status { host, status, what, message }
         }
     }

@@ -40,14 +40,18 @@ fn server(answer: &'static str) -> (Reference, std::sync::Arc<AtomicUsize>) {
 }
 
 fn connect(reference: &Reference) -> Client {
-    let patience = Patience { connect: Duration::from_secs(5), stall: Duration::from_millis(100) };
+    connect_with(reference, Duration::from_secs(20))
+}
+
+fn connect_with(reference: &Reference, stall: Duration) -> Client {
+    let patience = Patience { connect: Duration::from_secs(5), stall };
     Client::connect(reference, false, patience).unwrap()
 }
 
 #[test]
 fn a_connection_on_which_nothing_comes_is_given_up() {
     let (reference, count) = server("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{");
-    let client = connect(&reference);
+    let client = connect_with(&reference, Duration::from_millis(100));
     assert!(!super::super::address::is_https(&client.base));
     let start = Instant::now();
     let error = client.manifest("v1", 1000).unwrap_err();

@@ -55,6 +55,11 @@ impl Download<'_> {
         if let Some(len) = response.body().content_length()
             && len != expected
         {
+            let kind = header(&response, "content-type").unwrap_or_default();
+            if kind.to_ascii_lowercase().starts_with("text/html") {
+                let (host, what) = (self.client.host_at(&url), self.digest.to_string());
+                return Err(RegistryError::WebPage { host, what, status: response.status().as_u16() });
+            }
             return Err(wrong(format!("comes with {len} bytes instead of {expected}")));
         }
         if is_part {

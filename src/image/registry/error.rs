@@ -39,8 +39,21 @@ pub enum RegistryError {
         /// Whether there were any.
         with_credentials: bool,
     },
+    /// A web page, with any status: a web server that is no registry, or a proxy that answers in its place.
+    #[error(
+        "{host} sent a web page (HTTP status {status}) in place of {}: it may not be a registry, or a proxy answers for it",
+        shown(what)
+    )]
+    WebPage {
+        /// Who.
+        host: String,
+        /// For what.
+        what: String,
+        /// Of HTTP.
+        status: u16,
+    },
     /// An answer that says to come back: 408, 429, 500 to 504.
-    #[error("{host} has no time for {}: HTTP status {status}{}", shown(what), later(*after))]
+    #[error("{host} is busy (HTTP status {status} for {}){}", shown(what), later(*after))]
     Busy {
         /// Who.
         host: String,
@@ -120,14 +133,29 @@ fn denied(host: &str, with_credentials: bool) -> String {
 }
 
 fn later(after: Option<Duration>) -> String {
-    after.map_or_else(String::new, |after| format!(", come back in {} s", after.as_secs()))
+    after.map_or_else(String::new, |after| format!("; try again in {} s", after.as_secs()))
 }
 
 impl RegistryError {
     /// Whether the same request may work later.
     pub(super) fn is_transient(&self) -> bool {
-        matches!(self, Self::Busy { .. } | Self::Transport { transient: true, .. })
+        match self {
+            Self::Busy { .. } => true,
+            Self::Transport { transient, .. } => *transient,
+            Self::WebPage { status, .. } => is_busy(*status),
+            _ => false,
+        }
     }
+
+    /// Whether that is not there which was asked for.
+    pub(in crate::image) fn is_missing(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::WebPage { status: 404, .. })
+    }
+}
+
+/// Whether a status says to come back.
+pub(super) fn is_busy(status: u16) -> bool {
+    matches!(status, 408 | 429 | 500 | 502..=504)
 }
 
 impl From<RegistryError> for io::Error {

@@ -4,7 +4,7 @@
 //! every wait: connecting, and each read and write.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Read};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -189,6 +189,28 @@ pub(super) fn read(
     }
     let bytes = crate::image::digest::read_capped(response.body_mut().as_reader(), limit);
     bytes.map_err(|error| broken(url, error))
+}
+
+/// The first bytes of a body, as far as they come.
+pub(super) fn beginning(url: &Uri, response: &mut Response<Body>, limit: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Err(error) = response.body_mut().as_reader().take(limit).read_to_end(&mut bytes) {
+        log::debug!("{}: {error}", host(url));
+    }
+    bytes
+}
+
+/// Whether a body that isn't JSON is a web page, as its type or its beginning says.
+pub(super) fn is_page(response: &Response<Body>, body: &[u8]) -> bool {
+    const LOOKED_AT: usize = 1024;
+    let begin = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body).trim_ascii_start();
+    if matches!(begin, [] | [b'{' | b'[', ..]) {
+        return false;
+    }
+    let kind = header(response, "content-type").unwrap_or_default().to_ascii_lowercase();
+    let begin = begin[..begin.len().min(LOOKED_AT)].to_ascii_lowercase();
+    let has = |part: &[u8]| begin.windows(part.len()).any(|window| window == part);
+    kind.starts_with("text/html") || (begin[0] == b'<' && (has(b"<html") || has(b"<!doctype html")))
 }
 
 /// Whether the answer leads elsewhere.

@@ -133,7 +133,7 @@ impl<'a> Remote<'a> {
         let lease = lease.map_err(|error| match error {
             StoreError::Blob { name, source } => match source.downcast() {
                 // It may be an entry of an index that leads nowhere.
-                Ok(error @ RegistryError::NotFound { .. }) => ContentError::Registry(error),
+                Ok(error) if RegistryError::is_missing(&error) => ContentError::Registry(error),
                 Ok(error) => ContentError::Io { name, source: error.into() },
                 Err(source) => ContentError::Io { name, source },
             },
@@ -207,7 +207,7 @@ impl Files for Remote<'_> {
         if media_type.is_empty() || is_index(media_type) || is_manifest(media_type) {
             match self.client.manifest(&digest.to_string(), descriptor.size) {
                 // A configuration may have no type either.
-                Err(RegistryError::NotFound { .. }) if media_type.is_empty() => {}
+                Err(error) if media_type.is_empty() && error.is_missing() => {}
                 manifest => {
                     let (bytes, _) = manifest?;
                     check_document(descriptor, &bytes, path)?;

@@ -98,9 +98,11 @@ mod tests {
         assert_eq!(wait(&busy(Some(3)), 1), ms(3000));
         assert_eq!(wait(&busy(Some(0)), 2), ms(500));
         assert_eq!(wait(&busy(Some(61)), 1), None, "too long");
-        assert!(busy(Some(61)).to_string().ends_with("HTTP status 429, come back in 61 s"));
+        assert!(busy(Some(61)).to_string().ends_with("is busy (HTTP status 429 for b); try again in 61 s"));
         let missing = RegistryError::NotFound { host: "a".into(), what: "b".into() };
         assert_eq!(wait(&missing, 1), None);
+        let page = |status| RegistryError::WebPage { host: "a".into(), what: "b".into(), status };
+        assert_eq!((wait(&page(503), 1), wait(&page(403), 1), wait(&page(200), 1)), (ms(250), None, None));
     }
 
     #[test]

@@ -224,7 +224,7 @@ fn token_servers_that_misbehave_are_refused() {
     let long = format!(r#"{{"token": "{}"}}"#, "x".repeat(300_000));
     for (reply, part) in [
         (Reply::new(200, long), "its token is too long"),
-        (Reply::new(200, "<html>"), "its token is not JSON"),
+        (Reply::new(200, "<html>"), "sent a web page (HTTP status 200) in place of a token"),
         (Reply::new(200, "{}"), "there is no token in it"),
         (Reply::new(200, r#"{"token": null, "access_token": null}"#), "there is no token in it"),
         (Reply::new(200, r#"{"token": ["a"]}"#), "its token is not JSON"),

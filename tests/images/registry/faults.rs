@@ -122,7 +122,7 @@ fn a_registry_that_is_busy_is_waited_for_as_long_as_it_says() {
     assert!(start.elapsed() > Duration::from_secs(1));
     let server = Server::start(|_| Reply::new(429, "").with("Retry-After", "3600"));
     let refused = store.pull(&[&server.name("app")]).run().code(1);
-    refused.says("has no time for app:latest: HTTP status 429, come back in 3600 s");
+    refused.says("is busy (HTTP status 429 for app:latest); try again in 3600 s");
     assert_eq!(server.seen().len(), 1);
 }
 
@@ -250,6 +250,57 @@ fn entries_of_an_index_that_can_not_be_used_are_not_asked_for() {
         let seen: Vec<_> = server.seen().into_iter().map(|request| request.path).collect();
         assert_eq!(seen.len(), requests + usize::from(!is_stated), "{seen:?}");
     }
+}
+
+/// Web servers, and proxies that want a login.
+#[test]
+fn a_web_page_is_no_answer_and_is_not_printed() {
+    const PAGE: &str =
+        "\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head><body>secret</body></html>";
+    let html = |status| Reply::new(status, PAGE).with("Content-Type", "text/html; charset=utf-8");
+    let says = |status: u16, what: &str| {
+        format!(
+            "sent a web page (HTTP status {status}) in place of {what}: it may not be a registry, or a proxy"
+        )
+    };
+    let check = |server: &Server, part: &str| {
+        let store = Store::new();
+        let refused = store.pull(&[&server.name("app")]).run().code(1);
+        assert!(!refused.stderr.contains("secret") && !refused.stderr.contains('<'), "{}", refused.stderr);
+        assert!(refused.stderr.contains("127.0.0.1:"), "{}", refused.stderr);
+        refused.says(part);
+        for part in ["names", "images", "rootfs", "tmp"] {
+            assert_eq!(store.files(part).len(), 0, "{part}");
+        }
+    };
+    for status in [200, 403, 404, 418, 511] {
+        let server = Server::start(move |_| html(status));
+        check(&server, &says(status, "app:latest"));
+        assert_eq!(server.seen().len(), 1, "{status}: once");
+    }
+    // Without the right type, and with it but no page.
+    check(&Server::start(|_| Reply::new(200, PAGE)), &says(200, "app:latest"));
+    check(&Server::start(|_| Reply::new(200, "{").with("Content-Type", "text/html")), "is malformed");
+    check(&Server::start(|_| Reply::new(404, "<?xml version=\"1.0\"?><Error/>")), "has no app:latest");
+    // What stands in front of a registry writes pages, too, but says what it wants.
+    let wants = Server::start(move |_| html(401).with("WWW-Authenticate", "Basic realm=x"));
+    check(&wants, "it needs credentials");
+    // Where a token, a layer, or what a redirect leads to should be.
+    let page = Server::start(move |_| html(200));
+    let realm = format!("Bearer realm=\"http://{}/token\"", page.address);
+    let server = Server::start(move |_| Reply::new(401, "").with("WWW-Authenticate", realm.clone()));
+    check(&server, &says(200, "a token"));
+    let store = Store::new();
+    let (layout, digests) = image(&store, 1, 1000);
+    let good = registry(&layout);
+    let layer = digests[0].clone();
+    let server =
+        Server::start(move |request| if request.path.ends_with(&layer) { html(200) } else { good(request) });
+    check(&server, &says(200, &digests[0]));
+    let to = format!("http://{}/login", page.address);
+    let server = Server::start(move |_| Reply::redirect(to.clone()));
+    let store = Store::new();
+    store.pull(&[&server.name("app")]).run().code(1).says(&format!("{} sent a web page", page.address));
 }
 
 #[test]
