@@ -144,7 +144,7 @@ pub struct PullArgs {
     /// The image for this platform, where there are several
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", default_value = "linux/amd64")]
     pub platform: Platform,
-    /// Talk plain HTTP to a registry that has no TLS, on other machines than this one, too
+    /// Allow plain HTTP to remote registries, and saved credentials in plain HTTP
     #[arg(long)]
     pub insecure_registry: bool,
 }

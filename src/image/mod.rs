@@ -53,6 +53,6 @@ pub use index::{Offered, Unusable};
 pub use load::{LoadError, LoadOptions, Loaded, Naming, Progress, load};
 pub use manifest::{DocumentError, Platform};
 pub use reference::{Reference, ReferenceError};
-pub use registry::{Policy, PullOptions, RegistryError, pull};
+pub use registry::{Login, Policy, PullOptions, RegistryError, pull};
 pub use source::{ArchiveKind, Source, Which};
 pub use store::{DigestOf, Image, ImageLease, ImageSummary, Lease, Moved, Pruned, Scope, Store, StoreError};

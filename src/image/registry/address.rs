@@ -6,14 +6,16 @@ use ureq::http::Uri;
 
 use crate::image::reference::Reference;
 
-/// The host that serves docker.io's images.
-const DOCKER_IO: &str = "registry-1.docker.io";
+/// The registry of names without one.
+pub(super) const DOCKER_IO: &str = "docker.io";
+/// The host that serves its images.
+const DOCKER_IO_HOST: &str = "registry-1.docker.io";
 /// Longest address that a registry may lead to, in bytes; those with signatures in them are long.
 const MAX_LEN: usize = 16 << 10;
 
 /// The host, and perhaps a port, to connect to.
 pub(super) fn authority(reference: &Reference) -> &str {
-    if reference.registry == "docker.io" { DOCKER_IO } else { &reference.registry }
+    if reference.registry == DOCKER_IO { DOCKER_IO_HOST } else { &reference.registry }
 }
 
 /// `https://AUTHORITY/PATH`, or the same with `http`.
@@ -41,12 +43,20 @@ pub(super) fn same_origin(one: &Uri, other: &Uri) -> bool {
     is_https(one) == is_https(other) && host(one) == host(other) && port(one) == port(other)
 }
 
-/// This machine, by name or address. What is sent there is seen by no network.
+/// This machine, by name or address. What is sent there is seen by no network, but any process of this machine may listen.
 pub(super) fn is_loopback(host: &str) -> bool {
-    match host.parse::<IpAddr>() {
-        Ok(address) => address.is_loopback(),
-        Err(_) => host == "localhost" || host.ends_with(".localhost"),
-    }
+    host.parse::<IpAddr>().map_or_else(|_| is_localhost(host), |address| address.is_loopback())
+}
+
+/// A name of this machine. Such names are never looked up (RFC 6761, 6.3): another machine could answer for them.
+pub(super) fn is_localhost(host: &str) -> bool {
+    host == "localhost" || host.ends_with(".localhost")
+}
+
+/// An address for messages: there may be signatures and names of users behind the question mark.
+pub(super) fn without_query(url: &Uri) -> String {
+    let text = url.to_string();
+    text.split('?').next().unwrap_or_default().to_owned()
 }
 
 /// Whether an answer from `from` may lead to `to`: never out of TLS, and without TLS only where the user has allowed that.
@@ -126,6 +136,12 @@ mod tests {
         for host in ["localhost.example", "notlocalhost", "128.0.0.1", "10.0.0.1", "::2", ""] {
             assert!(!is_loopback(host), "{host}");
         }
+    }
+
+    #[test]
+    fn addresses_are_shown_without_their_queries() {
+        assert_eq!(without_query(&at("https://a.example:5/x?Signature=secret&y")), "https://a.example:5/x");
+        assert_eq!(without_query(&at("https://a.example/x")), "https://a.example/x");
     }
 
     #[test]

@@ -3,17 +3,18 @@
 //!
 //! A registry may name any token server, so it decides who sees the credentials that are meant for it; it could have asked for them itself. But
 //! only the registry's own challenge counts, not that of a host to which it redirects; TLS isn't left for it; and a token server's redirects aren't followed.
+//! A registry in plain HTTP gets no credentials here unless the user has allowed that (see `client`), so what it names gets none either.
 
 use std::fmt::Write;
 
 use serde::Deserialize;
 use ureq::http::Uri;
 
-use super::address::{may_lead, parse};
+use super::address::{may_lead, parse, without_query};
 use super::challenge::Challenge;
 use super::client::{host_of, status_error};
 use super::credentials::Credentials;
-use super::error::RegistryError;
+use super::error::{Login, RegistryError};
 use super::http::{self, Http, Request};
 use crate::image::json;
 use crate::image::reference::Reference;
@@ -36,6 +37,8 @@ pub(super) struct Asking<'a> {
     pub(super) base: &'a Uri,
     pub(super) insecure: bool,
     pub(super) credentials: Option<&'a Credentials>,
+    /// What an error calls those.
+    pub(super) login: Login,
 }
 
 impl Asking<'_> {
@@ -50,7 +53,7 @@ impl Asking<'_> {
                 credentials.and_then(Credentials::basic).ok_or_else(|| RegistryError::Denied {
                     host: self.reference.registry.clone(),
                     what: self.reference.to_string(),
-                    with_credentials: credentials.is_some(),
+                    login: self.login,
                 })
             }
         }
@@ -62,7 +65,7 @@ impl Asking<'_> {
         if !may_lead(self.base, &realm, self.insecure) {
             return Err(RegistryError::Plain {
                 host: self.reference.registry.clone(),
-                url: realm.to_string(),
+                url: without_query(&realm),
             });
         }
         let scope = format!("repository:{}:pull", self.reference.repository);
@@ -85,7 +88,7 @@ impl Asking<'_> {
         };
         if response.status() != 200 {
             let what = self.reference.to_string();
-            return Err(status_error(&realm, host, &mut response, &what, self.credentials.is_some()));
+            return Err(status_error(&realm, host, &mut response, &what, self.login));
         }
         let wrong = |what: &str| RegistryError::Answer { host: host.clone(), what: what.into() };
         let bytes = http::read(&realm, &mut response, MAX_ANSWER_LEN)?;

@@ -1,7 +1,9 @@
 //! A client of one repository in one registry (OCI distribution-spec 1.1, "Pull"): what is asked for, redirects, and who we say that we are.
 //!
-//! A registry is hostile. Redirects are counted, and never lead out of TLS. Credentials and tokens go to the registry's own scheme, host and port, and to no
-//! other; in plain HTTP only to this machine or where the user has allowed it. What answers contain is limited and verified by the callers.
+//! A registry is hostile. Redirects are counted, and never lead out of TLS. Credentials and tokens go to the registry's own
+//! scheme, host and port, and to no other; nor to it again when another host leads back. Saved credentials are neither
+//! looked up nor sent in plain HTTP unless the user asks for it (`insecure`): a registry on this machine is reached without
+//! TLS by itself, but any process may have taken its port. docker.io is always reached by TLS. What answers contain is limited and verified by the callers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -11,11 +13,13 @@ use serde::Deserialize;
 use ureq::Body;
 use ureq::http::{Response, Uri};
 
-use super::address::{authority, host, is_loopback, may_lead, resolve, same_origin, url};
+use super::address::{
+    DOCKER_IO, authority, host, is_https, is_loopback, may_lead, resolve, same_origin, url, without_query,
+};
 use super::auth::Asking;
 use super::challenge;
 use super::credentials::{self, Credentials};
-use super::error::{RegistryError, is_busy};
+use super::error::{Login, RegistryError, is_busy};
 use super::http::{self, Http, Patience, Request, header, is_redirect};
 use super::retry::{Tries, parse_after};
 use crate::image::digest::Digest;
@@ -64,7 +68,7 @@ pub(super) struct Answer {
 }
 
 impl Client {
-    /// Finds out where the registry is. `insecure` allows plain HTTP on other machines, too.
+    /// Finds out where the registry is. `insecure` allows plain HTTP on other machines, and saved credentials in it.
     pub(super) fn connect(
         reference: &Reference,
         insecure: bool,
@@ -80,11 +84,12 @@ impl Client {
             http: Http::new(patience),
             reference: reference.clone(),
             base: at(true)?,
-            insecure,
+            // Everybody knows that this one has TLS, and the flag is for all images of a command.
+            insecure: insecure && reference.registry != DOCKER_IO,
             access: Mutex::default(),
             reached: AtomicBool::new(false),
         };
-        if insecure || is_loopback(&host(&client.base)) {
+        if client.insecure || is_loopback(&host(&client.base)) {
             let connect = Some(patience.connect.min(PROBE));
             let probe = client.http.send(&client.base, &Request { connect, ..Request::default() });
             if probe
@@ -146,8 +151,7 @@ impl Client {
 
     fn get(&self, path: &str, accept: Option<&str>, from: u64, what: &str) -> Result<Answer, RegistryError> {
         let path = format!("v2/{}/{path}", self.reference.repository);
-        let https = super::address::is_https(&self.base);
-        let url = url(https, authority(&self.reference), &path)
+        let url = url(is_https(&self.base), authority(&self.reference), &path)
             .ok_or_else(|| self.wrong("its name can't be part of an address"))?;
         let mut renewed = false;
         loop {
@@ -175,19 +179,30 @@ impl Client {
                 }
             }
             let host = self.host_at(&answer.url);
-            let with_credentials = {
-                let access = self.access.lock().unwrap_or_else(PoisonError::into_inner);
-                matches!(access.credentials, Some(Some(_)))
-            };
-            return Err(status_error(&answer.url, host, &mut answer.response, what, with_credentials));
+            let login = self.login(&self.access.lock().unwrap_or_else(PoisonError::into_inner));
+            return Err(status_error(&answer.url, host, &mut answer.response, what, login));
+        }
+    }
+
+    /// Whether saved credentials are not for this connection.
+    fn withholds(&self) -> bool {
+        !is_https(&self.base) && !self.insecure
+    }
+
+    fn login(&self, access: &Access) -> Login {
+        match access.credentials {
+            _ if self.withholds() => Login::Withheld,
+            Some(Some(_)) => Login::Saved,
+            _ => Login::None,
         }
     }
 
     /// Sends it, and follows redirects.
     fn follow(&self, url: &Uri, request: &Request<'_>) -> Result<Answer, RegistryError> {
-        let mut url = url.clone();
+        let (mut url, mut own) = (url.clone(), true);
         for _ in 0..=MAX_REDIRECTS {
-            let own = same_origin(&url, &self.base);
+            // Another host may lead back to what it isn't allowed to ask for itself.
+            own = own && same_origin(&url, &self.base);
             let authorization = request.authorization.filter(|_| own);
             let response = self.http.send(&url, &Request { authorization, ..*request })?;
             if !is_redirect(response.status()) {
@@ -196,7 +211,7 @@ impl Client {
             let next = header(&response, "location").and_then(|location| resolve(&url, location));
             let next = next.ok_or_else(|| self.wrong("a redirect to no address"))?;
             if !may_lead(&url, &next, self.insecure) {
-                return Err(RegistryError::Plain { host: self.host().into(), url: next.to_string() });
+                return Err(RegistryError::Plain { host: self.host().into(), url: without_query(&next) });
             }
             url = next;
         }
@@ -221,7 +236,11 @@ impl Client {
             return Ok(());
         }
         if access.credentials.is_none() {
-            access.credentials = Some(credentials::find(&self.reference, |name| std::env::var_os(name))?);
+            access.credentials = Some(if self.withholds() {
+                None
+            } else {
+                credentials::find(&self.reference, |name| std::env::var_os(name))?
+            });
         }
         let asking = Asking {
             http: &self.http,
@@ -229,6 +248,7 @@ impl Client {
             base: &self.base,
             insecure: self.insecure,
             credentials: access.credentials.as_ref().and_then(Option::as_ref),
+            login: self.login(&access),
         };
         access.header = Some(asking.authorize(challenge)?);
         access.number = access.number.wrapping_add(1);
@@ -247,7 +267,7 @@ pub(super) fn status_error(
     host: String,
     response: &mut Response<Body>,
     what: &str,
-    with_credentials: bool,
+    login: Login,
 ) -> RegistryError {
     let (status, what) = (response.status().as_u16(), what.to_owned());
     let after = header(response, "retry-after").and_then(|text| parse_after(text, SystemTime::now()));
@@ -258,7 +278,7 @@ pub(super) fn status_error(
         return RegistryError::WebPage { host, what, status };
     }
     match status {
-        401 | 403 => RegistryError::Denied { host, what, with_credentials },
+        401 | 403 => RegistryError::Denied { host, what, login },
         404 => RegistryError::NotFound { host, what },
         _ if is_busy(status) => RegistryError::Busy { host, what, status, after },
         _ => {

@@ -30,14 +30,14 @@ pub enum RegistryError {
         what: String,
     },
     /// 401 or 403, with or without credentials.
-    #[error("{host} refuses {}: {}", shown(what), denied(host, *with_credentials))]
+    #[error("{host} refuses {}: {}", shown(what), denied(host, *login))]
     Denied {
         /// The registry.
         host: String,
         /// The image, or a part of it.
         what: String,
-        /// Whether there were any.
-        with_credentials: bool,
+        /// Which credentials it got.
+        login: Login,
     },
     /// A web page, with any status: a web server that is no registry, or a proxy that answers in its place.
     #[error(
@@ -125,11 +125,29 @@ pub enum RegistryError {
     GivenUp,
 }
 
-fn denied(host: &str, with_credentials: bool) -> String {
-    if with_credentials {
-        return format!("there is no such image, or the credentials for {host} don't open it");
+/// The credentials that a registry got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Login {
+    /// None: there are none.
+    None,
+    /// Those that are saved for it.
+    Saved,
+    /// None, because whoever listens there in plain HTTP may be anybody.
+    Withheld,
+}
+
+fn denied(host: &str, login: Login) -> String {
+    match login {
+        Login::None => format!(
+            "there is no such image, or it needs credentials (docker login {host}, or podman login {host})"
+        ),
+        Login::Saved => format!("there is no such image, or the credentials for {host} don't open it"),
+        Login::Withheld => {
+            "there is no such image, or it needs credentials; saved ones are sent without TLS only with \
+             --insecure-registry"
+                .into()
+        }
     }
-    format!("there is no such image, or it needs credentials (docker login {host}, or podman login {host})")
 }
 
 fn later(after: Option<Duration>) -> String {

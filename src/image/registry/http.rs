@@ -1,18 +1,24 @@
 //! One HTTP request and its answer: timeouts, proxies, TLS. Knows nothing of registries.
 //!
+//! Names of this machine, `localhost` and what is below it, are not looked up.
+//!
 //! Nothing here follows a redirect, repeats a request, or has an opinion on a status. There is no limit for a whole answer, which may be large, but one for
 //! every wait: connecting, and each read and write.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use ureq::config::Config;
 use ureq::http::{Response, StatusCode, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Body, Proxy};
 
-use super::address::{host, is_https};
+use super::address::{host, is_https, is_localhost, port};
 use super::error::RegistryError;
 use super::proxy::Proxies;
 use super::roots;
@@ -116,7 +122,7 @@ impl Http {
             .timeout_per_read(Some(self.patience.stall))
             .timeout_per_write(Some(self.patience.stall))
             .build();
-        let agent = Agent::from(config);
+        let agent = Agent::with_parts(config, DefaultConnector::default(), Names::default());
         agents.insert(key, agent.clone());
         Ok(agent)
     }
@@ -127,6 +133,30 @@ impl Http {
         }
         let roots = Arc::new(roots::load(|name| std::env::var_os(name))?);
         Ok(self.roots.get_or_init(|| roots).clone())
+    }
+}
+
+/// Looks names up, but not those of this machine.
+#[derive(Debug, Default)]
+struct Names {
+    system: DefaultResolver,
+}
+
+impl Resolver for Names {
+    fn resolve(
+        &self,
+        url: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        if !is_localhost(&host(url)) {
+            return self.system.resolve(url, config, timeout);
+        }
+        let mut addresses = self.empty();
+        for loopback in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            addresses.push(SocketAddr::new(loopback, port(url)));
+        }
+        Ok(addresses)
     }
 }
 

@@ -37,7 +37,7 @@ use std::error::Error;
 use std::io;
 
 use self::client::Client;
-pub use self::error::RegistryError;
+pub use self::error::{Login, RegistryError};
 use self::http::Patience;
 use self::remote::Remote;
 use super::digest::Digest;
@@ -64,7 +64,7 @@ pub enum Policy {
 pub struct PullOptions {
     /// When.
     pub policy: Policy,
-    /// Whether registries on other machines may be without TLS.
+    /// Whether registries on other machines may be without TLS, and get saved credentials all the same.
     pub insecure: bool,
     /// As for any image. It gets the name under which it is pulled, unless there is another one to get.
     pub load: LoadOptions,

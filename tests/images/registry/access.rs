@@ -1,14 +1,16 @@
 //! Who we say that we are, and to whom.
 
 use std::fs;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::server::{Reply, Request, Server, registry};
 use super::{image, loaded, rootfs};
 use crate::make::Layout;
 use crate::store::Store;
+use crate::support::could_not_run;
 
 /// `user:word` in base64.
 const BASIC: &str = "Basic dXNlcjp3b3Jk";
@@ -64,7 +66,7 @@ fn a_token_is_had_for_a_password_and_renewed_when_it_is_no_longer_taken() {
     let tokens = token_server(|request| request.header("authorization") == BASIC);
     let server = token_registry(&layout, format!("http://{}/token?x=1", tokens.address));
     logged_in(&store, &auths(&server, r#""auth": "dXNlcjp3b3Jk""#));
-    store.pulled(&server.name("me/app"));
+    store.pull(&["--insecure-registry", &server.name("me/app")]).run().output();
     assert_eq!(rootfs(&store), loaded(&layout));
     let asked = tokens.seen();
     assert!(asked.len() >= 2, "the first one lasts for three requests");
@@ -96,7 +98,7 @@ fn a_token_is_had_without_credentials_or_for_an_identity() {
     });
     let server = token_registry(&layout, format!("http://{}/token", tokens.address));
     logged_in(&store, &auths(&server, r#""auth": "PHRva2VuPjo=", "identitytoken": "se/cret""#));
-    store.pull(&[&server.name("app")]).run().output();
+    store.pull(&["--insecure-registry", &server.name("app")]).run().output();
 }
 
 #[test]
@@ -108,12 +110,12 @@ fn credentials_that_are_missing_or_wrong_are_named() {
     let with_password = Server::start(|_| Reply::new(401, "").with("WWW-Authenticate", "Basic realm=x"));
     let silent = Server::start(|_| Reply::new(401, ""));
     for server in [&with_tokens, &with_password, &silent] {
-        let refused = store.pull(&[&server.name("app")]).run().code(1);
+        let refused = store.pull(&["--insecure-registry", &server.name("app")]).run().code(1);
         refused.says("it needs credentials (docker login 127.0.0.1:");
     }
     for server in [&with_tokens, &with_password] {
         logged_in(&store, &auths(server, r#""username": "user", "password": "other""#));
-        let refused = store.pull(&[&server.name("app")]).run().code(1);
+        let refused = store.pull(&["--insecure-registry", &server.name("app")]).run().code(1);
         assert!(!refused.stderr.contains("other;"), "{}", refused.stderr);
         refused.says("don't open it");
     }
@@ -149,11 +151,11 @@ fn a_helper_is_asked_for_its_registry() {
         r#"{"credsStore": "bothy-test"}"#.to_owned(),
     ] {
         logged_in(&store, &json);
-        store.pull(&[&server.name("app")]).env("PATH", &path).run().output();
+        store.pull(&["--insecure-registry", &server.name("app")]).env("PATH", &path).run().output();
     }
     // It has nothing for this one.
     let other = Server::start(|_| Reply::new(401, "").with("WWW-Authenticate", "Basic realm=\"x\""));
-    let refused = store.pull(&[&other.name("app")]).env("PATH", &path).run().code(1);
+    let refused = store.pull(&["--insecure-registry", &other.name("app")]).env("PATH", &path).run().code(1);
     refused.says("it needs credentials");
 }
 
@@ -177,7 +179,7 @@ fn another_host_gets_no_credentials_and_may_not_ask_for_them() {
     };
     let server = start(elsewhere.clone());
     logged_in(&store, &auths(&server, r#""auth": "dXNlcjp3b3Jk""#));
-    store.pulled(&server.name("app"));
+    store.pull(&["--insecure-registry", &server.name("app")]).run().output();
     assert_eq!(rootfs(&store), loaded(&layout));
     assert_eq!(elsewhere.seen().len(), 3);
     assert!(elsewhere.seen().iter().all(|request| !request.headers.contains_key("authorization")));
@@ -189,7 +191,8 @@ fn another_host_gets_no_credentials_and_may_not_ask_for_them() {
     let server = start(thief.clone());
     let store = Store::new();
     logged_in(&store, &auths(&server, r#""auth": "dXNlcjp3b3Jk""#));
-    store.pull(&[&server.name("app")]).run().code(1).says(&format!("{} refuses app@sha256:", thief.address));
+    let pull = store.pull(&["--insecure-registry", &server.name("app")]);
+    pull.run().code(1).says(&format!("{} refuses app@sha256:", thief.address));
     assert!(!thief.seen().is_empty());
     assert!(
         thief
@@ -200,6 +203,110 @@ fn another_host_gets_no_credentials_and_may_not_ask_for_them() {
     store.is_empty();
 }
 
+/// Whoever takes the port of a registry on this machine must not get the password that is saved for it.
+#[test]
+fn saved_credentials_are_not_for_plain_http_unless_the_user_says_so() {
+    let store = Store::new();
+    let (layout, _) = image(&store, 1, 1000);
+    let asked = |basic: bool| {
+        let realm = Server::start(|_| Reply::new(401, "").with("WWW-Authenticate", "Basic realm=x"));
+        let challenge = match basic {
+            true => "Basic realm=x".to_owned(),
+            false => format!("Bearer realm=\"http://{}/token\",service=x", realm.address),
+        };
+        (Server::start(move |_| Reply::new(401, "").with("WWW-Authenticate", challenge.clone())), realm)
+    };
+    // A helper that leaves a trace when it is asked.
+    let bin = store.dir().join("bin");
+    fs::create_dir_all(&bin).unwrap();
+    let helper = bin.join("docker-credential-bothy-trace");
+    let trace = store.dir().join("asked");
+    fs::write(&helper, format!("#!/bin/sh\ntouch {}\necho '{{}}'\n", trace.display())).unwrap();
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    for basic in [true, false] {
+        let (server, realm) = asked(basic);
+        for json in [
+            auths(&server, r#""auth": "dXNlcjp3b3Jk""#),
+            auths(&server, r#""identitytoken": "secret""#),
+            auths(&server, r#""registrytoken": "secret""#),
+            format!(r#"{{"credHelpers": {{"{}": "bothy-trace"}}}}"#, server.address),
+            r#"{"credsStore": "bothy-trace"}"#.to_owned(),
+        ] {
+            logged_in(&store, &json);
+            let refused = store.pull(&[&server.name("app")]).env("PATH", &path).run().code(1);
+            refused.says("saved ones are sent without TLS only with --insecure-registry");
+            for request in server.seen().iter().chain(&realm.seen()) {
+                assert!(!request.headers.contains_key("authorization"), "{json}: {request:?}");
+                assert!(!request.path.contains("account") && request.method == "GET", "{json}: {request:?}");
+            }
+            assert!(!trace.exists(), "{json}");
+        }
+        // With the flag the helper is asked, here for nothing.
+        store.pull(&["--insecure-registry", &server.name("app")]).env("PATH", &path).run().code(1);
+        assert!(trace.exists());
+        fs::remove_file(&trace).unwrap();
+    }
+    // What needs no password is pulled as before, with a token that anybody gets.
+    let tokens = token_server(|request| request.header("authorization").is_empty());
+    let server = token_registry(&layout, format!("http://{}/token", tokens.address));
+    logged_in(&store, &auths(&server, r#""auth": "dXNlcjp3b3Jk""#));
+    store.pulled(&server.name("app"));
+    assert!(!tokens.seen()[0].path.contains("account"));
+}
+
+/// No server of names decides where they are (RFC 6761).
+#[test]
+fn names_below_localhost_are_this_machine() {
+    let store = Store::new();
+    let (layout, _) = image(&store, 1, 1000);
+    let server = Server::start(registry(&layout));
+    for host in ["localhost", "registry.localhost", "a.b.localhost"] {
+        let name = format!("{host}:{}/app", server.address.port());
+        store.pulled(&name);
+        assert!(store.names().contains(&format!("{name}:latest")));
+    }
+    let by_ipv6 = TcpListener::bind("[::1]:0");
+    match by_ipv6 {
+        Ok(listener) => {
+            let server = Server::on(listener, registry(&layout));
+            store.pulled(&format!("x.localhost:{}/app", server.address.port()));
+        }
+        Err(error) => could_not_run("names_below_localhost_are_this_machine", &format!("(IPv6) {error}")),
+    }
+}
+
+#[test]
+fn another_host_can_not_lead_back_to_what_needs_credentials() {
+    let store = Store::new();
+    let (layout, _) = image(&store, 1, 1000);
+    let good = registry(&layout);
+    let address: Arc<OnceLock<SocketAddr>> = Arc::default();
+    let to = address.clone();
+    let elsewhere = Server::start(move |_| Reply::redirect(format!("http://{}/private", to.get().unwrap())));
+    let lead = elsewhere.address;
+    let server = Server::start(move |request| {
+        if request.path == "/private" {
+            return Reply::new(404, "");
+        }
+        if request.header("authorization") != BASIC {
+            return Reply::new(401, "").with("WWW-Authenticate", "Basic realm=\"x\"");
+        }
+        if request.is_blob() {
+            return Reply::redirect(format!("http://{lead}/"));
+        }
+        good(request)
+    });
+    address.set(server.address).unwrap();
+    logged_in(&store, &auths(&server, r#""auth": "dXNlcjp3b3Jk""#));
+    store.pull(&["--insecure-registry", &server.name("app")]).run().code(1);
+    let seen = server.seen();
+    let private: Vec<_> = seen.iter().filter(|request| request.path == "/private").collect();
+    assert!(
+        !private.is_empty() && private.iter().all(|request| !request.headers.contains_key("authorization"))
+    );
+}
+
 #[test]
 fn redirects_are_counted_and_lead_to_good_addresses_only() {
     for (to, part) in [
@@ -208,13 +315,18 @@ fn redirects_are_counted_and_lead_to_good_addresses_only() {
             "http://registry.example/x",
             "leads to http://registry.example/x, without TLS: only --insecure-registry allows that",
         ),
+        (
+            "http://registry.example/x?X-Amz-Signature=secret",
+            "leads to http://registry.example/x, without TLS: only --insecure-registry allows that",
+        ),
         ("file:///etc/passwd", "a redirect to no address"),
         ("http://user:word@127.0.0.1/", "a redirect to no address"),
         ("", "a redirect to no address"),
     ] {
         let store = Store::new();
         let server = Server::start(move |_| Reply::redirect(to));
-        store.pull(&[&server.name("app")]).run().code(1).says(part);
+        let refused = store.pull(&[&server.name("app")]).run().code(1).says(part);
+        assert!(!refused.stderr.contains("secret"), "{}", refused.stderr);
         assert!(server.seen().len() <= 6);
     }
 }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::proxies::Proxy;
 use super::rootfs;
+use super::server::{Reply, Server};
 use crate::make::{Layout, have, tool, umoci_layout, words};
 use crate::store::Store;
 use crate::support::eventually;
@@ -169,7 +170,8 @@ fn a_password_is_had_from_docker_s_and_podman_s_files() {
     let registry = Registry::start(dir, &json!({}), &auth);
     registry.push(dir, "--dest-creds user:word ", "oci:layout:app", "app");
     let name = registry.name("app");
-    store.pull(&[&name]).run().code(1).says("it needs credentials (docker login");
+    let pull = || store.pull(&["--insecure-registry", &name]);
+    pull().run().code(1).says("it needs credentials (docker login");
     let write = |path: &str, password: &str| {
         let path = dir.join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -177,12 +179,12 @@ fn a_password_is_had_from_docker_s_and_podman_s_files() {
         fs::write(path, json!({"auths": {registry.address.to_string(): entry}}).to_string()).unwrap();
     };
     write("home/.docker/config.json", "wrong");
-    store.pull(&[&name]).run().code(1).says("don't open it");
+    pull().run().code(1).says("don't open it");
     write("run/containers/auth.json", "word");
-    store.pulled(&name);
+    store.pull(&[&name]).run().code(1).says("only with --insecure-registry");
+    pull().run().output();
     write("mine.json", "wrong");
-    let pull = store.pull(&[&name]).env("REGISTRY_AUTH_FILE", dir.join("mine.json"));
-    pull.run().code(1).says("don't open it");
+    pull().env("REGISTRY_AUTH_FILE", dir.join("mine.json")).run().code(1).says("don't open it");
 }
 
 #[test]
@@ -226,4 +228,18 @@ fn tls_needs_a_certificate_that_is_trusted() {
         .run()
         .code(1)
         .says("invalid peer certificate: certificate not valid for name");
+    // Its token server has no TLS: nothing is sent there, with --insecure-registry neither.
+    let thief = Server::start(|_| Reply::new(200, r#"{"token": "t"}"#));
+    let token = json!({"token": {"realm": format!("http://{}/token", thief.address), "service": "x", "issuer": "x",
+        "rootcertbundle": ca}});
+    let registry = Registry::start(dir, &tls, &token);
+    let entry = json!({"username": "user", "password": "word"});
+    fs::create_dir_all(dir.join("home/.docker")).unwrap();
+    let auths = json!({"auths": {registry.address.to_string(): entry}});
+    fs::write(dir.join("home/.docker/config.json"), auths.to_string()).unwrap();
+    let name = registry.name("app");
+    for words in [&[name.as_str()][..], &["--insecure-registry", name.as_str()]] {
+        trusting(words).run().code(1).says(&format!("leads to http://{}/token, without TLS", thief.address));
+    }
+    assert_eq!(thief.seen().len(), 0);
 }

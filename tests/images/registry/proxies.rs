@@ -84,6 +84,19 @@ fn another_machine_is_only_spoken_to_without_tls_if_the_user_says_so() {
     assert_eq!(store.names(), ["registry.example:5000/app:latest"]);
 }
 
+/// The flag may be meant for another image of the same command, and somebody on the way may break TLS.
+#[test]
+fn docker_io_is_never_spoken_to_without_tls() {
+    let store = Store::new();
+    let (layout, _) = image(&store, 1, 1000);
+    let server = Server::start(registry(&layout));
+    let proxy = Proxy::start(server.address);
+    let pull = store.pull(&["--insecure-registry", "app"]).env("all_proxy", proxy.url());
+    pull.run().code(1).says("can't talk to registry-1.docker.io");
+    assert_eq!(server.seen().len(), 0);
+    assert!(proxy.asked().iter().all(|asked| asked == "CONNECT registry-1.docker.io:443 HTTP/1.1"));
+}
+
 #[test]
 fn this_machine_is_reached_without_a_proxy() {
     let store = Store::new();
