@@ -3,11 +3,11 @@
 //! The tar is looked through once, header by header, and read where the files are afterwards; so it must be a plain file. A compressed
 //! one, and what comes through a pipe, is written to an unlinked file first (see `load`).
 //!
-//! Of a path that is there twice the last one counts, as for any reader of tars; but metadata that is there twice is refused: two readers
-//! could see two images. Headers are read as those of layers are (`rootfs::tar`): broken ones are
-//! refused. Paths and links are cleaned within the archive, as docker does it: `..` leads no higher than its root. Names
-//! that aren't UTF-8 or too long, sparse files and special files are passed over. The number of entries and the length of
-//! names are capped.
+//! Of a path that is there twice the last one counts, as for any reader of tars; but metadata that
+//! is there twice is refused: two readers could see two images. Headers are read as those of layers
+//! are (`rootfs::tar`): broken ones are refused. Paths and links are cleaned within the archive, as
+//! in docker: `..` stops at its root. Names that aren't UTF-8 or too long, sparse files and special
+//! files are passed over. The number of entries and the length of names are capped.
 
 use std::collections::HashMap;
 use std::fs::File;

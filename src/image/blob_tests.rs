@@ -114,8 +114,8 @@ fn after_a_failure_every_read_fails() {
     reader.read(&mut [0; 10]).unwrap_err();
 }
 
-/// `BOTHY_STORE_BENCH=DIR cargo test --release --lib image::blob -- --nocapture`, with l.tar, l.tar.gz,
-/// l.tar.zst, l.tar.xz and l.tar.bz2 in DIR.
+/// `BOTHY_STORE_BENCH=DIR cargo test --release --lib image::blob -- --nocapture`, with l.tar,
+/// l.tar.gz, l.tar.zst, l.tar.xz and l.tar.bz2 in DIR.
 #[test]
 fn speed_with_both_digests() {
     let Some(dir) = std::env::var_os("BOTHY_STORE_BENCH").map(std::path::PathBuf::from) else { return };

@@ -2,11 +2,10 @@
 //!
 //! - The compression is told by the first bytes, not by the media type, which is often wrong. What has a valid tar header is a tar,
 //!   whatever its first bytes look like otherwise.
-//! - All of them may have several members one after the other: gzip's and zstd's come from eStargz and zstd:chunked layers,
-//!   those of xz and bzip2 from programs that compress in parallel. What follows and isn't one is not decoded, but counts
-//!   for the blob's size and digest; the diff_id says whether anything was lost.
-//! - Memory is bounded whatever a header asks for: 128 MiB of window for zstd and of dictionary for xz, which grow with
-//!   what is decoded, and 4 MiB for bzip2.
+//! - All formats may have several members in a row (eStargz and zstd:chunked layers, parallel xz
+//!   and bzip2). Other data behind the last member is not decoded, but counts for the blob's size
+//!   and digest; the diff_id shows whether anything is lost.
+//! - Memory is bounded: at most 128 MiB for a zstd window or an xz dictionary, 4 MiB for bzip2.
 
 use std::io::{self, BufRead, Read};
 
@@ -117,7 +116,7 @@ impl<R: Read> Buffered<R> {
         }
     }
 
-    /// Passes over zeros that stand between two streams of xz, by fours, and says whether another stream follows.
+    /// Skips xz stream padding (groups of four zeros), and returns whether another stream follows.
     fn skip_padding(&mut self) -> io::Result<bool> {
         let mut left = MAX_TRAILER;
         while self.peek(4)? == [0; 4] {
@@ -192,7 +191,7 @@ impl<R: Read> State<R> {
     }
 
     fn xz(input: Buffered<R>) -> Self {
-        // One stream: the decoder's own way to the next one refuses what else may stand there.
+        // A single stream: the decoder's own search for the next one refuses trailing data.
         let limit = lzma2_get_memory_usage(MAX_DICTIONARY);
         Self::Xz(Box::new(XzReader::new_mem_limit(input, false, limit)))
     }
@@ -309,7 +308,7 @@ impl<R: Read> Read for Decoded<R> {
     }
 }
 
-/// The decoder calls it a lack of memory when a dictionary is larger than it may be.
+/// The decoder reports a dictionary over the limit as `OutOfMemory`.
 fn xz_error(error: io::Error) -> io::Error {
     if error.kind() != io::ErrorKind::OutOfMemory {
         return error;

@@ -138,10 +138,11 @@ fn a_window_larger_than_128_mib_is_refused() {
     assert!(error.to_string().to_lowercase().contains("memory"), "{error}");
 }
 
-/// A stream of xz whose only block says that it needs a dictionary of this size (xz file format 1.1.0, 5.3.1).
+/// A stream of xz whose only block says that it needs a dictionary of this size (xz file format
+/// 1.1.0, 5.3.1).
 fn xz_with_dictionary(code: u8) -> Vec<u8> {
     let mut stream = xz(b"content");
-    // Behind the stream's header: the block header's length, flags, the filter, the length of its property and that.
+    // Block header: length, flags, filter, length of its property, property.
     assert_eq!((stream[12], stream[14..16].to_vec()), (2, vec![0x21, 1]));
     stream[16] = code;
     let mut crc = flate2::Crc::new();
@@ -187,7 +188,7 @@ fn changed_bytes_never_panic() {
                 let at = next(bad.len());
                 bad[at] ^= 1 << next(8);
             }
-            // The checksum of xz' first block header is made right, or nothing behind it would be looked at.
+            // Correct the CRC of xz' first block header, so that the decoder gets past it.
             let end = 12 + (usize::from(bad[12]) + 1) * 4;
             if bad.starts_with(XZ) && bad[12] > 0 && end <= bad.len() && next(2) == 0 {
                 let mut crc = flate2::Crc::new();
@@ -197,7 +198,7 @@ fn changed_bytes_never_panic() {
             if next(4) == 0 {
                 bad.truncate(next(bad.len()));
             }
-            // Whatever comes of it, there is an end: a few bytes make no more than a block of bzip2's.
+            // Any result is fine, but it must end.
             let mut out = Vec::new();
             let decoded = Decoded::new(&bad[..], "it");
             let _any = decoded.and_then(|decoded| decoded.take(1 << 20).read_to_end(&mut out));

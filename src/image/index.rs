@@ -1,9 +1,9 @@
-//! The entries of an index (OCI image-spec, image-index.md; Docker's manifest list): those that can lead to an image, and
-//! why the others can't.
+//! The entries of an index (OCI image-spec, image-index.md; Docker's manifest list).
 //!
-//! An index lists whatever its maker likes. An entry that bothy can't use (a digest of another algorithm, no size, another
-//! media type) is passed over, and is only named if no other entry leads to the image. Wrong types, a number in place of
-//! a text for example, make the whole document malformed, as they do for Go's decoder.
+//! Other programs' entries stand beside images. An entry that bothy can't use (an unknown digest
+//! algorithm, no size, another media type) is skipped, and named in an error only if no other entry
+//! leads to the image. A wrong JSON type makes the whole document malformed, as it does for Go's
+//! decoder.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer};
 use super::digest::shown;
 use super::manifest::{Descriptor, Entry, Platform, is_index, is_manifest};
 
-/// Most entries that an error can tell about.
+/// Most unusable entries whose reason is kept.
 const MAX_TOLD: usize = 50;
 /// Most platforms that an error can name.
 pub(super) const MAX_OFFERED: usize = 50;
@@ -55,7 +55,7 @@ impl<'de> Deserialize<'de> for Index {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Index, A::Error> {
                 let mut index = Index::default();
-                // One by one: of those that can't be used only a few stay in memory.
+                // One by one, so that few unusable entries stay in memory.
                 while let Some(entry) = list.next_element()? {
                     index.add(entry);
                 }
@@ -77,7 +77,7 @@ impl Index {
     }
 }
 
-/// Nothing if it is neither an image nor meant as one.
+/// `None` for attestations and the like, which are no images at all.
 fn usable(entry: Entry) -> Result<Option<Descriptor>, String> {
     if entry.is_about_another() {
         return Ok(None);
@@ -109,7 +109,7 @@ impl Unusable {
         self.told.truncate(MAX_TOLD);
     }
 
-    /// Of those the ones with names, or with a name that is `wanted`.
+    /// The entries with a name that is `wanted`.
     pub(super) fn named(&self, wanted: impl Fn(&str) -> bool) -> Self {
         let is_it = |(name, _): &&(Option<String>, String)| name.as_deref().is_some_and(&wanted);
         let told: Vec<_> = self.told.iter().filter(is_it).cloned().collect();

@@ -1,9 +1,10 @@
-//! JSON of images, registries and credential files, as Go's decoder reads it: the programs that write these files are
-//! written in Go.
+//! JSON of images, registries and credential files, read as Go's decoder reads it: Go programs
+//! write these files.
 //!
-//! `null` is the zero value of the expected type, at every depth: an empty list, object or text, 0, false. So is an
-//! absent field, in a struct with `#[serde(default)]`. An `Option` tells null from a value; a [`Field`] also tells null
-//! from an absent field. Any other type mismatch is an error, as it is in Go.
+//! `null` is the zero value of the expected type, at every depth: an empty list, object or text, 0,
+//! false. So is an absent field, in a struct with `#[serde(default)]`. An `Option` tells null from
+//! a value; a [`Field`] also tells null from an absent field. Any other type mismatch is an error,
+//! as it is in Go.
 
 use std::fmt;
 
@@ -37,7 +38,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Field<T> {
 /// A deserializer, or a seed, that takes nulls for zero values.
 struct Zeroed<T>(T);
 
-/// What is expected where a null may stand.
+/// The type that is expected in place of a null.
 #[derive(Clone, Copy)]
 enum Expected {
     Bool,

@@ -1,9 +1,10 @@
 //! OCI image layouts (OCI image-spec, image-layout.md): from index.json to the image that was asked for, in a directory or in an archive.
 //!
-//! Every document is verified against its descriptor before it is parsed, so an index can't contain itself; how deep they lead is capped
-//! all the same, and to how many documents those of a whole load do (see `budget`). What an index says about a platform
-//! decides which manifests are looked at; what the configuration says decides whether the image runs here. An image about
-//! which neither says anything is taken for one of this platform if there is no other.
+//! Every document is verified against its descriptor before it is parsed, so an index can't contain
+//! itself; how deep they lead is capped all the same, and to how many documents those of a whole
+//! load do (see `budget`). What an index says about a platform decides which manifests are looked
+//! at; what the configuration says decides whether the image runs here. If neither names a
+//! platform, the image is used unless another one fits.
 
 use std::collections::{HashMap, HashSet};
 
@@ -25,7 +26,7 @@ pub(super) const OCI_INDEX: &str = "index.json";
 const OCI_LAYOUT: &str = "oci-layout";
 /// Deepest nesting of indexes; two levels are usual.
 const MAX_DEPTH: usize = 5;
-/// Most entries without a platform that are passed over because they lead nowhere.
+/// Most entries without a platform that are skipped because their document is missing or no image.
 const MAX_ASTRAY: usize = 20;
 
 /// An image that can be loaded.
@@ -71,7 +72,7 @@ pub(super) fn oci_images(
     let mut budget = Budget::new(files.name());
     budget.images(chosen.len())?;
     let (mut found, mut foreign, mut astray) = (Vec::new(), None, None);
-    // Somebody has named these images, and may miss them.
+    // Named images that can't be loaded are worth a warning.
     let missed = if *which == Which::All { unusable.named(|_| true) } else { Unusable::default() };
     let mut offered = Offered { unusable, ..Offered::default() };
     for group in chosen {
@@ -227,7 +228,7 @@ struct Search<'a, 'b> {
     candidates: usize,
     offered: Offered,
     foreign: Option<DocumentError>,
-    /// Why entries that don't say what they are for have led nowhere: the first reason, and how many there were.
+    /// The first error of an entry without a platform, and the number of such errors.
     astray: Option<ContentError>,
     strays: usize,
 }
@@ -279,8 +280,8 @@ impl<'a, 'b> Search<'a, 'b> {
         })
     }
 
-    /// Goes through the entries that are for this platform. Those that don't say what they are for count if none of the
-    /// others leads to an image; one of them that leads nowhere is passed over.
+    /// Visits the entries for this platform. Entries without a platform are visited only if none of
+    /// the others leads to an image; up to [`MAX_ASTRAY`] of them may fail.
     fn visit_all(&mut self, entries: &[Descriptor], depth: usize) -> Result<(), ContentError> {
         let (mut unstated, before) = (Vec::new(), self.candidates);
         for entry in entries {
@@ -341,7 +342,7 @@ impl<'a, 'b> Search<'a, 'b> {
         let offered = match (config.platform(), &descriptor.platform) {
             (Some(own), Some(stated)) => Some(Platform { variant: stated.variant.clone(), ..own }),
             (Some(own), None) => Some(own),
-            // The index says what the configuration leaves out.
+            // The index fills in for the configuration.
             (None, stated) => stated.clone(),
         };
         let Some(distance) = self.platform.distance_to(offered.as_ref()) else {
@@ -356,7 +357,7 @@ impl<'a, 'b> Search<'a, 'b> {
     }
 }
 
-/// Whether it is the entry's own fault, so that there may be an image behind another one.
+/// Whether the error is about this entry alone.
 fn leads_nowhere(error: &ContentError) -> bool {
     match error {
         ContentError::Missing { .. } | ContentError::Document(_) => true,

@@ -133,7 +133,8 @@ impl Descriptor {
     }
 }
 
-/// The names that tools give an image in a layout's index: containerd's full one first, then the specification's.
+/// The names that tools give an image in a layout's index: containerd's full one first, then the
+/// specification's.
 fn names(annotations: &BTreeMap<String, String>) -> impl Iterator<Item = &str> {
     ["io.containerd.image.name", "org.opencontainers.image.ref.name"]
         .into_iter()
@@ -158,8 +159,8 @@ impl Platform {
         Self { os: "linux".into(), architecture: "amd64".into(), variant: String::new() }
     }
 
-    /// What a document says, in Go's names: programs write `x86_64` as well. Without a system it is Linux; without an
-    /// architecture nothing is known, unless the system is another one.
+    /// Normalises names: some programs write `x86_64` for `amd64`. A missing system is Linux.
+    /// `None` if there is no architecture, and no other system either.
     pub(super) fn stated(os: &str, architecture: &str, variant: &str) -> Option<Self> {
         let [os, mut architecture, mut variant] = [os, architecture, variant].map(str::to_ascii_lowercase);
         let os = match os.as_str() {
@@ -207,7 +208,8 @@ impl Platform {
         }
     }
 
-    /// The same for an image that doesn't say what it is for: it is taken, as docker does, if nothing else fits.
+    /// The same for an image that may not name a platform. Such an image fits worst, but fits, as
+    /// with docker.
     pub(super) fn distance_to(&self, offered: Option<&Platform>) -> Option<u8> {
         offered.map_or(Some(4), |offered| self.distance(offered))
     }
@@ -265,8 +267,9 @@ struct Shape {
 }
 
 impl Document {
-    /// Tells an index from a manifest by what is in it, and insists that its own media type and `announced`, its
-    /// descriptor's, agree. A list that is null is an empty one, and says as little as none where another field decides.
+    /// Tells an index from a manifest by what is in it, and insists that its own media type and
+    /// `announced`, its descriptor's, agree. A null list is empty, and does not count where another
+    /// field decides.
     pub(super) fn parse(bytes: &[u8], announced: &str, what: &str) -> Result<Self, DocumentError> {
         let shape: Shape = parse(bytes, what)?;
         if shape.schema_version == 1 {

@@ -154,7 +154,7 @@ impl FromStr for Reference {
     }
 }
 
-/// What people write in front of a name, and doesn't belong there.
+/// Refuses beginnings that people write by mistake.
 fn check_begin(text: &str) -> Result<(), String> {
     for scheme in ["https://", "http://"] {
         if let Some(rest) = text.get(..scheme.len()).filter(|begin| begin.eq_ignore_ascii_case(scheme)) {
@@ -165,7 +165,7 @@ fn check_begin(text: &str) -> Result<(), String> {
         }
     }
     if text.starts_with(['/', '.']) {
-        return Err("a name doesn't begin with . or /; for a path there is `bothy load`".into());
+        return Err("a name can't begin with . or /; to load a file use `bothy load`".into());
     }
     Ok(())
 }

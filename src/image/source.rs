@@ -10,9 +10,11 @@
 //! | `[REGISTRY/]NAME[:TAG][@DIGEST]`, also with `docker://` before it | a name, completed as docker completes names |
 //! | a path that exists | whatever it is seen to be |
 //!
-//! The first colon after the path ends it, as in skopeo. To be loaded, something that exists in the working directory wins over a name only if it is
-//! recognised: a directory `debian` full of packaging files is no image, so `debian` stays a name. What ends like an archive (`app.tar.gz`) is a
-//! path, whether it exists or not; an image that is called so is `docker://app.tar.gz`. To be run, a path has a slash in it.
+//! The first colon after the path ends it, as in skopeo. Something that exists in the working
+//! directory wins over a name only if it is recognised: a directory `debian` full of packaging
+//! files is no image, so `debian` stays a name. A word with the suffix of an archive (`app.tar.gz`)
+//! is always a path; write `docker://app.tar.gz` for an image of that name. To be run, a path has a
+//! slash in it.
 
 use std::fs::File;
 use std::io::Read;
@@ -132,7 +134,7 @@ impl Source {
     }
 }
 
-fn ends_like_an_archive(text: &str) -> bool {
+fn has_archive_suffix(text: &str) -> bool {
     let suffixes = ["", ".gz", ".zst", ".xz", ".bz2"].map(|compressed| format!(".tar{compressed}"));
     let short = [".tgz", ".tzst", ".txz", ".tbz2", ".tbz"];
     suffixes.iter().map(String::as_str).chain(short).any(|suffix| {

@@ -83,7 +83,7 @@ fn what_is_no_image_at_all() {
         (&["pull", "http://localhost:5000/app"], "leave out http://: write localhost:5000/app"),
         (&["pull", "docker.io//app"], "expected a single / between two parts of the name"),
         (&["pull", "docker.io/app/"], "expected no / at the end of the name"),
-        (&["pull", "./app.tar"], "for a path there is `bothy load`"),
+        (&["pull", "./app.tar"], "to load a file use `bothy load`"),
         (&["load", "oci:"], "expected oci:DIR[:TAG]"),
         (&["load", "docker-daemon:x"], "is not read by bothy"),
         (&["load", "x@sha256:1"], "expected 64 lower-case hexadecimal digits"),

@@ -43,17 +43,18 @@ pub(super) fn same_origin(one: &Uri, other: &Uri) -> bool {
     is_https(one) == is_https(other) && host(one) == host(other) && port(one) == port(other)
 }
 
-/// This machine, by name or address. What is sent there is seen by no network, but any process of this machine may listen.
+/// This machine, by name or address. No network is involved, but any local process may listen
+/// there.
 pub(super) fn is_loopback(host: &str) -> bool {
     host.parse::<IpAddr>().map_or_else(|_| is_localhost(host), |address| address.is_loopback())
 }
 
-/// A name of this machine. Such names are never looked up (RFC 6761, 6.3): another machine could answer for them.
+/// A name of this machine. Never looked up (RFC 6761, 6.3), because DNS could name another machine.
 pub(super) fn is_localhost(host: &str) -> bool {
     host == "localhost" || host.ends_with(".localhost")
 }
 
-/// An address for messages: there may be signatures and names of users behind the question mark.
+/// An address for messages. Queries may contain signatures and user names.
 pub(super) fn without_query(url: &Uri) -> String {
     let text = url.to_string();
     text.split('?').next().unwrap_or_default().to_owned()

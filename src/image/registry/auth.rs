@@ -3,7 +3,7 @@
 //!
 //! A registry may name any token server, so it decides who sees the credentials that are meant for it; it could have asked for them itself. But
 //! only the registry's own challenge counts, not that of a host to which it redirects; TLS isn't left for it; and a token server's redirects aren't followed.
-//! A registry in plain HTTP gets no credentials here unless the user has allowed that (see `client`), so what it names gets none either.
+//! Without TLS there are no credentials here, unless the user has allowed that (see `client`).
 
 use std::fmt::Write;
 

@@ -1,9 +1,10 @@
 //! A client of one repository in one registry (OCI distribution-spec 1.1, "Pull"): what is asked for, redirects, and who we say that we are.
 //!
-//! A registry is hostile. Redirects are counted, and never lead out of TLS. Credentials and tokens go to the registry's own
-//! scheme, host and port, and to no other; nor to it again when another host leads back. Saved credentials are neither
-//! looked up nor sent in plain HTTP unless the user asks for it (`insecure`): a registry on this machine is reached without
-//! TLS by itself, but any process may have taken its port. docker.io is always reached by TLS. What answers contain is limited and verified by the callers.
+//! A registry is hostile. Redirects are counted, and never lead out of TLS. Credentials and tokens
+//! go to the registry's own scheme, host and port only, and not there again after another host
+//! redirected back. In plain HTTP saved credentials are neither looked up nor sent, unless the user
+//! asks for it (`insecure`): plain HTTP to this machine needs no flag, and any process can take a
+//! port. docker.io always needs TLS. Callers limit and verify what answers contain.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -68,7 +69,8 @@ pub(super) struct Answer {
 }
 
 impl Client {
-    /// Finds out where the registry is. `insecure` allows plain HTTP on other machines, and saved credentials in it.
+    /// Finds out where the registry is. `insecure` allows plain HTTP on other machines, and saved
+    /// credentials in it.
     pub(super) fn connect(
         reference: &Reference,
         insecure: bool,
@@ -84,7 +86,7 @@ impl Client {
             http: Http::new(patience),
             reference: reference.clone(),
             base: at(true)?,
-            // Everybody knows that this one has TLS, and the flag is for all images of a command.
+            // The flag counts for all images of a command, and docker.io has TLS.
             insecure: insecure && reference.registry != DOCKER_IO,
             access: Mutex::default(),
             reached: AtomicBool::new(false),
@@ -201,7 +203,7 @@ impl Client {
     fn follow(&self, url: &Uri, request: &Request<'_>) -> Result<Answer, RegistryError> {
         let (mut url, mut own) = (url.clone(), true);
         for _ in 0..=MAX_REDIRECTS {
-            // Another host may lead back to what it isn't allowed to ask for itself.
+            // Another host must not use our credentials by redirecting back.
             own = own && same_origin(&url, &self.base);
             let authorization = request.authorization.filter(|_| own);
             let response = self.http.send(&url, &Request { authorization, ..*request })?;
@@ -272,7 +274,7 @@ pub(super) fn status_error(
     let (status, what) = (response.status().as_u16(), what.to_owned());
     let after = header(response, "retry-after").and_then(|text| parse_after(text, SystemTime::now()));
     let body = http::beginning(url, response, MAX_MESSAGE_LEN);
-    // Servers in front of a registry write pages, too, but say what they want.
+    // Servers in front of a registry send pages, too, but these headers tell what to do.
     let wants = after.is_some() || response.headers().contains_key("www-authenticate");
     if !wants && http::is_page(response, &body) {
         return RegistryError::WebPage { host, what, status };

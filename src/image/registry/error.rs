@@ -39,7 +39,7 @@ pub enum RegistryError {
         /// Which credentials it got.
         login: Login,
     },
-    /// A web page, with any status: a web server that is no registry, or a proxy that answers in its place.
+    /// A web page, with any status: not a registry, or a proxy's own answer.
     #[error(
         "{host} sent a web page (HTTP status {status}) in place of {}: it may not be a registry, or a proxy answers for it",
         shown(what)
@@ -132,7 +132,7 @@ pub enum Login {
     None,
     /// Those that are saved for it.
     Saved,
-    /// None, because whoever listens there in plain HTTP may be anybody.
+    /// None, because the connection is plain HTTP.
     Withheld,
 }
 

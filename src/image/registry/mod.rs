@@ -64,7 +64,8 @@ pub enum Policy {
 pub struct PullOptions {
     /// When.
     pub policy: Policy,
-    /// Whether registries on other machines may be without TLS, and get saved credentials all the same.
+    /// Whether registries on other machines may be without TLS, and get saved credentials all the
+    /// same.
     pub insecure: bool,
     /// As for any image. It gets the name under which it is pulled, unless there is another one to get.
     pub load: LoadOptions,

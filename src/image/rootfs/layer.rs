@@ -7,7 +7,7 @@
 //!   wherever it stands in it. Other names that begin with `.wh..wh.` are AUFS' own and mean nothing, but for the files in the root's
 //!   `.wh..wh.plnk`: AUFS keeps those there that have several names, and the names are hard links to them.
 //! - A character device 0:0 is overlayfs' whiteout, and is taken for one: a guest that lays overlayfs over it would do the same.
-//! - `..` in a name, and in a hard link's target, is cleaned away before anything else, and leads no higher than the root.
+//! - `..` in names and targets of hard links is cleaned first, and stops at the root.
 //! - A parent that isn't there is made: 0755, root's, of 1970. A parent that is a symbolic link is followed, inside the tree.
 
 use std::borrow::Cow;
@@ -321,9 +321,9 @@ impl Target<'_, '_> {
     }
 }
 
-/// The parts of a name, cleaned within the root however it begins: `./../lib` is `lib`, and `a/../..` the root. Archivers
-/// that are given such paths write them into layers; docker and umoci clean them (Go's `path.Clean` of `/NAME`) before
-/// they look at anything. Symbolic links on the way count for nothing here: `link/../x` is `x`.
+/// The parts of a name, cleaned within the root: `./../lib` is `lib`, `a/../..` is the root. Build
+/// tools write such names. docker and umoci clean them first (Go's `path.Clean("/" + name)`),
+/// without regard to symbolic links: `link/../x` is `x`.
 fn path(name: &[u8]) -> Result<Vec<&[u8]>, Flaw> {
     if name.contains(&0) {
         return Err(Flaw::Nul);

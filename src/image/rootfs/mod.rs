@@ -11,10 +11,12 @@
 //!
 //! # What a layer can't do
 //!
-//! Every name is resolved in the tree that is being built, never on the host, so there is no way out of it. Names and
-//! targets of hard links are cleaned within the root (`/../x` is `/x`), absolute ones are taken as relative to it. A parent that is a symbolic link is
-//! followed inside that tree, as docker does it in its chroot: images with `lib/x` above a `lib -> usr/lib` exist. Numbers from the
-//! stream are checked before they count or allocate anything, and what one entry may hold in memory is capped by constants.
+//! Every name is resolved in the tree that is being built, never on the host, so there is no way
+//! out of it. Names and targets of hard links are cleaned within the root (`/../x` is `/x`),
+//! absolute ones are taken as relative to it. A parent that is a symbolic link is followed inside
+//! that tree, as docker does it in its chroot: images with `lib/x` above a `lib -> usr/lib` exist.
+//! Numbers from the stream are checked before they count or allocate anything, and what one entry
+//! may hold in memory is capped by constants.
 
 mod dir;
 mod erofs;

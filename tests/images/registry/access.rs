@@ -203,7 +203,8 @@ fn another_host_gets_no_credentials_and_may_not_ask_for_them() {
     store.is_empty();
 }
 
-/// Whoever takes the port of a registry on this machine must not get the password that is saved for it.
+/// Whoever takes the port of a registry on this machine must not get the password that is saved for
+/// it.
 #[test]
 fn saved_credentials_are_not_for_plain_http_unless_the_user_says_so() {
     let store = Store::new();

@@ -246,7 +246,8 @@ fn entries_of_an_index_that_can_not_be_used_are_not_asked_for() {
         let server = Server::start(registry(&layout));
         let store = Store::new();
         store.pulled(&server.name("app"));
-        // The index, the manifest, its configuration, its layer; and what may be for this platform, or not.
+        // The index, the manifest, its configuration, its layer; and what may be for this platform,
+        // or not.
         let seen: Vec<_> = server.seen().into_iter().map(|request| request.path).collect();
         assert_eq!(seen.len(), requests + usize::from(!is_stated), "{seen:?}");
     }

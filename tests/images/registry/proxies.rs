@@ -84,7 +84,8 @@ fn another_machine_is_only_spoken_to_without_tls_if_the_user_says_so() {
     assert_eq!(store.names(), ["registry.example:5000/app:latest"]);
 }
 
-/// The flag may be meant for another image of the same command, and somebody on the way may break TLS.
+/// The flag may be meant for another image of the same command, and somebody on the way may break
+/// TLS.
 #[test]
 fn docker_io_is_never_spoken_to_without_tls() {
     let store = Store::new();

@@ -83,8 +83,9 @@ impl Header {
     }
 }
 
-/// An owner's number. A negative one is written by systems on which owners are signed, and is the same 32 bits without a
-/// sign: docker makes 4294967294 of -2, which is `nobody` there. -1 is no owner to chown(2), which leaves the file root's.
+/// An owner's number. Systems with signed owners write negative ones; they keep their 32 bits, so
+/// -2 (`nobody`) is 4294967294, as in docker. -1 means "unchanged" to chown(2), so docker leaves
+/// the file to root.
 pub(super) fn owner(number: i64) -> Result<u32, Flaw> {
     let id = u32::try_from(number).or_else(|_| i32::try_from(number).map(i32::cast_unsigned));
     match id {

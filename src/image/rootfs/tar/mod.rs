@@ -3,10 +3,11 @@
 //! A parser of our own, because the `tar` crate serves only its raw blocks safely here: it collects extended headers of any length in
 //! memory, knows no PAX sparse files, and turns the holes of GNU's into zeros. What is left of it then is reading octal numbers.
 //!
-//! ustar, GNU and PAX archives. Where they contradict each other, this follows Go's archive/tar, which docker, containerd and umoci
-//! read layers with: links, devices and directories have no data whatever their size says, GNU's long names win over PAX' records,
-//! and PAX global headers mean nothing. An archive may end without its two blocks of zeros, and without the padding behind
-//! the last file.
+//! ustar, GNU and PAX archives. Where they contradict each other, this follows Go's archive/tar,
+//! which docker, containerd and umoci read layers with: links, devices and directories have no data
+//! whatever their size says, GNU's long names win over PAX' records, and PAX global headers mean
+//! nothing. An archive may end without its two blocks of zeros, and without the padding behind the
+//! last file.
 
 mod header;
 mod pax;
@@ -267,8 +268,8 @@ impl<R: Read> Reader<R> {
         Ok(())
     }
 
-    /// Passes over what is left of the present entry. The stream may end in its padding: some programs write none behind
-    /// the last file, and what is in it is whole all the same.
+    /// Skips the rest of the present entry. The stream may end in its padding: some programs don't
+    /// pad the last file.
     fn skip(&mut self) -> Result<(), Trouble> {
         let (data, padding) = (std::mem::take(&mut self.data), std::mem::take(&mut self.padding));
         if self.discard(data)? > 0 {

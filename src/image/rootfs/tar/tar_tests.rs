@@ -218,7 +218,8 @@ fn owners_and_times_fit_or_are_refused() {
     assert_eq!(flaw(Tar::new().header(b'0', b"x", 0, uid)), Flaw::Owner);
 }
 
-/// GNU tar writes what octal digits have no room for in base 256, and what is negative in two's complement.
+/// GNU tar writes what octal digits have no room for in base 256, and what is negative in two's
+/// complement.
 #[test]
 fn numbers_in_base_256_are_read_and_negative_ones_have_a_meaning() {
     let field = |at: usize, bytes: &'static [u8]| {
