@@ -120,7 +120,7 @@ impl Source {
             }
         }
         let path = Path::new(text);
-        let is_path = text.starts_with(['/', '.']) || text.ends_with('/') || ends_like_an_archive(text);
+        let is_path = text.starts_with(['/', '.']) || text.ends_with('/') || has_archive_suffix(text);
         if may_be_path && is_path {
             return recognise(path);
         }
