@@ -38,6 +38,7 @@ pub mod snapshot;
 pub mod spec;
 pub mod thread;
 pub mod timeline;
+pub mod unix_socket;
 pub mod vcpu;
 pub mod virtio;
 pub mod vmm;

@@ -31,7 +31,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "virtio::vsock",
         ],
     ),
-    ("agent", &[]),
+    ("agent", &["unix_socket"]),
     ("bench", &["spec"]),
     ("snapshot", &[]),
     ("spec", &[]),
@@ -48,7 +48,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("virtio/core", &["virtio::core", "bus", "memory"]),
     ("virtio/blk", &["virtio::core", "virtio::blk", "bus", "memory"]),
     ("virtio/net", &["virtio::core", "virtio::net", "bus", "memory"]),
-    ("virtio/vsock", &["virtio::core", "virtio::vsock", "bus", "memory"]),
+    ("virtio/vsock", &["virtio::core", "virtio::vsock", "bus", "memory", "unix_socket"]),
     ("virtio", &["virtio::core", "bus", "memory"]),
     ("bus", &["memory"]),
     ("memory", &[]),
@@ -60,6 +60,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("size", &[]),
     ("thread", &[]),
     ("timeline", &[]),
+    ("unix_socket", &[]),
 ];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {

@@ -31,7 +31,7 @@ use vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 use connection::{Control, Unknown};
 
 use crate::bounded_log::BoundedLog;
-use crate::random;
+use crate::{random, unix_socket};
 
 /// How long a connection may take to say what it is for.
 const OPENING_TIME: Duration = Duration::from_secs(10);
@@ -70,19 +70,19 @@ enum Listener {
 impl Listener {
     /// A connection, if there is one. It doesn't block.
     fn accept(&self) -> io::Result<UnixStream> {
-        let socket = match self {
-            Self::Unix(listener, _) => listener.accept()?.0,
+        match self {
+            Self::Unix(listener, _) => unix_socket::accept(listener),
             Self::Vsock(listener, guest) => {
                 let (socket, from) = listener.accept()?;
                 if from.cid() != *guest {
                     return Err(io::Error::other(format!("guest {} is not ours", from.cid())));
                 }
                 // What is done with it is the same for all sockets that are streams.
-                UnixStream::from(OwnedFd::from(socket))
+                let socket = UnixStream::from(OwnedFd::from(socket));
+                socket.set_nonblocking(true)?;
+                Ok(socket)
             }
-        };
-        socket.set_nonblocking(true)?;
-        Ok(socket)
+        }
     }
 }
 
@@ -113,9 +113,7 @@ impl Agent {
         let mut name = vsock.as_os_str().to_owned();
         name.push(format!("_{}", protocol::PORT));
         let path = PathBuf::from(name);
-        let listener = UnixListener::bind(&path)?;
-        listener.set_nonblocking(true)?;
-        Self::new(Listener::Unix(listener, path))
+        Self::new(Listener::Unix(unix_socket::listen_at(&path)?, path))
     }
 
     /// Listens for a guest whose vsock device is the kernel's (vhost). The number is the port.

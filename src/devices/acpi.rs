@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::bounded_log::BoundedLog;
 use crate::bus::BusDevice;
 use crate::outcome::{End, Outcome};
 
@@ -33,6 +34,8 @@ pub const EVENT_GENERATION: u32 = 2;
 const SLEEP_ENABLE: u8 = 1 << 5;
 /// SLP_TYPx, three bits from here on.
 const SLEEP_TYPE_SHIFT: u8 = 2;
+
+static LOG: BoundedLog = BoundedLog::fixed("ACPI");
 
 /// The device on the port bus.
 pub struct AcpiRegisters {
@@ -71,7 +74,7 @@ impl Events {
     fn raise(&self, events: u32) {
         self.pending.fetch_or(events, Ordering::SeqCst);
         if let Err(error) = self.interrupt_evt.write(1) {
-            log::warn!("can't raise the interrupt of an event: {error}");
+            LOG.warn(format_args!("can't raise the interrupt of an event: {error}"));
         }
     }
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::bounded_log::BoundedLog;
 use crate::bus::{BusDevice, MsiMessage, MsiRoute, MsiRoutes};
 use crate::memory::layout;
 
@@ -38,6 +39,7 @@ pub struct Ioapic {
     routes: Arc<dyn MsiRoutes>,
     /// A pin that no device is wired to has no route.
     pins: Vec<OnceLock<MsiRoute>>,
+    log: BoundedLog,
 }
 
 /// What a guest has written.
@@ -54,7 +56,7 @@ impl Ioapic {
     pub fn new(routes: Arc<dyn MsiRoutes>) -> Self {
         let pins: Vec<OnceLock<MsiRoute>> = (0..layout::IOAPIC_PINS).map(|_| OnceLock::new()).collect();
         let registers = Registers { select: 0, id: 0, entries: vec![ENTRY_MASKED; pins.len()] };
-        Self { registers: Mutex::new(registers), routes, pins }
+        Self { registers: Mutex::new(registers), routes, pins, log: BoundedLog::fixed("IOAPIC") }
     }
 
     /// Wires a device to a pin: the eventfd raises its interrupt. Called while the VM is built.
@@ -128,7 +130,7 @@ impl Ioapic {
         let before = *entry;
         *entry = with_half(before, high, value) & !ENTRY_READ_ONLY;
         if let Err(error) = self.apply(pin, before, *entry) {
-            log::error!("interrupt {pin} can't be routed: {error}");
+            self.log.error(format_args!("interrupt {pin} can't be routed: {error}"));
         }
     }
 

@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde::Deserialize;
 
+use super::LOG;
 use super::budget::Budget;
 use super::config::{ImageConfig, RunConfig};
 use super::digest::Digest;
@@ -92,7 +93,7 @@ pub(super) fn oci_images(
     match astray.or(foreign) {
         _ if !found.is_empty() => {
             if !missed.is_empty() {
-                log::warn!("{}: {missed}", files.name());
+                LOG.warn(format_args!("{}: {missed}", files.name()));
             }
             Ok(found)
         }

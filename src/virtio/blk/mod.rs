@@ -24,12 +24,12 @@ use self::request::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_ZEROES_SECTORS, Server}
 use self::uring::Ring;
 use super::core::active::{ActiveQueue, Notify};
 use super::core::device::{Activation, VirtioDevice, read_config_bytes};
-use super::core::guest_log::GuestLog;
 use super::core::iovec::IoVecs;
 use super::core::queue::Queue;
 use super::core::spec::{blk, feature, id};
 use super::core::state::{Remembered, recall, remember};
 use super::core::worker::{Stop, Worker};
+use crate::bounded_log::BoundedLog;
 use crate::thread::{self, Spawner};
 
 const QUEUE_SIZE: u16 = 256;
@@ -68,7 +68,7 @@ impl Block {
         let server = Arc::new(Server {
             disk,
             id,
-            log: GuestLog::new(name),
+            log: BoundedLog::new(name),
             dirty: AtomicBool::new(false),
             throttle: throttle.clone(),
         });

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::disk::Disk;
+use crate::bounded_log::BoundedLog;
 use crate::memory::GuestMemory;
 use crate::virtio::core::chain::{Chain, Reader, Writer};
-use crate::virtio::core::guest_log::GuestLog;
 use crate::virtio::core::iovec::IoVecs;
 use crate::virtio::core::limit::Throttle;
 use crate::virtio::core::spec::blk;
@@ -29,7 +29,7 @@ pub(super) struct Server {
     pub(super) disk: Disk,
     /// What GET_ID answers, padded with zeros.
     pub(super) id: [u8; blk::ID_LEN],
-    pub(super) log: GuestLog,
+    pub(super) log: BoundedLog,
     /// Something was written that no flush has followed.
     pub(super) dirty: AtomicBool,
     /// For what a request does beyond its own bytes.

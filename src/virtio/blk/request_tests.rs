@@ -36,7 +36,7 @@ impl Bench {
         let server = Server {
             disk,
             id,
-            log: GuestLog::new("test"),
+            log: BoundedLog::new("test"),
             dirty: AtomicBool::new(false),
             throttle: Arc::default(),
         };

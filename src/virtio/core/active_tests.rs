@@ -1,5 +1,5 @@
 use super::*;
-use crate::virtio::core::guest_log::GuestLog;
+use crate::bounded_log::BoundedLog;
 use crate::virtio::core::testing::*;
 
 const A: u64 = 0x10_0000;
@@ -13,7 +13,7 @@ fn active() -> (DriverQueue, ActiveQueue, Arc<EventFd>) {
     let (irq_evt, config_evt) = (evt(), evt());
     let interrupt = Interrupt::line(irq_evt.clone(), Arc::default(), 1);
     let config = Interrupt::line(config_evt, Arc::default(), 2);
-    let needs_reset = NeedsReset::new(config, Arc::new(GuestLog::new("test")));
+    let needs_reset = NeedsReset::new(config, Arc::new(BoundedLog::new("test")));
     (driver, ActiveQueue::new(0, queue, mem, evt(), interrupt, needs_reset), irq_evt)
 }
 

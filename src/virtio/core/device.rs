@@ -20,9 +20,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use vmm_sys_util::eventfd::EventFd;
 
 pub use super::active::ActiveQueue;
-use super::guest_log::GuestLog;
 use super::queue::Queue;
 use super::state::Remembered;
+use crate::bounded_log::BoundedLog;
 use crate::bus::MsiRoute;
 use crate::memory::GuestMemory;
 
@@ -177,12 +177,12 @@ impl ConfigChange {
 pub struct NeedsReset {
     raised: Arc<AtomicBool>,
     config: Interrupt,
-    log: Arc<GuestLog>,
+    log: Arc<BoundedLog>,
 }
 
 impl NeedsReset {
     /// Not raised. `config` is the device's configuration interrupt. For transports.
-    pub fn new(config: Interrupt, log: Arc<GuestLog>) -> Self {
+    pub fn new(config: Interrupt, log: Arc<BoundedLog>) -> Self {
         Self { raised: Arc::default(), config, log }
     }
 

@@ -14,11 +14,11 @@ use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{Interrupt, VirtioDevice};
-use super::guest_log::GuestLog;
 use super::queue::QueueLayout;
 use super::spec::mmio as reg;
 use super::state::{State, StateError, recall, remember};
 use super::transport::{Attached, Signals, Transport, set_high, set_low};
+use crate::bounded_log::BoundedLog;
 use crate::bus::{BusDevice, Doorbell, Doorbells};
 use crate::memory::GuestMemory;
 
@@ -66,7 +66,7 @@ impl MmioTransport {
                 .map(|(index, _)| Doorbell { gpa: base_gpa + NOTIFY, value: Some(index) })
                 .collect(),
         };
-        let log = Arc::new(GuestLog::new(format!("virtio device {} at {base_gpa:#x}", device.kind())));
+        let log = Arc::new(BoundedLog::new(format!("virtio device {} at {base_gpa:#x}", device.kind())));
         let transport = Transport::new(device, mem, signals, log)?;
         let kick_evts = transport.kick_evts();
         let inner = Inner { transport, device_features_sel: 0, driver_features_sel: 0, queue_sel: 0 };

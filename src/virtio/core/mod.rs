@@ -7,17 +7,13 @@
 //! - [`limit`] holds a device to so many operations and bytes in a second.
 //! - [`worker`] is the thread that a device runs on.
 //! - [`transport`] holds what the driver negotiates; [`mmio`] and [`pci`] are two kinds of registers in front of it.
-//! - [`spec`] has the specification's numbers, [`guest_log`] keeps a guest from flooding the log.
+//! - [`spec`] has the specification's numbers.
 //!
 //! Nothing here names a particular device (but for the numbers in `spec`).
 
 pub mod active;
 pub mod chain;
 pub mod device;
-/// [`BoundedLog`](crate::bounded_log::BoundedLog) by its former name.
-pub mod guest_log {
-    pub use crate::bounded_log::BoundedLog as GuestLog;
-}
 pub mod iovec;
 pub mod limit;
 pub mod mmio;

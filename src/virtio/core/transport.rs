@@ -10,10 +10,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::active::ActiveQueue;
 use super::device::{Activation, ConfigChange, Interrupt, NeedsReset, VirtioDevice};
-use super::guest_log::GuestLog;
 use super::queue::{Queue, QueueError, QueueLayout};
 use super::spec::{feature, status};
 use super::state::{QueueState, Remembered, State, StateError};
+use crate::bounded_log::BoundedLog;
 use crate::bus::{Doorbell, Doorbells};
 use crate::memory::GuestMemory;
 
@@ -76,7 +76,7 @@ pub(super) struct Transport {
     doorbells: Arc<dyn Doorbells>,
     config_change: ConfigChange,
     needs_reset: NeedsReset,
-    log: Arc<GuestLog>,
+    log: Arc<BoundedLog>,
     status: u32,
     driver_features: u64,
     life: Life,
@@ -87,7 +87,7 @@ impl Transport {
         device: Box<dyn VirtioDevice>,
         mem: Arc<GuestMemory>,
         signals: Signals,
-        log: Arc<GuestLog>,
+        log: Arc<BoundedLog>,
     ) -> io::Result<Self> {
         let ways = signals.queues.into_iter().zip(signals.bells);
         let queues = device.queue_sizes().iter().zip(ways).map(|(max_size, (interrupt, bell))| {

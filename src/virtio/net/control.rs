@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::tap::TapQueue;
+use crate::bounded_log::BoundedLog;
 use crate::memory::GuestMemory;
 use crate::virtio::core::chain::Chain;
-use crate::virtio::core::guest_log::GuestLog;
 use crate::virtio::core::spec::net::ctrl;
 
 /// The queues of a tap, and who serves them.
@@ -17,12 +17,12 @@ pub(super) struct Pairs {
     queues: Vec<(Arc<TapQueue>, Arc<EventFd>)>,
     /// How many are attached.
     count: Mutex<usize>,
-    log: GuestLog,
+    log: BoundedLog,
 }
 
 impl Pairs {
     /// `queues` are the tap's, each with what wakes its thread. The first is attached.
-    pub(super) fn new(queues: Vec<(Arc<TapQueue>, Arc<EventFd>)>, log: GuestLog) -> Self {
+    pub(super) fn new(queues: Vec<(Arc<TapQueue>, Arc<EventFd>)>, log: BoundedLog) -> Self {
         Self { queues, count: Mutex::new(1), log }
     }
 

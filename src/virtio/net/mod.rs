@@ -37,12 +37,12 @@ use self::tap::TapQueue;
 pub use self::tap::{OpenError, Tap};
 use super::core::active::{ActiveQueue, Notify};
 use super::core::device::{Activation, VirtioDevice, read_config_bytes};
-use super::core::guest_log::GuestLog;
 use super::core::limit::{self, Throttle};
 use super::core::queue::Queue;
 use super::core::spec::{feature, id, net};
 use super::core::state::{Remembered, recall, remember};
 use super::core::worker::{Stop, Worker};
+use crate::bounded_log::BoundedLog;
 use crate::size::Base;
 use crate::thread::Spawner;
 
@@ -202,7 +202,7 @@ impl Net {
         let mtu = tap.mtu();
         let limit = || Arc::new(Throttle::new(None, config.rate.map(BitRate::bytes_per_second)));
         let limits = [limit(), limit()];
-        let log = |name: &str| GuestLog::new(format!("{name} ({})", config.tap));
+        let log = |name: &str| BoundedLog::new(format!("{name} ({})", config.tap));
         let with_wake = |queue| {
             let evt = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
             Ok((Arc::new(queue), Arc::new(evt)))

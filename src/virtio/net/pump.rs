@@ -20,11 +20,11 @@ use vmm_sys_util::eventfd::EventFd;
 use super::held::{Held, MAX_SEGMENTS, Read};
 use super::offload::Offloads;
 use super::tap::TapQueue;
+use crate::bounded_log::BoundedLog;
 use crate::memory::GuestMemory;
 use crate::poll::{self, Source};
 use crate::virtio::core::active::{ActiveQueue, Notify};
 use crate::virtio::core::chain::Chain;
-use crate::virtio::core::guest_log::GuestLog;
 use crate::virtio::core::iovec::IoVecs;
 use crate::virtio::core::limit::Throttle;
 use crate::virtio::core::spec::net;
@@ -59,7 +59,7 @@ pub(super) struct Pump {
     leads: bool,
     /// Readable when it is to look at its queue of the tap again.
     wake: Arc<EventFd>,
-    log: GuestLog,
+    log: BoundedLog,
     said: Said,
     /// In either direction: to the guest, and from it.
     limits: [Arc<Throttle>; 2],
@@ -93,7 +93,7 @@ impl Pump {
         (tap, wake): (Arc<TapQueue>, Arc<EventFd>),
         mtu: u16,
         leads: bool,
-        log: GuestLog,
+        log: BoundedLog,
         limits: [Arc<Throttle>; 2],
     ) -> Self {
         Self { tap, mtu, leads, wake, log, said: Said::default(), limits, offloads: 0, errors: 0 }

@@ -3,6 +3,7 @@
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 
 /// `CONNECT 4294967295` and a line feed.
 const MAX_LEN: usize = 19;
@@ -11,6 +12,7 @@ const MAX_LEN: usize = 19;
 pub(super) struct Greeting {
     stream: UnixStream,
     said: Vec<u8>,
+    deadline: Instant,
 }
 
 /// What was heard.
@@ -25,9 +27,14 @@ pub(super) enum Heard {
 }
 
 impl Greeting {
-    /// `stream` must not block.
-    pub(super) fn new(stream: UnixStream) -> Self {
-        Self { stream, said: Vec::with_capacity(MAX_LEN) }
+    /// `stream` must not block. It is for the caller to drop what is late.
+    pub(super) fn new(stream: UnixStream, deadline: Instant) -> Self {
+        Self { stream, said: Vec::with_capacity(MAX_LEN), deadline }
+    }
+
+    /// When it is late.
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
     }
 
     /// Reads to the line's end and no further: what follows is for the guest.
@@ -64,7 +71,7 @@ mod tests {
     fn heard(parts: &[&[u8]]) -> Heard {
         let (mut somebody, stream) = UnixStream::pair().unwrap();
         stream.set_nonblocking(true).unwrap();
-        let mut greeting = Greeting::new(stream);
+        let mut greeting = Greeting::new(stream, Instant::now());
         let mut heard = greeting.hear();
         for part in parts {
             assert_eq!(heard, Heard::Nothing, "before {part:?}");
@@ -94,7 +101,7 @@ mod tests {
     fn what_follows_is_left_for_the_guest() {
         let (mut somebody, stream) = UnixStream::pair().unwrap();
         somebody.write_all(b"CONNECT 1\nfor the guest").unwrap();
-        let mut greeting = Greeting::new(stream);
+        let mut greeting = Greeting::new(stream, Instant::now());
         assert_eq!(greeting.hear(), Heard::Port(1));
         drop(somebody);
         let mut rest = String::new();

@@ -10,9 +10,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_to, socket_with,
-};
+use crate::unix_socket;
 
 /// The listening socket of a device that is still to be made.
 pub struct Listener {
@@ -31,14 +29,13 @@ pub struct Place {
 impl Listener {
     /// Listens at `path`, without blocking.
     pub(super) fn new(path: &Path) -> io::Result<Self> {
-        let socket = match UnixListener::bind(path) {
+        let socket = match unix_socket::listen_at(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_abandoned(path) => {
                 std::fs::remove_file(path)?;
-                UnixListener::bind(path)
+                unix_socket::listen_at(path)
             }
             done => done,
         }?;
-        socket.set_nonblocking(true)?;
         Ok(Self { socket, place: Place { path: path.to_owned(), id: id(path)? } })
     }
 
@@ -48,7 +45,7 @@ impl Listener {
     }
 
     pub(super) fn accept(&self) -> io::Result<UnixStream> {
-        Ok(self.socket.accept()?.0)
+        unix_socket::accept(&self.socket)
     }
 }
 
@@ -77,20 +74,12 @@ fn id(path: &Path) -> io::Result<(u64, u64)> {
 /// Whether a socket is at `path` that nobody listens to. (A file of another kind refuses connections as well.)
 fn is_abandoned(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket())
-        && connect_now(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        && unix_socket::connect_to(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// Connects to the service behind a port, without waiting: one whose queue is full refuses.
 pub(super) fn connect(path: &Path, port: u32) -> io::Result<UnixStream> {
-    connect_now(&service(path, port))
-}
-
-fn connect_now(path: &Path) -> io::Result<UnixStream> {
-    let address = SocketAddrUnix::new(path)?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    connect_to(&socket, &address)?;
-    Ok(socket.into())
+    unix_socket::connect_to(&service(path, port))
 }
 
 /// Where a service listens.

@@ -28,11 +28,11 @@ use thiserror::Error;
 pub use self::host::{Listener, Place};
 use self::muxer::{Muxer, Queues};
 use super::core::device::{Activation, VirtioDevice, read_config_bytes};
-use super::core::guest_log::GuestLog;
 use super::core::queue::Queue;
 use super::core::spec::{feature, id};
 use super::core::state::{Remembered, recall, remember};
 use super::core::worker::{Stop, Worker};
+use crate::bounded_log::BoundedLog;
 use crate::thread::Spawner;
 
 const QUEUE_SIZE: u16 = 256;
@@ -99,7 +99,7 @@ impl Vsock {
     /// `name` is the thread's name and stands in the log, e.g. `vsock0`.
     pub fn new(config: &Config, listener: Listener, name: &str, spawner: &Spawner) -> io::Result<Self> {
         let cid = u64::from(config.cid());
-        let mut muxer = Muxer::new(cid, listener, GuestLog::new(name))?;
+        let mut muxer = Muxer::new(cid, listener, BoundedLog::new(name))?;
         let worker = Worker::spawn(name, spawner, move |mut queues: Queues, stop: &Stop| {
             muxer.run(&mut queues, stop);
             queues

@@ -7,9 +7,10 @@
 //! What a guest can make the host keep: [`MAX_CONNECTIONS`] connections, each with its backlog, and [`MAX_RESETS`] answers to packets that
 //! belong to none. When those are full, its packets wait in its own queue.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -17,16 +18,22 @@ use super::connection::{Connection, Fate, Outgoing};
 use super::greeting::{Greeting, Heard};
 use super::host::{self, Listener};
 use super::packet::{HEADER_LEN, Op, Ports, Received, Sent};
+use crate::bounded_log::BoundedLog;
 use crate::memory::GuestMemory;
 use crate::virtio::core::active::ActiveQueue;
 use crate::virtio::core::chain::Chain;
-use crate::virtio::core::guest_log::GuestLog;
 use crate::virtio::core::iovec::IoVecs;
 use crate::virtio::core::spec::vsock::{EVENT_TRANSPORT_RESET, HOST_CID, TYPE_STREAM};
 use crate::virtio::core::worker::Stop;
 
 /// Connections of one guest, those that the host is still asking for included.
 pub(super) const MAX_CONNECTIONS: usize = 512;
+/// Those of them that haven't said which port they want. The oldest makes room.
+pub(super) const MAX_GREETINGS: usize = 64;
+/// How long that may take.
+pub(super) const GREETING_TIME: Duration = Duration::from_secs(2);
+/// Connections that are accepted before the queues, and the sockets, get their turn.
+const MAX_ACCEPTED: usize = 32;
 /// RSTs that wait for a buffer of the guest's.
 const MAX_RESETS: usize = 256;
 /// Packets that one direction moves before the other one, and the sockets, get their turn.
@@ -78,17 +85,18 @@ pub(super) struct Muxer {
     epoll: Epoll,
     connections: HashMap<u64, Connection>,
     by_ports: HashMap<Ports, u64>,
-    greetings: HashMap<u64, Greeting>,
+    /// The oldest first.
+    greetings: BTreeMap<u64, Greeting>,
     /// Tokens of connections that may have something for the guest.
     ready: VecDeque<u64>,
     resets: VecDeque<Ports>,
     next_token: u64,
     next_port: u32,
-    log: GuestLog,
+    log: BoundedLog,
 }
 
 impl Muxer {
-    pub(super) fn new(guest_cid: u64, listener: Listener, log: GuestLog) -> io::Result<Self> {
+    pub(super) fn new(guest_cid: u64, listener: Listener, log: BoundedLog) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         watch(&epoll, &listener, EventSet::IN, LISTENER)?;
         Ok(Self {
@@ -98,7 +106,7 @@ impl Muxer {
             epoll,
             connections: HashMap::new(),
             by_ports: HashMap::new(),
-            greetings: HashMap::new(),
+            greetings: BTreeMap::new(),
             ready: VecDeque::new(),
             resets: VecDeque::new(),
             next_token: FIRST_TOKEN,
@@ -115,7 +123,7 @@ impl Muxer {
         for (token, fd) in kicks.iter().filter_map(|(token, fd)| Some((*token, (*fd)?))) {
             let event = EpollEvent::new(EventSet::IN, token);
             if let Err(error) = self.epoll.ctl(ControlOperation::Add, fd, event) {
-                log::error!("{}: can't wait for the guest: {error}", self.log.who());
+                self.log.error(format_args!("can't wait for the guest: {error}"));
             }
         }
         self.serve(queues, stop);
@@ -136,7 +144,7 @@ impl Muxer {
         let mut rx_waits = self.give_packets(queues, stop, &mut held, &mut iovs);
         while !stop.is_set() {
             let tx_may = tx_waits && self.resets.len() < MAX_RESETS;
-            let timeout = if tx_may || rx_waits { 0 } else { -1 };
+            let timeout = if tx_may || rx_waits { 0 } else { self.time_left() };
             let count = match self.epoll.wait(timeout, &mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
@@ -156,6 +164,7 @@ impl Muxer {
                 tx_waits = self.take_packets(queues, stop, &mut iovs);
             }
             rx_waits = self.give_packets(queues, stop, &mut held, &mut iovs);
+            self.drop_late_greetings();
         }
         if let (Some(rx), Some(chain)) = (&mut queues.rx, held) {
             rx.put_back(chain);
@@ -238,38 +247,40 @@ impl Muxer {
 
     /// Somebody on the host wants a connection; to which port it says first.
     fn accept(&mut self) {
-        loop {
+        for _ in 0..MAX_ACCEPTED {
             let stream = match self.listener.accept() {
                 Ok(stream) => stream,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::ECONNABORTED)) => {
                     continue;
                 }
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    self.log.warn(format_args!("a connection was refused: {error}"));
+                    continue;
+                }
                 Err(error) => {
                     // Out of descriptors or memory: whoever waits there is heard when something has ended.
-                    log::warn!("{}: can't accept a connection: {error}", self.log.who());
+                    self.log.warn(format_args!("can't accept a connection: {error}"));
                     return self.listen(false);
                 }
             };
             if !self.has_room() {
-                log::warn!("{}: more than {MAX_CONNECTIONS} connections: one was refused", self.log.who());
+                self.log.warn(format_args!("more than {MAX_CONNECTIONS} connections: one was refused"));
                 continue;
             }
+            if self.greetings.len() == MAX_GREETINGS {
+                self.greetings.pop_first();
+            }
             let token = self.new_token();
-            let watched = stream.set_nonblocking(true).and_then(|()| {
-                watch(
-                    &self.epoll,
-                    &stream,
-                    EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED,
-                    token,
-                )
-            });
-            match watched {
+            let edges = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+            match watch(&self.epoll, &stream, edges, token) {
                 Ok(()) => {
-                    self.greetings.insert(token, Greeting::new(stream));
+                    self.greetings.insert(token, Greeting::new(stream, Instant::now() + GREETING_TIME));
                     self.greet(token);
                 }
-                Err(error) => log::warn!("{}: a connection is lost: {error}", self.log.who()),
+                Err(error) => {
+                    self.log.warn(format_args!("a connection is lost: {error}"));
+                }
             }
         }
     }
@@ -278,13 +289,30 @@ impl Muxer {
         if wanted != self.listening {
             let event = EpollEvent::new(if wanted { EventSet::IN } else { EventSet::empty() }, LISTENER);
             if let Err(error) = self.epoll.ctl(ControlOperation::Modify, self.listener.as_raw_fd(), event) {
-                log::warn!("{}: the socket of the host: {error}", self.log.who());
+                self.log.warn(format_args!("the socket of the host: {error}"));
             }
             self.listening = wanted;
         }
     }
 
-    /// Hears what port somebody wants.
+    /// Until the oldest greeting is late, in whole milliseconds for epoll_wait; -1 if there is none.
+    fn time_left(&self) -> i32 {
+        let Some((_, oldest)) = self.greetings.first_key_value() else { return -1 };
+        let left = oldest.deadline().saturating_duration_since(Instant::now());
+        // Rounded up, so that it is late by then.
+        i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
+    }
+
+    fn drop_late_greetings(&mut self) {
+        let Some((_, oldest)) = self.greetings.first_key_value() else { return };
+        let now = Instant::now();
+        if oldest.deadline() <= now {
+            self.greetings.retain(|_, greeting| greeting.deadline() > now);
+            self.listen(true);
+        }
+    }
+
+    /// Reads which port somebody wants.
     fn greet(&mut self, token: u64) {
         let Some(mut greeting) = self.greetings.remove(&token) else { return };
         match greeting.hear() {
@@ -303,7 +331,7 @@ impl Muxer {
                 if let Some(ports) = self.free_ports(guest)
                     && let Err(error) = self.add(Connection::from_host(stream, ports))
                 {
-                    log::warn!("{}: a connection is lost: {error}", self.log.who());
+                    self.log.warn(format_args!("a connection is lost: {error}"));
                 }
             }
         }

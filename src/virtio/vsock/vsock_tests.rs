@@ -1,12 +1,13 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
 
 use super::connection::BUF_ALLOC;
-use super::muxer::MAX_CONNECTIONS;
+use super::muxer::{GREETING_TIME, MAX_CONNECTIONS, MAX_GREETINGS};
 use super::packet::{HEADER_LEN, Op, Ports};
 use super::testing::*;
 use super::*;
@@ -558,4 +559,67 @@ fn a_driver_that_goes_on_hears_that_its_connections_are_gone() {
     guest.driver.notify(2);
     guest.expect_silence();
     assert_eq!(guest.driver.queues[EVENT].used(), None);
+}
+
+#[test]
+fn who_says_no_port_in_time_is_dropped_and_so_is_the_oldest_of_too_many() {
+    let mut guest = Guest::new();
+    let connect = || patient(UnixStream::connect(guest.path()).unwrap());
+    let start = Instant::now();
+    let mut silent = connect();
+    silent.write_all(b"CONNECT 5").unwrap();
+    let mut others: Vec<UnixStream> = (1..MAX_GREETINGS).map(|_| connect()).collect();
+    // One more than there is room for, which is served at once.
+    let mut host = connect();
+    host.write_all(b"CONNECT 52\n").unwrap();
+    assert_eq!(silent.read(&mut [0]).unwrap(), 0);
+    assert!(start.elapsed() < GREETING_TIME, "the oldest made room");
+    for other in &mut others {
+        assert_eq!(other.read(&mut [0]).unwrap(), 0);
+    }
+    assert!((GREETING_TIME..2 * GREETING_TIME).contains(&start.elapsed()), "{:?}", start.elapsed());
+    // What is under way is not late.
+    let (request, _) = guest.receive();
+    guest.send(Op::Response, request.ports, 0, b"");
+    assert_eq!(read(&mut host, 3), b"OK ");
+}
+
+#[test]
+fn sockets_are_for_their_user_alone() {
+    let mut guest = Guest::new();
+    assert_eq!(guest.path().metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    // A service at the end of a link may be another one's.
+    let service = UnixListener::bind(guest.dir.path().join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", host::service(&guest.path(), 7)).unwrap();
+    let ports = Ports { guest: 1, host: 7 };
+    guest.send(Op::Request, ports, 0, b"");
+    guest.expect(Op::Rst, ports);
+    service.set_nonblocking(true).unwrap();
+    assert_eq!(service.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn another_user_is_neither_served_nor_connected_to() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("COULD NOT RUN: sockets of another user (needs root)");
+    }
+    let mut guest = Guest::new();
+    let (path, dir) = (guest.path(), guest.dir.path().to_owned());
+    for path in [&path, &dir] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let place = host::service(&path, 7);
+    let stranger = std::thread::spawn(move || {
+        let nobody = rustix::process::Uid::from_raw(65534);
+        // Of this thread alone.
+        rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+        let mut host = patient(UnixStream::connect(path).unwrap());
+        assert!(matches!(host.read(&mut [0]), Ok(0) | Err(_)), "its socket is closed");
+        UnixListener::bind(place).unwrap()
+    });
+    let _service = stranger.join().unwrap();
+    let ports = Ports { guest: 1, host: 7 };
+    guest.send(Op::Request, ports, 0, b"");
+    guest.expect(Op::Rst, ports);
+    guest.expect_silence();
 }

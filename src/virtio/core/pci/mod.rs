@@ -23,10 +23,10 @@ pub use self::config::{CONFIG_LEN, ConfigSpace};
 use self::config::{Effect, Registers};
 use self::msix::Msix;
 use super::device::{Interrupt, VirtioDevice, read_config_bytes};
-use super::guest_log::GuestLog;
 use super::spec::pci::{NO_VECTOR, common as reg, msix as msix_spec};
 use super::state::{State, StateError, recall, remember};
 use super::transport::{Attached, Signals, Transport, set_high, set_low};
+use crate::bounded_log::BoundedLog;
 use crate::bus::{BusDevice, Doorbell, Doorbells, MsiRoutes};
 use crate::memory::GuestMemory;
 
@@ -77,7 +77,7 @@ impl Function {
         let queues = device.queue_sizes().len();
         let vectors = u16::try_from(queues + 1).map_err(io::Error::other)?;
         assert!(u64::from(vectors) <= MAX_VECTORS, "a device has fewer queues");
-        let log = Arc::new(GuestLog::new(format!("virtio device {} at {bar_gpa:#x}", device.kind())));
+        let log = Arc::new(BoundedLog::new(format!("virtio device {} at {bar_gpa:#x}", device.kind())));
         let msix = Msix::new(vectors, routes, log.clone())?;
         let vector = || Arc::new(AtomicU16::new(NO_VECTOR));
         let (config_vector, queue_vectors) = (vector(), (0..queues).map(|_| vector()).collect::<Vec<_>>());
