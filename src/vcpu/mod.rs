@@ -287,6 +287,11 @@ impl Vcpu {
                 }
                 Step::Served
             }
+            // The end of an interrupt that the guest wanted as a level. Devices raise edges only, so nothing waits for it.
+            VcpuExit::IoapicEoi(_) => {
+                count(&self.exits.other);
+                Step::Served
+            }
             VcpuExit::Intr => {
                 count(&self.exits.interrupted);
                 Step::Interrupted

@@ -212,6 +212,52 @@ fn a_message_that_changes_while_it_is_live_is_the_next_interrupt() {
     assert_eq!(words(&guest(&script).run(&PCI)), [0x73]);
 }
 
+/// Machine code for 32-bit protected mode, at [`EOI_CODE`]: takes interrupts, answers [`QUEUE`] by an end of interrupt, sends `E`,
+/// and resets.
+const EOI_CODE: u32 = 0x82_0000;
+/// An interrupt descriptor table, and behind it what LIDT reads.
+const EOI_IDT: u32 = 0x81_0000;
+
+/// The code, and the table.
+fn end_of_interrupt() -> (Vec<u8>, Vec<u8>) {
+    let gate = EOI_IDT + 8 * u32::from(QUEUE);
+    let pseudo = EOI_IDT + 0x800;
+    let mut code = vec![0xbc]; // mov esp, EOI_IDT
+    code.extend(EOI_IDT.to_le_bytes());
+    code.extend([0x8c, 0xc8, 0x66, 0xa3]); // mov eax, cs; mov [gate + 2], ax
+    code.extend((gate + 2).to_le_bytes());
+    code.extend([0x0f, 0x01, 0x1d]); // lidt [pseudo]
+    code.extend(pseudo.to_le_bytes());
+    code.extend([0xfb, 0x90, 0xeb, 0xfd]); // sti; loop: nop; jmp loop
+    let handler = EOI_CODE + u32::try_from(code.len()).unwrap();
+    code.extend([0xc7, 0x05]); // mov dword [LAPIC + 0xb0], 0
+    code.extend((LAPIC + 0xb0).to_le_bytes());
+    code.extend([0; 4]);
+    // mov dx, 0x3f8; mov al, 'E'; out dx, al; mov al, 0xfe; out 0x64, al; loop: hlt; jmp loop
+    code.extend([0x66, 0xba, 0xf8, 0x03, 0xb0, b'E', 0xee, 0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd]);
+    let mut table = vec![0; 0x800];
+    let [a, b, c, d] = handler.to_le_bytes();
+    // An interrupt gate; the code writes the selector.
+    table[8 * usize::from(QUEUE)..][..8].copy_from_slice(&[a, b, 0, 0, 0, 0x8e, c, d]);
+    table.extend(0x7ff_u16.to_le_bytes());
+    table.extend(EOI_IDT.to_le_bytes());
+    (code, table)
+}
+
+#[test]
+fn a_guest_may_end_an_interrupt_that_it_wanted_as_a_level() {
+    let script = Script::new()
+        .start_with_vectors(0, OTHER_RING)
+        // Asserted, and a level: KVM reports the end of such an interrupt, because an IOAPIC in user space may wait for it.
+        .message(0, 1, [ADDRESS, 0, 0xc000 | u32::from(QUEUE)])
+        .request(0, OTHER_RING, 1)
+        .wait_for_vector(QUEUE)
+        .execute(EOI_CODE);
+    let (code, table) = end_of_interrupt();
+    let output = guest(&script).data(EOI_CODE, code).data(EOI_IDT, table).run(&PCI);
+    assert_eq!(output, b"E");
+}
+
 /// Messages that are nobody's, or no fixed interrupt: addresses, and then what is written there.
 const BAD_MESSAGES: [[u32; 3]; 18] = [
     [0, 0, 0],

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounded_log::BoundedLog;
 use crate::bus::{MsiMessage, MsiRoute, MsiRoutes};
 use crate::poll;
-use crate::virtio::core::guest_log::GuestLog;
 use crate::virtio::core::spec::pci::msix;
 
 /// The table and its switch.
@@ -19,7 +19,7 @@ pub(super) struct Msix {
     vectors: Arc<[MsiRoute]>,
     entries: Vec<Entry>,
     control: u16,
-    log: Arc<GuestLog>,
+    log: Arc<BoundedLog>,
 }
 
 #[derive(Clone, Copy)]
@@ -37,7 +37,7 @@ pub(super) struct State(Vec<[u32; 4]>);
 
 impl Msix {
     /// A table with so many vectors, all masked.
-    pub(super) fn new(count: u16, routes: Arc<dyn MsiRoutes>, log: Arc<GuestLog>) -> io::Result<Self> {
+    pub(super) fn new(count: u16, routes: Arc<dyn MsiRoutes>, log: Arc<BoundedLog>) -> io::Result<Self> {
         let vectors = (0..count).map(|_| routes.allocate()).collect::<io::Result<_>>()?;
         let entries = vec![Entry { words: [0, 0, 0, msix::ENTRY_MASKED], masked: true }; count.into()];
         Ok(Self { routes, vectors, entries, control: 0, log })
