@@ -15,7 +15,7 @@ use std::rc::Rc;
 
 use thiserror::Error;
 
-use super::decode::Decoded;
+use super::decode::{Decoded, Unsupported};
 use super::digest::{Digest, Hasher};
 
 /// What is wrong with a blob. Travels inside an [`io::Error`].
@@ -73,6 +73,16 @@ pub enum BlobError {
         /// What the decoder says.
         source: io::Error,
     },
+}
+
+impl BlobError {
+    /// An error that is one of these, or the decoder's that can't read the blob `name`. Others stay as they are.
+    pub(super) fn of(error: io::Error, name: &str) -> Result<Self, io::Error> {
+        match error.downcast::<Unsupported>() {
+            Ok(Unsupported(compression)) => Ok(Self::Unsupported { name: name.into(), compression }),
+            Err(error) => error.downcast(),
+        }
+    }
 }
 
 impl From<BlobError> for io::Error {
@@ -158,7 +168,8 @@ impl<R: Read> LayerReader<R> {
     /// Adds one to `verified` when the layer has been read to its end and was what it should be.
     pub(super) fn new(inner: R, expected: Expected, verified: Rc<Cell<usize>>) -> io::Result<Self> {
         let checked = Checked::new(inner, expected.name.clone(), expected.digest.clone(), expected.len);
-        let decoded = Decoded::new(checked, &expected.name)?;
+        let named = |error| BlobError::of(error, &expected.name).map_or_else(|error| error, io::Error::from);
+        let decoded = Decoded::new(checked).map_err(named)?;
         let is_same = decoded.is_plain() && expected.digest.as_ref() == Some(&expected.diff_id);
         let hasher = (!is_same).then(|| Hasher::new(expected.diff_id.algorithm()));
         Ok(Self { expected, decoded: Some(decoded), hasher, failed: false, verified })

@@ -36,7 +36,7 @@ impl<'a> Budget<'a> {
     /// Insists that no more than so many images are asked for at once.
     pub(super) fn images(&self, count: usize) -> Result<(), ContentError> {
         if count > MAX_IMAGES {
-            return Err(ContentError::TooManyImages { name: self.name.to_owned(), count });
+            return Err(ContentError::TooManyImages { name: self.name.to_owned(), count, limit: MAX_IMAGES });
         }
         Ok(())
     }

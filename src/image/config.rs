@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::descriptor::Platform;
 use super::digest::Digest;
 use super::json;
-use super::manifest::{DocumentError, Platform};
+use super::manifest::DocumentError;
 
 /// The whole document.
 #[derive(Debug, Default, Deserialize)]

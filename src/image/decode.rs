@@ -12,9 +12,9 @@ use std::io::{self, BufRead, Read};
 use bzip2::bufread::BzDecoder;
 use flate2::bufread::GzDecoder;
 use lzma_rust2::{XzReader, lzma2_get_memory_usage};
+use thiserror::Error;
 use zstd::stream::raw::{Decoder as ZstdDecoder, Operation};
 
-use super::blob::BlobError;
 use super::rootfs::tar;
 
 /// Bytes that tell what a blob is: a tar header.
@@ -37,6 +37,11 @@ pub(super) enum Compression {
     Bzip2,
     Unsupported(&'static str),
 }
+
+/// A compression that isn't supported.
+#[derive(Debug, Error)]
+#[error("it is compressed with {0}: expected gzip, zstd, xz, bzip2 or none")]
+pub(super) struct Unsupported(pub(super) &'static str);
 
 impl Compression {
     /// Tells it by the first bytes, up to [`MAGIC_LEN`] of them.
@@ -221,8 +226,8 @@ impl<R: Read> State<R> {
 }
 
 impl<R: Read> Decoded<R> {
-    /// Looks at the first bytes. `name` is what errors call the blob.
-    pub(super) fn new(inner: R, name: &str) -> io::Result<Self> {
+    /// Looks at the first bytes. What can't be decoded is an error with [`Unsupported`] in it.
+    pub(super) fn new(inner: R) -> io::Result<Self> {
         let mut input = Buffered::new(inner);
         let state = match Compression::of(input.peek(MAGIC_LEN)?) {
             Compression::None => State::Plain(input),
@@ -231,7 +236,7 @@ impl<R: Read> Decoded<R> {
             Compression::Bzip2 => State::bzip2(input),
             Compression::Zstd => State::Zstd { input, decoder: ZstdDecoder::new()?, between_frames: true },
             Compression::Unsupported(compression) => {
-                return Err(BlobError::Unsupported { name: name.into(), compression }.into());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, Unsupported(compression)));
             }
         };
         Ok(Self { state })

@@ -13,7 +13,7 @@ impl Read for Pieces<'_> {
 }
 
 fn decode(bytes: &[u8], piece: usize) -> io::Result<Vec<u8>> {
-    let mut decoded = Decoded::new(Pieces(bytes, piece), "it")?;
+    let mut decoded = Decoded::new(Pieces(bytes, piece))?;
     let mut out = Vec::new();
     decoded.read_to_end(&mut out)?;
     assert_eq!(decoded.read(&mut [0; 10])?, 0, "the end stays the end");
@@ -167,7 +167,7 @@ fn a_dictionary_larger_than_128_mib_is_refused() {
 #[test]
 fn padding_behind_xz_comes_to_an_end() {
     let stream = xz(b"x");
-    let mut decoded = Decoded::new(stream.chain(io::repeat(0)), "it").unwrap();
+    let mut decoded = Decoded::new(stream.chain(io::repeat(0))).unwrap();
     let error = decoded.read_to_end(&mut Vec::new()).unwrap_err();
     assert!(error.to_string().contains("too much stands behind its end"), "{error}");
 }
@@ -200,7 +200,7 @@ fn changed_bytes_never_panic() {
             }
             // Any result is fine, but it must end.
             let mut out = Vec::new();
-            let decoded = Decoded::new(&bad[..], "it");
+            let decoded = Decoded::new(&bad[..]);
             let _any = decoded.and_then(|decoded| decoded.take(1 << 20).read_to_end(&mut out));
         }
     }

@@ -8,11 +8,12 @@ use serde::Deserialize;
 
 use super::budget::Budget;
 use super::config::ImageConfig;
+use super::descriptor::Platform;
 use super::digest::{Digest, shown};
 use super::files::{ContentError, Files, check_digest};
+use super::found::{Found, LayerSource};
 use super::index::Offered;
-use super::layout::{Found, LayerSource};
-use super::manifest::{self, DocumentError, MAX_LAYERS, Platform};
+use super::manifest::{self, DocumentError, MAX_LAYERS};
 use super::reference::Reference;
 use super::source::Which;
 use super::store::DigestOf;

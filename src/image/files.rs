@@ -13,10 +13,10 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use thiserror::Error;
 
 use super::blob::BlobError;
-use super::budget::MAX_IMAGES;
+use super::descriptor::{Descriptor, Platform};
 use super::digest::{read_capped, shown};
 use super::index::{Offered, Unusable};
-use super::manifest::{Descriptor, DocumentError, MAX_DOCUMENT_LEN, Platform};
+use super::manifest::{DocumentError, MAX_DOCUMENT_LEN};
 use super::reference::ReferenceError;
 use super::registry::RegistryError;
 
@@ -102,13 +102,15 @@ pub enum ContentError {
     },
     /// More images than anybody saves in one place.
     #[error(
-        "{name} holds {count} images, and no more than {MAX_IMAGES} are loaded at once: say which one, with :TAG or :@0 after the path"
+        "{name} holds {count} images, and no more than {limit} are loaded at once: say which one, with :TAG or :@0 after the path"
     )]
     TooManyImages {
         /// The layout or archive.
         name: String,
         /// How many there are.
         count: usize,
+        /// How many there may be.
+        limit: usize,
     },
     /// Images for other machines only.
     #[error("{name} has no image for {wanted}: {offered}")]

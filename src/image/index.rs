@@ -10,8 +10,8 @@ use std::fmt;
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::descriptor::{Descriptor, Entry, Platform, is_index, is_manifest};
 use super::digest::shown;
-use super::manifest::{Descriptor, Entry, Platform, is_index, is_manifest};
 
 /// Most unusable entries whose reason is kept.
 const MAX_TOLD: usize = 50;

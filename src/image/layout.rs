@@ -12,11 +12,13 @@ use serde::Deserialize;
 
 use super::LOG;
 use super::budget::Budget;
-use super::config::{ImageConfig, RunConfig};
+use super::config::ImageConfig;
+use super::descriptor::{Descriptor, Platform};
 use super::digest::Digest;
 use super::files::{ContentError, Files};
+use super::found::{Found, LayerSource};
 use super::index::{Index, Offered, Unusable};
-use super::manifest::{Descriptor, Document, DocumentError, Manifest, Platform, parse};
+use super::manifest::{Document, DocumentError, Manifest, parse};
 use super::reference::{Reference, is_tag};
 use super::source::Which;
 use super::store::DigestOf;
@@ -29,32 +31,6 @@ const OCI_LAYOUT: &str = "oci-layout";
 const MAX_DEPTH: usize = 5;
 /// Most entries without a platform that are skipped because their document is missing or no image.
 const MAX_ASTRAY: usize = 20;
-
-/// An image that can be loaded.
-#[derive(Debug)]
-pub(super) struct Found {
-    /// The manifest's; docker's archives have none, so there it is the configuration's, which docker calls the image's ID.
-    pub(super) digest: Digest,
-    pub(super) digest_of: DigestOf,
-    /// The full names that it has where it was found.
-    pub(super) names: Vec<Reference>,
-    /// Or only a tag.
-    pub(super) tag: Option<String>,
-    pub(super) created: Option<String>,
-    pub(super) config: RunConfig,
-    /// Lowest first.
-    pub(super) layers: Vec<LayerSource>,
-}
-
-/// Where a layer is, and what it should be.
-#[derive(Debug)]
-pub(super) struct LayerSource {
-    pub(super) path: String,
-    /// Of the blob, and its length, if there is a descriptor.
-    pub(super) digest: Option<Digest>,
-    pub(super) len: Option<u64>,
-    pub(super) diff_id: Digest,
-}
 
 /// The images of a layout: the one that was asked for, or every one.
 pub(super) fn oci_images(

@@ -1,3 +1,5 @@
+use super::super::descriptor::Platform;
+use super::super::rootfs::Limits;
 use super::super::testing::{Parts, bzip2, chain, file, gzip, named, tar, xz, zstd};
 use super::*;
 use std::fs;

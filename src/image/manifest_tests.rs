@@ -1,3 +1,5 @@
+use super::super::descriptor::Platform;
+use super::super::digest::Digest;
 use super::super::testing::{OCI_INDEX_TYPE, OCI_MANIFEST_TYPE};
 use super::*;
 use serde_json::{Value, json};

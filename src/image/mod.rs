@@ -5,11 +5,13 @@
 //! load                  a Source            -> images in the store
 //!   files, archive      the files of an image, in a directory or a tar
 //!   layout, docker      which of them are the image that was asked for
-//!   manifest, index, config
+//!   descriptor, manifest, index, config
 //!                       the documents, and budget: how many; json: how they are parsed
+//!   import              one of them into the store; found: what is known of it before; progress
 //!   blob, decode        layers, decompressed and verified while they stream
 //!   rootfs              layers in, one EROFS file out; room says whether it fits
-//! registry              a name -> an image in the store, the same way
+//! pull                  a name              -> an image in the store, the same way
+//!   registry            its files there
 //! store                 names, images, file systems; leases keep what is in use
 //! ```
 //!
@@ -23,14 +25,19 @@ mod blob;
 mod budget;
 mod config;
 mod decode;
+mod descriptor;
 mod digest;
 mod docker;
 mod files;
+mod found;
+mod import;
 mod index;
 mod json;
 mod layout;
 mod load;
 mod manifest;
+mod progress;
+mod pull;
 mod reference;
 mod registry;
 mod room;
@@ -47,12 +54,16 @@ static LOG: BoundedLog = BoundedLog::fixed("images");
 
 pub use blob::BlobError;
 pub use config::RunConfig;
+pub use descriptor::Platform;
 pub use digest::{Algorithm, Digest, DigestError};
 pub use files::ContentError;
+pub use import::{LoadError, LoadOptions, Loaded, Naming};
 pub use index::{Offered, Unusable};
-pub use load::{LoadError, LoadOptions, Loaded, Naming, Progress, load};
-pub use manifest::{DocumentError, Platform};
+pub use load::load;
+pub use manifest::DocumentError;
+pub use progress::Progress;
+pub use pull::{Policy, PullOptions, pull};
 pub use reference::{Reference, ReferenceError};
-pub use registry::{Login, Policy, PullOptions, RegistryError, pull};
+pub use registry::{Login, RegistryError};
 pub use source::{ArchiveKind, Source, Which};
 pub use store::{DigestOf, Image, ImageLease, ImageSummary, Lease, Moved, Pruned, Scope, Store, StoreError};

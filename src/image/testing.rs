@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::digest::Digest;
-use super::load::Progress;
+use super::progress::Progress;
 
 impl Progress for () {
     fn begin(&self, _what: &str, _bytes: Option<u64>) {}

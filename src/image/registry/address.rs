@@ -90,6 +90,11 @@ pub(super) fn resolve(base: &Uri, location: &str) -> Option<Uri> {
     parse(location)
 }
 
+/// Host and port, as they stand in the address.
+pub(super) fn host_of(url: &Uri) -> String {
+    url.authority().map_or_else(|| host(url), ToString::to_string)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

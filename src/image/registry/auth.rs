@@ -10,12 +10,12 @@ use std::fmt::Write;
 use serde::Deserialize;
 use ureq::http::Uri;
 
-use super::address::{may_lead, parse, without_query};
+use super::address::{host_of, may_lead, parse, without_query};
 use super::challenge::Challenge;
-use super::client::{host_of, status_error};
 use super::credentials::Credentials;
 use super::error::{Login, RegistryError};
 use super::http::{self, Http, Request};
+use super::status::status_error;
 use crate::image::json;
 use crate::image::reference::Reference;
 

@@ -8,29 +8,27 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use serde::Deserialize;
 use ureq::Body;
 use ureq::http::{Response, Uri};
 
 use super::address::{
-    DOCKER_IO, authority, host, is_https, is_loopback, may_lead, resolve, same_origin, url, without_query,
+    DOCKER_IO, authority, host, host_of, is_https, is_loopback, may_lead, resolve, same_origin, url,
+    without_query,
 };
 use super::auth::Asking;
 use super::challenge;
 use super::credentials::{self, Credentials};
-use super::error::{Login, RegistryError, is_busy};
+use super::error::{Login, RegistryError};
 use super::http::{self, Http, Patience, Request, header, is_redirect};
-use super::retry::{Tries, parse_after};
+use super::retry::Tries;
+use super::status::status_error;
 use crate::image::digest::Digest;
-use crate::image::json;
 use crate::image::reference::Reference;
 
 /// Most redirects of one request; registries need one or two.
 const MAX_REDIRECTS: usize = 5;
-/// Longest error message that is read, in bytes.
-const MAX_MESSAGE_LEN: u64 = 16 << 10;
 /// How long a server that may not speak TLS has for its answer to a handshake.
 const PROBE: Duration = Duration::from_secs(5);
 /// What may come as a manifest.
@@ -39,7 +37,7 @@ const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vn
 
 /// Whoever pulls an image. Several threads may use it at once.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(in crate::image) struct Client {
     http: Http,
     reference: Reference,
     /// `SCHEME://HOST/v2/`
@@ -71,7 +69,7 @@ pub(super) struct Answer {
 impl Client {
     /// Finds out where the registry is. `insecure` allows plain HTTP on other machines, and saved
     /// credentials in it.
-    pub(super) fn connect(
+    pub(in crate::image) fn connect(
         reference: &Reference,
         insecure: bool,
         patience: Patience,
@@ -256,54 +254,6 @@ impl Client {
         access.number = access.number.wrapping_add(1);
         Ok(())
     }
-}
-
-/// Host and port, as they stand in the address.
-pub(super) fn host_of(url: &Uri) -> String {
-    url.authority().map_or_else(|| host(url), ToString::to_string)
-}
-
-/// What an answer that isn't a success means.
-pub(super) fn status_error(
-    url: &Uri,
-    host: String,
-    response: &mut Response<Body>,
-    what: &str,
-    login: Login,
-) -> RegistryError {
-    let (status, what) = (response.status().as_u16(), what.to_owned());
-    let after = header(response, "retry-after").and_then(|text| parse_after(text, SystemTime::now()));
-    let body = http::beginning(url, response, MAX_MESSAGE_LEN);
-    // Servers in front of a registry send pages, too, but these headers tell what to do.
-    let wants = after.is_some() || response.headers().contains_key("www-authenticate");
-    if !wants && http::is_page(response, &body) {
-        return RegistryError::WebPage { host, what, status };
-    }
-    match status {
-        401 | 403 => RegistryError::Denied { host, what, login },
-        404 => RegistryError::NotFound { host, what },
-        _ if is_busy(status) => RegistryError::Busy { host, what, status, after },
-        _ => {
-            let message = message_in(&body).unwrap_or_default();
-            RegistryError::Status { host, status, what, message }
-        }
-    }
-}
-
-/// The first message (distribution-spec, "Error Codes").
-fn message_in(bytes: &[u8]) -> Option<String> {
-    #[derive(Default, Deserialize)]
-    #[serde(default)]
-    struct Errors {
-        errors: Vec<One>,
-    }
-    #[derive(Default, Deserialize)]
-    #[serde(default)]
-    struct One {
-        message: String,
-    }
-    let errors: Errors = json::from_slice(bytes).ok()?;
-    errors.errors.into_iter().next().map(|one| one.message)
 }
 
 #[cfg(test)]

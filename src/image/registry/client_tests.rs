@@ -4,9 +4,9 @@ use std::net::TcpListener;
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
-use super::super::{Policy, PullOptions, pull};
-use crate::image::load::{LoadError, LoadOptions, Naming};
-use crate::image::manifest::Platform;
+use crate::image::descriptor::Platform;
+use crate::image::import::{LoadError, LoadOptions, Naming};
+use crate::image::pull::{Policy, PullOptions, pull};
 use crate::image::rootfs::Limits;
 use crate::image::store::Store;
 use crate::image::testing::chain;
@@ -77,17 +77,6 @@ fn what_is_too_long_is_not_read() {
     let error = connect(&reference).manifest("v1", 1000).unwrap_err().to_string();
     assert!(error.ends_with("x:v1 is longer than 1000 bytes"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(2));
-}
-
-#[test]
-fn the_words_of_a_registry_are_passed_on_in_a_line() {
-    assert_eq!(message_in(br#"{"errors": [{"code": "X", "message": "no"}, {}]}"#).as_deref(), Some("no"));
-    assert_eq!(message_in(br#"{"errors": [{"message": null}]}"#).as_deref(), Some(""));
-    assert_eq!(message_in(br#"{"errors": null}"#), None);
-    assert_eq!(message_in(b"<html>"), None);
-    let error =
-        RegistryError::Status { host: "a".into(), status: 418, what: "b".into(), message: "x\ny".into() };
-    assert_eq!(error.to_string(), "a answers with HTTP status 418 for b: x\\ny");
 }
 
 #[test]

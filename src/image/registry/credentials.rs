@@ -5,21 +5,23 @@
 //! counts. In a file, a helper for this registry (`credHelpers`) comes before the helper for all (`credsStore`), and that before `auths`; there a key may
 //! name a part of a registry, `HOST/NAMESPACE`, and the longest that fits counts (containers-auth.json(5)).
 //!
+//! Credential helpers are programs called `docker-credential-NAME`, which keep passwords elsewhere (docker/docker-credential-helpers, "Development").
+//!
 //! What is found is only ever for the host that it was saved for: keys are compared as a whole, and never by how they begin or end.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
 use super::error::RegistryError;
-use super::helper;
 use crate::image::LOG;
 use crate::image::digest::read_capped;
 use crate::image::json;
@@ -27,6 +29,8 @@ use crate::image::reference::Reference;
 
 /// Longest file, in bytes.
 const MAX_LEN: u64 = 1 << 20;
+/// Longest answer of a helper, in bytes.
+const MAX_ANSWER_LEN: u64 = 256 << 10;
 /// What docker calls its own registry.
 const DOCKER_KEY: &str = "https://index.docker.io/v1/";
 
@@ -168,12 +172,12 @@ fn in_file(
             continue;
         }
         let server = if is_docker_io { key } else { server };
-        if let Some(credentials) = helper::ask(name, server)? {
+        if let Some(credentials) = ask_helper(name, server)? {
             return Ok(Some(credentials));
         }
     }
     if !is_plain {
-        match helper::ask(&file.creds_store, server) {
+        match ask_helper(&file.creds_store, server) {
             Ok(Some(credentials)) => return Ok(Some(credentials)),
             Ok(None) => {}
             // It may be left over from a program that is gone, and most images need no credentials.
@@ -203,6 +207,54 @@ fn host_key(key: &str) -> &str {
     let host = ["https://", "http://"].iter().find_map(|scheme| key.strip_prefix(scheme));
     let key = host.map_or(key, |rest| rest.split('/').next().unwrap_or_default());
     if key == "index.docker.io" { "docker.io" } else { key }
+}
+
+/// A helper's.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Answer {
+    username: String,
+    secret: String,
+}
+
+/// Asks the helper `name` for what it has for `server`. `None` if it has nothing. The helper may ask the user something, so there is no time limit.
+fn ask_helper(name: &str, server: &str) -> Result<Option<Credentials>, RegistryError> {
+    let helper = format!("docker-credential-{name}");
+    let fails = |why: String| RegistryError::Helper { helper: helper.clone(), why };
+    // It becomes part of a program's name, and must not become a path.
+    if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) {
+        return Err(fails("that is no name of a helper".into()));
+    }
+    let run = || -> io::Result<(bool, Vec<u8>)> {
+        let mut child =
+            Command::new(&helper).arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // One that doesn't read may have an answer all the same.
+            let _unread = stdin.write_all(server.as_bytes());
+        }
+        let output = child.stdout.take().map(|stdout| read_capped(stdout, MAX_ANSWER_LEN));
+        let status = child.wait()?;
+        let output = output.transpose()?.flatten();
+        Ok((status.success(), output.ok_or_else(|| io::Error::other("its answer is too long"))?))
+    };
+    let (good, output) = run().map_err(|error| fails(error.to_string()))?;
+    if !good {
+        let words = String::from_utf8_lossy(&output);
+        // The words are part of the protocol.
+        if words.contains("credentials not found") {
+            return Ok(None);
+        }
+        return Err(fails(words.trim().to_owned()));
+    }
+    let answer: Answer = json::from_slice(&output)
+        .map_err(|_| fails("its answer is not the JSON that it should be".into()))?;
+    if answer.secret.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(match answer.username.as_str() {
+        "<token>" => Credentials::Identity(answer.secret),
+        _ => Credentials::Password { user: answer.username, password: answer.secret },
+    }))
 }
 
 #[cfg(test)]

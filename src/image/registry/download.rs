@@ -15,7 +15,7 @@ use super::error::RegistryError;
 use super::http::{broken, header};
 use super::retry::Tries;
 use crate::image::digest::Digest;
-use crate::image::load::Progress;
+use crate::image::progress::Progress;
 
 /// So many bytes are progress. Less could keep a pull going for days.
 const STEP: u64 = 16 << 10;

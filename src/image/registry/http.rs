@@ -25,7 +25,7 @@ use super::roots;
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
+pub(in crate::image) struct Patience {
     /// To connect, TLS included.
     pub(super) connect: Duration,
     /// For one read or write: a connection on which nothing comes for so long is given up.

@@ -13,18 +13,19 @@ use super::client::Client;
 use super::download::{Download, State};
 use super::error::RegistryError;
 use crate::image::LOG;
+use crate::image::descriptor::{Descriptor, is_index, is_manifest};
 use crate::image::digest::Digest;
 use crate::image::files::{ContentError, Files, Opened, check_document};
-use crate::image::layout::LayerSource;
-use crate::image::load::Progress;
-use crate::image::manifest::{Descriptor, MAX_DOCUMENT_LEN, is_index, is_manifest};
+use crate::image::found::LayerSource;
+use crate::image::manifest::MAX_DOCUMENT_LEN;
+use crate::image::progress::Progress;
 use crate::image::store::{Lease, Store, StoreError};
 
 /// Most blobs that come at the same time; docker has three as well.
 const PARALLEL: usize = 3;
 
 /// An image in a registry.
-pub(super) struct Remote<'a> {
+pub(in crate::image) struct Remote<'a> {
     store: &'a Store,
     client: &'a Client,
     name: String,
@@ -36,7 +37,7 @@ pub(super) struct Remote<'a> {
 }
 
 impl<'a> Remote<'a> {
-    pub(super) fn new(
+    pub(in crate::image) fn new(
         store: &'a Store,
         client: &'a Client,
         name: String,
@@ -46,7 +47,11 @@ impl<'a> Remote<'a> {
     }
 
     /// A descriptor of the manifest or index with this tag or digest.
-    pub(super) fn top(&self, tag: Option<&str>, digest: Option<&Digest>) -> Result<Descriptor, ContentError> {
+    pub(in crate::image) fn top(
+        &self,
+        tag: Option<&str>,
+        digest: Option<&Digest>,
+    ) -> Result<Descriptor, ContentError> {
         let which = digest.map(ToString::to_string);
         let which = which.as_deref().or(tag).unwrap_or("latest");
         let (bytes, media_type) = self.client.manifest(which, MAX_DOCUMENT_LEN)?;
@@ -66,7 +71,7 @@ impl<'a> Remote<'a> {
     }
 
     /// Gets all of these layers into the store's blobs. The first failure ends it.
-    pub(super) fn fetch(&self, layers: &[LayerSource]) -> Result<(), StoreError> {
+    pub(in crate::image) fn fetch(&self, layers: &[LayerSource]) -> Result<(), StoreError> {
         let mut wanted = BTreeMap::new();
         for layer in layers {
             if let (Some(digest), Some(len)) = (&layer.digest, layer.len) {
@@ -118,7 +123,7 @@ impl<'a> Remote<'a> {
     }
 
     /// Gives up what was fetched. `keep` leaves it in the store, for the next pull.
-    pub(super) fn close(self, keep: bool) -> Result<(), StoreError> {
+    pub(in crate::image) fn close(self, keep: bool) -> Result<(), StoreError> {
         if keep {
             return Ok(());
         }

@@ -6,8 +6,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::rootfs::RootfsKey;
 use crate::image::config::RunConfig;
+use crate::image::descriptor::Platform;
 use crate::image::digest::Digest;
-use crate::image::manifest::Platform;
 
 /// An image in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

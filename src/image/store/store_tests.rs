@@ -1,6 +1,6 @@
 use super::super::config::RunConfig;
+use super::super::descriptor::Platform;
 use super::super::digest::Digest;
-use super::super::manifest::Platform;
 use super::super::reference::Reference;
 use super::super::testing::chain;
 use super::lease::Guard;

@@ -3,6 +3,15 @@
 use super::super::flaw::Flaw;
 
 pub(super) const BLOCK: usize = 512;
+/// So many parts make 16 MiB of map while the file is read, and fit for a disk image with as many holes.
+pub(super) const MAX_PARTS: usize = 1 << 20;
+
+/// A part of a file that has data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::image::rootfs) struct Part {
+    pub(in crate::image::rootfs) offset: u64,
+    pub(in crate::image::rootfs) len: u64,
+}
 
 /// A block that has the checksum of a header.
 pub(super) struct Header([u8; BLOCK]);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::super::flaw::Flaw;
 use super::header;
-use super::sparse::{MAX_PARTS, Part};
+use super::header::{MAX_PARTS, Part};
 
 /// What the records before an entry say.
 #[derive(Default)]

@@ -3,19 +3,9 @@
 use std::io::Read;
 
 use super::super::flaw::{Flaw, Trouble};
-use super::header::{self, BLOCK, Header};
+use super::header::{self, BLOCK, Header, MAX_PARTS, Part};
 use super::pax::{Pax, decimal};
 use super::{Reader, What};
-
-/// So many parts make 16 MiB of map while the file is read, and fit for a disk image with as many holes.
-pub(super) const MAX_PARTS: usize = 1 << 20;
-
-/// A part of a file that has data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::image::rootfs) struct Part {
-    pub(in crate::image::rootfs) offset: u64,
-    pub(in crate::image::rootfs) len: u64,
-}
 
 /// A map of parts: in order, apart from each other, inside the file, and together as long as what is stored.
 #[derive(Debug, PartialEq, Eq)]
