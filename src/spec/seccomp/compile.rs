@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use bothy_guest::spec::{Filter, Instruction};
 
-use super::profile::{Action, Comparison, Profile, ProfileError, Rule, Test};
+use super::profile::{Action, Comparison, Conditions, Profile, ProfileError, Rule, Test};
 use super::syscalls::{Abi, X32, multiplexed, number};
 
 /// What the kernel takes (`BPF_MAXINSNS`).
@@ -20,9 +20,9 @@ const ARGUMENTS: u32 = 16;
 const FOREIGN: Action = libc::SECCOMP_RET_KILL_THREAD;
 
 /// A profile, and those of its rules that hold.
-pub(super) struct Program<'a> {
-    pub(super) profile: &'a Profile,
-    pub(super) rules: Vec<&'a Rule>,
+struct Program<'a> {
+    profile: &'a Profile,
+    rules: Vec<&'a Rule>,
 }
 
 /// What happens to a call.
@@ -33,7 +33,18 @@ enum Verdict {
     First(Vec<(Vec<Test>, Action)>),
 }
 
-pub(super) fn compile(program: &Program<'_>) -> Result<Filter, ProfileError> {
+impl Profile {
+    /// The filter for a container.
+    ///
+    /// # Errors
+    ///
+    /// A profile that is too large.
+    pub fn compile(&self, conditions: &Conditions) -> Result<Filter, ProfileError> {
+        compile(&Program { profile: self, rules: self.rules(conditions) })
+    }
+}
+
+fn compile(program: &Program<'_>) -> Result<Filter, ProfileError> {
     let has = |abi: Abi| program.profile.abis.contains(&abi);
     let part = |abi: Abi| ranges(&program.verdicts(abi), program.default_of(abi), abi);
     // x32's numbers follow behind x86-64's, in the same tree.

@@ -1,10 +1,8 @@
 //! Docker's JSON (`docker run --security-opt seccomp=FILE`), and which of its rules hold for a container.
 
-use bothy_guest::spec::Filter;
 use serde::Deserialize;
 use thiserror::Error;
 
-use super::compile::{self, Program};
 use super::syscalls::Abi;
 use crate::spec::{capability, printable};
 
@@ -186,17 +184,8 @@ impl Profile {
         Ok(Self { default, abis, flags, rules: rules.collect::<Result<_, _>>()? })
     }
 
-    /// The filter for a container.
-    ///
-    /// # Errors
-    ///
-    /// A profile that is too large.
-    pub fn compile(&self, conditions: &Conditions) -> Result<Filter, ProfileError> {
-        compile::compile(&Program { profile: self, rules: self.rules(conditions) })
-    }
-
     /// The rules that hold for a container, without those that change nothing.
-    fn rules(&self, conditions: &Conditions) -> Vec<&Rule> {
+    pub(super) fn rules(&self, conditions: &Conditions) -> Vec<&Rule> {
         let holding = self.rules.iter().filter(|rule| rule.holds(conditions)).map(|rule| &rule.rule);
         holding.filter(|rule| rule.action != self.default).collect()
     }
