@@ -30,7 +30,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::core::active::{ActiveQueue, Notify};
 use super::core::chain::Chain;
-use super::core::device::{Activation, ConfigChange, VirtioDevice, read_config_bytes};
+use super::core::device::{Activation, VirtioDevice, read_config_bytes};
+use super::core::interrupt::ConfigChange;
 use super::core::queue::Queue;
 use super::core::spec::{balloon, feature, id};
 use super::core::state::{Remembered, recall, remember};

@@ -11,7 +11,7 @@ use std::time::Instant;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::Chain;
-use super::device::{Interrupt, NeedsReset};
+use super::interrupt::{Interrupt, NeedsReset};
 use super::limit::Throttle;
 use super::queue::Queue;
 use super::worker::Stop;

@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::device::{Interrupt, VirtioDevice};
+use super::device::VirtioDevice;
+use super::interrupt::Interrupt;
 use super::queue::QueueLayout;
 use super::spec::mmio as reg;
 use super::state::{State, StateError, recall, remember};

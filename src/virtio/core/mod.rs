@@ -14,6 +14,7 @@
 pub mod active;
 pub mod chain;
 pub mod device;
+pub mod interrupt;
 pub mod iovec;
 pub mod limit;
 pub mod mmio;

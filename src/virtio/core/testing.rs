@@ -14,7 +14,8 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::active::{ActiveQueue, Notify};
-use super::device::{Activation, ConfigChange, VirtioDevice, read_config_bytes};
+use super::device::{Activation, VirtioDevice, read_config_bytes};
+use super::interrupt::ConfigChange;
 use super::mmio::MmioTransport;
 use super::queue::{Queue, QueueLayout};
 use super::spec::{feature, mmio as reg, status};

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::active::ActiveQueue;
-use super::device::{Activation, ConfigChange, Interrupt, NeedsReset, VirtioDevice};
+use super::device::{Activation, VirtioDevice};
+use super::interrupt::{ConfigChange, Interrupt, NeedsReset};
 use super::queue::{Queue, QueueError, QueueLayout};
 use super::spec::{feature, status};
 use super::state::{QueueState, Remembered, State, StateError};
