@@ -26,7 +26,7 @@ use std::time::Duration;
 use bothy_guest::cmdline::{self, Word};
 use bothy_guest::{EXIT_STATUS_PREFIX, KEY_AGENT, KEY_DEMO, KEY_EXEC, TimingMark, protocol};
 
-use power::End;
+use signals::End;
 use signals::{Event, Events};
 use sys::Reaped;
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bothy_guest::TimingMark;
 
-use crate::signals::Events;
+use crate::signals::{End, Events};
 use crate::sys::Reaped;
 use crate::{console, mounts, say, sys};
 
@@ -13,13 +13,6 @@ use crate::{console, mounts, say, sys};
 const GRACE: Duration = Duration::from_secs(3);
 /// How long to wait for killed programs to be gone; one that hangs in the kernel must not keep the machine.
 const KILLED: Duration = Duration::from_secs(1);
-
-/// How the machine ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
-    PowerOff,
-    Restart,
-}
 
 /// Stops all programs, writes and unmounts the disks, and ends the machine. `shell` is the program on the console:
 /// an interactive one ignores SIGTERM, so it is told that its terminal hangs up.

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use bothy_guest::POWER_BUTTON_SIGNAL;
 use rustix::event::PollFlags;
 
-use crate::power::End;
 use crate::sys;
 use crate::watch::Watch;
 
@@ -20,6 +19,13 @@ const SIGINFO_BYTES: usize = 128;
 const INPUT_EVENT_BYTES: usize = 24;
 const EV_KEY: u16 = 1;
 const KEY_POWER: u16 = 116;
+
+/// How the machine ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    PowerOff,
+    Restart,
+}
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,15 +19,10 @@ use rustix::mount::{
 use rustix::process::{chdir, chroot, fchdir};
 use rustix::system::sethostname;
 
+use super::paths::{FILES, LENT, OWN_FILES, ROOT};
 use super::refusal::{Failing, Refusal};
-use super::root::{LENT, ROOT};
-use super::setup::FILES;
 use super::tree::{self, Tree, attach, detached};
 use crate::sys;
-
-/// Name below [`FILES`], and path in the container.
-pub(crate) const OWN_FILES: [(&str, &str); 3] =
-    [("hostname", "/etc/hostname"), ("hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf")];
 
 /// The terminal of the first command, as a device.
 const CONSOLE: &str = "/dev/console";

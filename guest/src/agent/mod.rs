@@ -13,6 +13,7 @@ mod devices;
 mod dial;
 mod figures;
 mod interpreted;
+mod paths;
 mod program;
 mod refusal;
 mod relay;
@@ -35,8 +36,9 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 pub(crate) use dial::Host;
 
-use crate::power::{self, End};
+use crate::power;
 use crate::say;
+use crate::signals::End;
 use crate::signals::{Event, Events};
 use crate::sys::{self, Reaped};
 use crate::watch::{Ready, Watch};

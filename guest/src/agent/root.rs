@@ -14,15 +14,11 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
-use super::container::OWN_FILES;
+use super::paths::{LENT, OWN_FILES, ROOT};
 use super::refusal::{Failing, Refusal};
 use super::tree;
 use crate::{say, sys};
 
-/// Where the container's root is, for the agent.
-pub(crate) const ROOT: &str = "/run/root";
-/// Where what the host lends is, for the agent.
-pub(crate) const LENT: &str = "/run/lent";
 const IMAGE: &str = "/run/image";
 const UPPER: &str = "/run/upper";
 /// The directories that a container's root must have. Docker, too, puts an empty one in the place of a file or a link.

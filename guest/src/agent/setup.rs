@@ -10,6 +10,7 @@ use rustix::mount::{MountFlags, mount};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use super::cgroup::Cgroup;
+use super::paths::FILES;
 use super::refusal::{Failing, Refusal};
 use super::{devices, root, texts};
 use crate::network::{self, Interface, Network};
@@ -17,8 +18,6 @@ use crate::{mounts, say, sys};
 
 /// Where the agent keeps its mount points and files.
 const RUN: &str = "/run";
-/// The container's own /etc/hostname, /etc/hosts and /etc/resolv.conf.
-pub(crate) const FILES: &str = "/run/files";
 /// A clock that differs less is left as it is.
 const CLOCK_TOLERANCE_NS: u128 = 100_000_000;
 const NS_PER_SECOND: u64 = 1_000_000_000;
@@ -32,7 +31,7 @@ const QUIET_OUT_OF_MEMORY: (&str, &str) = ("/proc/sys/vm/oom_dump_tasks", "0");
 pub(crate) struct Container {
     pub(crate) spec: spec::Container,
     pub(crate) cgroup: Option<Cgroup>,
-    /// Something is mounted at [`root::LENT`].
+    /// Something is mounted at [`LENT`](super::paths::LENT).
     pub(crate) lent: bool,
 }
 
