@@ -344,7 +344,7 @@ fn queues_that_share_a_thread_share_a_limit_as_well() {
     let count = NonZeroU16::new(config::MAX_QUEUES);
     let processors =
         std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap());
-    let config = Config { path, queues: count, iops: NonZeroU64::new(20), ..Config::default() };
+    let config = Config { path, queues: count, iops: NonZeroU64::new(5), ..Config::default() };
     let mut driver = FakeDriver::started(open(&config));
     let pair = [0, processors.min(queues - 1)];
     for queue in pair {
