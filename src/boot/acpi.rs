@@ -155,6 +155,7 @@ fn dsdt(platform: &Platform) -> impl Aml {
     devices.extend(virtio.iter().map(|device| -> &dyn Aml { device }));
     if platform.pci {
         devices.push(&PciBus);
+        devices.push(&Ecam);
     }
     Scope::new(Path::new("_SB_"), devices).to_aml_bytes(&mut body);
     let zero = aml::ZERO;
@@ -315,6 +316,29 @@ impl Aml for PciBus {
     }
 }
 
+/// A motherboard resource that reserves the configuration spaces, as the PCI Firmware Specification
+/// 3.3 §4.1.2 asks of firmware. Without configuration type 1 (ports 0xcf8 and 0xcfc) Linux 6.1 takes
+/// no other reservation, not even the memory map's, and finds no PCI bus; 6.12 needs none.
+struct Ecam;
+
+impl Aml for Ecam {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let id = aml::EISAName::new("PNP0C02");
+        let base = u32::try_from(layout::PCI_ECAM_GPA).expect("below 4 GiB");
+        let len = u32::try_from(layout::PCI_ECAM_LEN).expect("a MiB");
+        let spaces = aml::Memory32Fixed::new(true, base, len);
+        device(
+            sink,
+            "ECAM",
+            vec![
+                &aml::Name::new(Path::new("_HID"), &id),
+                &aml::Name::new(Path::new("_UID"), &aml::ZERO),
+                &aml::Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&spaces])),
+            ],
+        );
+    }
+}
+
 struct Virtio {
     index: u8,
     slot: VirtioSlot,
@@ -397,6 +421,40 @@ mod tests {
     #[test]
     fn the_tables_of_the_largest_vm_stay_below_the_reset_vector() {
         tables(&platform(64, 18));
+    }
+
+    /// Where the device of this name begins in the DSDT, if it is there.
+    fn device_at(dsdt: &[u8], name: &[u8; 4]) -> Option<usize> {
+        dsdt.windows(4).position(|window| window == name)
+    }
+
+    #[test]
+    fn a_motherboard_device_reserves_the_configuration_spaces_that_the_mcfg_names() {
+        let mut mcfg_bytes = Vec::new();
+        mcfg().to_aml_bytes(&mut mcfg_bytes);
+        // The MCFG: a header of 36 bytes, 8 reserved, then base, segment, first and last bus.
+        let (base, last_bus) = (u64_at(&mcfg_bytes, 44), mcfg_bytes[55]);
+        let len = (u64::from(last_bus) + 1) << 20;
+
+        let mut bytes = Vec::new();
+        dsdt(&platform(1, 0)).to_aml_bytes(&mut bytes);
+        let ecam = &bytes[device_at(&bytes, b"ECAM").expect("the device is there")..];
+        // EISA ids: three letters of five bits, then four hex digits, big-endian.
+        let hid = [b"_HID\x0c".as_slice(), &[0x41, 0xd0, 0x0c, 0x02]].concat();
+        assert!(ecam.windows(hid.len()).any(|window| window == hid), "no PNP0C02");
+        // Memory32Fixed (ACPI 6.5 §6.4.3.4): tag, length 9, writable, base, length.
+        let mut reserved = vec![0x86, 9, 0, 1];
+        reserved.extend(u32::try_from(base).unwrap().to_le_bytes());
+        reserved.extend(u32::try_from(len).unwrap().to_le_bytes());
+        assert!(ecam.windows(reserved.len()).any(|window| window == reserved), "not reserved: {ecam:x?}");
+    }
+
+    #[test]
+    fn a_vm_without_a_pci_bus_reserves_no_configuration_spaces() {
+        let mut bytes = Vec::new();
+        dsdt(&Platform { pci: false, ..platform(1, 1) }).to_aml_bytes(&mut bytes);
+        assert_eq!(device_at(&bytes, b"ECAM"), None);
+        assert_eq!(device_at(&bytes, b"PCI0"), None);
     }
 
     #[test]

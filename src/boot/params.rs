@@ -34,8 +34,9 @@ pub(super) struct Placement {
     pub(super) initrd: Option<(u64, u64)>,
 }
 
-/// The memory map: (start, length in bytes, type), the type as E820 has it. Linux believes in a PCI bus's configuration spaces only
-/// where the map says that they are taken, and so they always are.
+/// The memory map: (start, length in bytes, type), the type as E820 has it. Linux uses the
+/// configuration spaces of a PCI bus only where firmware reserves them: here, and as a resource of a
+/// motherboard device (`boot::acpi`).
 fn memory_map(memory_mib: u64) -> Vec<(u64, u64, u32)> {
     let mut map = vec![
         (0, layout::LOW_MEMORY_END, E820_RAM),
@@ -120,6 +121,8 @@ pub(super) fn write_pvh_start_info(mem: &GuestMemory, placement: &Placement) -> 
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::Bytes;
+
     use super::*;
 
     #[test]
@@ -135,5 +138,28 @@ mod tests {
             ]
         );
         assert_eq!(memory_map(32).get(2), Some(&(0x10_0000, 31 << 20, 1)));
+    }
+
+    #[test]
+    fn the_configuration_spaces_are_reserved_for_both_ways_to_enter_a_kernel() {
+        for memory_mib in [32, 512, 3072, 4096, 8192] {
+            let ecam = (layout::PCI_ECAM_GPA, layout::PCI_ECAM_LEN, E820_RESERVED);
+            let mem = memory::create(32, memory::Backing::default()).unwrap();
+            let placement = Placement { memory_mib, cmdline_len: 0, initrd: None };
+            write_zero_page(&mem, &placement, None).unwrap();
+            let params: boot_params = mem.read_obj(GuestAddress(layout::ZERO_PAGE_GPA)).unwrap();
+            let table = &{ params.e820_table }[..usize::from(params.e820_entries)];
+            let reserved = |entry: &boot_e820_entry| (entry.addr, entry.size, entry.r#type) == ecam;
+            assert_eq!(table.iter().filter(|entry| reserved(entry)).count(), 1, "{memory_mib} MiB");
+
+            write_pvh_start_info(&mem, &placement).unwrap();
+            let info: hvm_start_info = mem.read_obj(GuestAddress(layout::PVH_START_INFO_GPA)).unwrap();
+            let size = size_of::<hvm_memmap_table_entry>() as u64;
+            let entries: Vec<hvm_memmap_table_entry> = (0..u64::from(info.memmap_entries))
+                .map(|n| mem.read_obj(GuestAddress(info.memmap_paddr + n * size)).unwrap())
+                .collect();
+            let reserved = |entry: &hvm_memmap_table_entry| (entry.addr, entry.size, entry.type_) == ecam;
+            assert_eq!(entries.iter().filter(|entry| reserved(entry)).count(), 1, "{memory_mib} MiB");
+        }
     }
 }
