@@ -112,13 +112,14 @@ kernel_release() {
 }
 
 # module_files ROOT RELEASE MODULE...: files of these modules and of all that they depend on, in
-# the order in which they load, each once. Built-in ones are left out; an unknown one is an error.
+# the order in which they load, each once and on a line of its own. Built-in ones are left out; an
+# unknown one is an error.
 module_files() {
     local root=$1 release=$2 module
     shift 2
     for module in "$@"; do
         modprobe -C /dev/null -d "$root" -S "$release" --show-depends "$module" || return
-    done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }'
+    done | sed -n 's/^insmod //; T; s/ *$//p' | awk '!seen[$0]++'
 }
 
 # copy_module FILE.ko[.xz|.zst|.gz] TO.ko

@@ -1,10 +1,13 @@
 //! The ways to enter a kernel, and the kernels that Debian ships.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::guest::{Console, Guest, blank, guest_dir, long, needs_linux, noise, target};
 use crate::support::{self, could_not_run};
+use crate::tap::Tap;
 
 /// What Linux notes as its boot loader (`type_of_loader`): of a PVH entry it says so itself, else it's what we wrote.
 const BY_PVH: &str = "176";
@@ -53,8 +56,8 @@ fn a_vmlinux_without_the_note_boots_by_the_64_bit_protocol() {
     console.says("release", &own_release());
 }
 
-/// Boots one of Debian's kernels with two processors and two disks, lets it work on them, and presses the power button.
-fn debian_kernel_works(test: &str, name: &str) {
+/// Boots one of Debian's kernels with each transport and with one and two vCPUs; in short runs only with `short`.
+fn debian_kernel_works(test: &str, name: &str, short: (&str, u8)) {
     let kernel = target().join("debian-kernels").join(name);
     if !kernel.join("modules.cpio").exists() {
         return could_not_run(
@@ -62,38 +65,67 @@ fn debian_kernel_works(test: &str, name: &str) {
             &format!("no {}: tests/host/debian-kernels fetches what this Debian ships", kernel.display()),
         );
     }
+    if !support::is_root() {
+        could_not_run(test, "its network device: only root can make a tap");
+    }
+    let all = [("mmio", 1), ("mmio", 2), ("pci", 1), ("pci", 2)];
+    let combinations = if long() { all.to_vec() } else { vec![short] };
+    for (transport, cpus) in combinations {
+        // For the output of a test that fails.
+        println!("{name}, {transport}, {cpus} vCPUs");
+        debian_kernel_works_with(&kernel, transport, cpus);
+    }
+}
+
+/// Boots a kernel with two disks and a network device, lets it work on them, and presses the power button.
+fn debian_kernel_works_with(kernel: &Path, transport: &str, cpus: u8) {
+    // Each test has a tap and a network of its own.
+    static NETWORKS: AtomicU8 = AtomicU8::new(100);
+    let network = NETWORKS.fetch_add(1, Ordering::Relaxed);
+    let host = Ipv4Addr::new(10, 77, network, 1);
+    let tap =
+        support::is_root().then(|| Tap::new(&format!("bothydeb{network}"), host).expect("root makes a tap"));
     let dir = support::scratch();
     let content = noise(1 << 20, 7);
     let source = support::file(dir.path(), "source", &content);
     let disk = blank(dir.path(), "disk", 16);
-    let script = "
+    let ping = if tap.is_some() { format!("ping -c 3 -W 20 {host} >/dev/null") } else { String::new() };
+    let script = format!(
+        "
         echo release=$(uname -r)
         echo nproc=$(nproc)
         echo clocksource=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)
         echo rng=$(cat /sys/class/misc/hw_random/rng_current) $(head -c 512 /dev/hwrng | wc -c)
+        echo on_pci=$(for it in /sys/block/vd? /sys/class/net/eth*; do readlink -f $it; done | grep -c /pci0000:00/)
         echo read_only=$(cat /sys/block/vda/ro) $(cat /sys/block/vdb/ro)
         echo serials=$(cat /sys/block/vda/serial) $(cat /sys/block/vdb/serial)
         mke2fs /dev/vdb >/dev/null 2>&1
         mount -t ext4 /dev/vdb /mnt
         cat /dev/vda >/mnt/file
         cmp /dev/vda /mnt/file
-        dmesg | grep -E 'WARNING:|BUG:|Oops|Call Trace' | sed 's/^/complaint=/' || true
+        {ping}
+        dmesg | grep -E 'WARNING:|BUG:|Oops|Call Trace|not reserved' | sed 's/^/complaint=/' || true
         echo ready=yes
-        sleep 1000";
-    let mut vm = Guest::with_kernel(&kernel.join("vmlinuz"))
-        .args(["--cpus", "2"])
+        sleep 1000"
+    );
+    let mut guest = Guest::with_kernel(&kernel.join("vmlinuz"))
+        .args(["--cpus", &cpus.to_string(), "--transport", transport])
         .disk(&source, ",ro,id=source")
         .disk(&disk, "")
-        .modules(kernel.join("modules.cpio"))
-        .script(script)
-        .start();
+        .modules(kernel.join("modules.cpio"));
+    if let Some(tap) = &tap {
+        guest = guest.args(["--net", &format!("tap={},ip=10.77.{network}.2/24", tap.name())]);
+    }
+    let mut vm = guest.script(script).start();
     vm.wait_for("ready=yes");
     vm.running.signal(libc::SIGTERM);
     let console = vm.ends_with(0);
     console.says("release", fs::read_to_string(kernel.join("version")).unwrap().trim());
-    console.says("nproc", "2");
+    console.says("nproc", &cpus.to_string());
     console.says("clocksource", "kvm-clock");
     console.says("rng", "virtio_rng.0 512");
+    let devices = if tap.is_some() { "3" } else { "2" };
+    console.says("on_pci", if transport == "pci" { devices } else { "0" });
     console.says("read_only", "1 0");
     console.says("serials", "source blk1");
     console.insist(console.values("complaint").is_empty(), "the kernel complains");
@@ -103,12 +135,12 @@ fn debian_kernel_works(test: &str, name: &str) {
 }
 
 macro_rules! debian_kernels {
-    ($($name:literal $test:ident)*) => {
+    ($($name:literal $short:tt $test:ident)*) => {
         $(
             #[test]
             fn $test() {
                 needs_linux!();
-                debian_kernel_works(stringify!($test), $name);
+                debian_kernel_works(stringify!($test), $name, $short);
             }
         )*
 
@@ -117,10 +149,12 @@ macro_rules! debian_kernels {
 }
 
 debian_kernels! {
-    "6.1-generic" debians_6_1_generic_works_and_obeys_the_power_button
-    "6.1-cloud" debians_6_1_cloud_works_and_obeys_the_power_button
-    "6.12-generic" debians_6_12_generic_works_and_obeys_the_power_button
-    "6.12-cloud" debians_6_12_cloud_works_and_obeys_the_power_button
+    "6.1-generic" ("pci", 1) debians_6_1_generic_works_and_obeys_the_power_button
+    "6.1-cloud" ("pci", 2) debians_6_1_cloud_works_and_obeys_the_power_button
+    "6.1-rt" ("mmio", 2) debians_6_1_rt_works_and_obeys_the_power_button
+    "6.12-generic" ("mmio", 2) debians_6_12_generic_works_and_obeys_the_power_button
+    "6.12-cloud" ("mmio", 1) debians_6_12_cloud_works_and_obeys_the_power_button
+    "6.12-rt" ("pci", 2) debians_6_12_rt_works_and_obeys_the_power_button
 }
 
 #[test]
