@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use crate::guest::{Guest, blank, needs_linux};
+use crate::guest::{GUEST_DIR_VARIABLE, Guest, blank, guest_dir, needs_linux};
 use crate::support::{self, Bothy, could_not_run};
 
 const NOBODY: u32 = 65534;
@@ -36,8 +36,21 @@ fn a_user_with_no_right_but_dev_kvm_boots_a_guest_with_a_disk() {
     std::os::unix::fs::chown(&disk, Some(NOBODY), Some(NOBODY)).unwrap();
     fs::set_permissions(&disk, fs::Permissions::from_mode(0o600)).unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // Copies, since the repository may lie in a directory that others can't enter.
+    fs::copy(env!("CARGO_BIN_EXE_bothy"), dir.path().join("bothy")).unwrap();
+    let guest = dir.path().join("guest");
+    fs::create_dir(&guest).unwrap();
+    fs::set_permissions(&guest, fs::Permissions::from_mode(0o755)).unwrap();
+    for entry in fs::read_dir(guest_dir()).unwrap() {
+        let entry = entry.unwrap();
+        let copy = guest.join(entry.file_name());
+        fs::copy(entry.path(), &copy).unwrap();
+        fs::set_permissions(copy, fs::Permissions::from_mode(0o644)).unwrap();
+    }
     let script = format!(
-        "exec setpriv --reuid {NOBODY} --regid {NOBODY} {groups} --inh-caps=-all --bounding-set=-all \"$@\""
+        "shift; cd {dir}; export {GUEST_DIR_VARIABLE}={dir}/guest; exec setpriv --reuid {NOBODY} \
+         --regid {NOBODY} {groups} --inh-caps=-all --bounding-set=-all ./bothy \"$@\"",
+        dir = dir.path().display()
     );
     let append = "bothy.exec=\"echo written >/dev/vda; echo rng=$(head -c 9 /dev/hwrng | wc -c)\"";
     let (bothy, dir2) =
