@@ -5,7 +5,8 @@
 //! vmm -> { config, vcpu, boot, snapshot } -> { virtio devices, devices } -> virtio::core -> bus -> memory
 //! { vmm, vcpu } -> kvm -> memory         (nobody else names kvm, but for `bothy doctor`)
 //! bench -> spec                          (the filters of processes are run as those that bothy makes)
-//! image, agent, snapshot, spec           (name only themselves)
+//! image -> store
+//! store, agent, snapshot, spec           (name only themselves)
 //! bounded_log, outcome, timeline, poll, random, sink, size, thread (small, and used by all of the above)
 //! ```
 //!
@@ -36,6 +37,7 @@ pub mod sink;
 pub mod size;
 pub mod snapshot;
 pub mod spec;
+pub mod store;
 pub mod thread;
 pub mod timeline;
 pub mod unix_socket;

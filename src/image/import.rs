@@ -18,6 +18,7 @@ use super::registry::RegistryError;
 use super::room::NoRoom;
 use super::rootfs::{self, Layer, Limits, RootfsError};
 use super::store::{Image, ImageLease, LIMIT_VARIABLE, Moved, RootfsKey, Store, StoreError};
+use crate::store::FileError;
 
 /// Longest time that is kept: all images' are in memory at once when they are listed.
 const MAX_TIME_LEN: usize = 100;
@@ -135,6 +136,12 @@ pub struct Loaded {
     pub built: bool,
     /// Its file system.
     pub lease: ImageLease,
+}
+
+impl From<FileError> for LoadError {
+    fn from(error: FileError) -> Self {
+        StoreError::from(error).into()
+    }
 }
 
 /// What every step needs.

@@ -66,4 +66,4 @@ pub use pull::{Policy, PullOptions, pull};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{Login, RegistryError};
 pub use source::{ArchiveKind, Source, Which};
-pub use store::{DigestOf, Image, ImageLease, ImageSummary, Lease, Moved, Pruned, Scope, Store, StoreError};
+pub use store::{DigestOf, Image, ImageLease, ImageSummary, Moved, Pruned, Scope, Store, StoreError};

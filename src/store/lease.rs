@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::{Part, Store, StoreError};
+use super::{FileError, FileStore, Part};
 
 /// Tries for a lock; false when somebody else's is in the way.
 pub(super) fn try_lock(file: &File, operation: FlockOperation) -> io::Result<bool> {
@@ -35,14 +35,14 @@ pub(super) fn is_still_at(file: &File, path: &Path) -> io::Result<bool> {
 
 /// An exclusive lock on a file that is only there to be locked. Ends when dropped.
 #[derive(Debug)]
-pub(super) struct Guard {
+pub struct Guard {
     _file: File,
 }
 
 impl Guard {
     /// Waits for the lock.
-    pub(super) fn wait(path: &Path) -> Result<Self, StoreError> {
-        let error = |source| StoreError::io("lock", path)(source);
+    pub fn wait(path: &Path) -> Result<Self, FileError> {
+        let error = |source| FileError::new("lock", path)(source);
         loop {
             let mut options = OpenOptions::new();
             let file =
@@ -59,7 +59,7 @@ impl Guard {
 }
 
 /// The right to remove a file: nobody else uses it, and nobody can begin to. `None` if somebody does, or it is gone.
-pub(super) fn try_own(path: &Path) -> Result<Option<File>, StoreError> {
+pub fn try_own(path: &Path) -> Result<Option<File>, FileError> {
     let own = || -> io::Result<Option<File>> {
         // NFS has exclusive locks only for what can be written.
         let file = match OpenOptions::new().read(true).write(true).open(path) {
@@ -70,7 +70,7 @@ pub(super) fn try_own(path: &Path) -> Result<Option<File>, StoreError> {
         let owned = try_lock(&file, FlockOperation::NonBlockingLockExclusive)? && is_still_at(&file, path)?;
         Ok(owned.then_some(file))
     };
-    own().map_err(StoreError::io("lock", path))
+    own().map_err(FileError::new("lock", path))
 }
 
 /// A file of the store that isn't removed as long as this, or a copy of its descriptor in any process, is there.
@@ -79,9 +79,6 @@ pub struct Lease {
     file: File,
     path: PathBuf,
 }
-
-/// The lease of an image's file system, for as long as a VM uses it.
-pub type ImageLease = Lease;
 
 impl Lease {
     /// The file, open for reading.
@@ -100,9 +97,9 @@ impl Lease {
     }
 }
 
-impl Store {
+impl FileStore {
     /// Leases a file; `None` if there is none.
-    pub(super) fn lease(&self, part: Part, name: &str) -> Result<Option<Lease>, StoreError> {
+    pub fn lease(&self, part: Part, name: &str) -> Result<Option<Lease>, FileError> {
         let path = self.path(part, name);
         let lease = || -> io::Result<Option<File>> {
             loop {
@@ -121,13 +118,13 @@ impl Store {
                 }
             }
         };
-        let file = lease().map_err(StoreError::io("open", &path))?;
+        let file = lease().map_err(FileError::new("open", &path))?;
         Ok(file.map(|file| Lease { file, path }))
     }
 
     /// The file of that name, leased; `make` writes it if there is none. When several processes want it at once, one makes it and the others wait.
     /// True if it was made just now.
-    pub(super) fn once<E: From<StoreError>>(
+    pub fn once<E: From<FileError>>(
         &self,
         part: Part,
         name: &str,
@@ -136,17 +133,17 @@ impl Store {
         if let Some(lease) = self.lease(part, name)? {
             return Ok((lease, false));
         }
-        let _making = Guard::wait(&self.path(Part::Locks, name))?;
+        let _making = Guard::wait(&self.path(Part::LOCKS, name))?;
         let result = match self.lease(part, name)? {
             Some(lease) => Ok((lease, false)),
             None => self.make(part, name, make).map(|lease| (lease, true)),
         };
         // Whoever holds a lock may remove its file; the others look whether it is still there.
-        self.remove(Part::Locks, name)?;
+        self.remove(Part::LOCKS, name)?;
         result
     }
 
-    fn make<E: From<StoreError>>(
+    fn make<E: From<FileError>>(
         &self,
         part: Part,
         name: &str,
@@ -161,7 +158,7 @@ impl Store {
         let lease = self.lease(part, name)?;
         Ok(lease.ok_or_else(|| {
             let path = self.path(part, name);
-            StoreError::io("open", &path)(io::ErrorKind::NotFound.into())
+            FileError::new("open", &path)(io::ErrorKind::NotFound.into())
         })?)
     }
 }

@@ -12,12 +12,12 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, linkat};
 use rustix::io::Errno;
 
 use super::lease::{Guard, is_still_at, try_lock, try_own};
-use super::{Part, Store, StoreError, sync_dir};
+use super::{FileError, FileStore, Part, sync_dir};
 
 /// A file without a name that counts, or without any name where the file system can do that: then nothing is left of it by `kill -9`.
 /// Gone when dropped.
 #[derive(Debug)]
-pub(super) struct Temporary {
+pub struct Temporary {
     file: File,
     /// Where temporary files are.
     dir: PathBuf,
@@ -26,18 +26,19 @@ pub(super) struct Temporary {
 }
 
 impl Temporary {
-    pub(super) fn file(&self) -> &File {
+    /// The file, empty at first.
+    pub fn file(&self) -> &File {
         &self.file
     }
 
     /// Everything on disk.
-    pub(super) fn sync(&self) -> Result<(), StoreError> {
-        self.file.sync_all().map_err(StoreError::io("write", &self.dir))
+    pub fn sync(&self) -> Result<(), FileError> {
+        self.file.sync_all().map_err(FileError::new("write", &self.dir))
     }
 
     /// Gives it its name, in place of what has it now, and unlocks it.
-    pub(super) fn persist(mut self, path: &Path) -> Result<(), StoreError> {
-        let error = |source| StoreError::io("write", path)(source);
+    pub fn persist(mut self, path: &Path) -> Result<(), FileError> {
+        let error = |source| FileError::new("write", path)(source);
         if self.path.is_none() {
             match link(&self.file, path) {
                 Err(Errno::EXIST) => self.path = Some(self.name().map_err(error)?),
@@ -97,10 +98,10 @@ fn unnamed(dir: &Path) -> Option<File> {
     rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR).ok().map(File::from)
 }
 
-impl Store {
+impl FileStore {
     /// A new, empty file.
-    pub(super) fn temporary(&self) -> Result<Temporary, StoreError> {
-        let dir = self.part(Part::Tmp);
+    pub fn temporary(&self) -> Result<Temporary, FileError> {
+        let dir = self.part(Part::TMP);
         // Without /proc it could never get a name.
         match unnamed(&dir).filter(|_| Path::new(DESCRIPTORS).is_dir()) {
             Some(file) => Ok(Temporary { file, dir, path: None }),
@@ -109,8 +110,8 @@ impl Store {
     }
 
     /// The same with a temporary name, where it needs one.
-    pub(super) fn named(&self) -> Result<Temporary, StoreError> {
-        let dir = self.part(Part::Tmp);
+    pub fn named(&self) -> Result<Temporary, FileError> {
+        let dir = self.part(Part::TMP);
         loop {
             let path = next_name(&dir);
             let create = || -> io::Result<Option<File>> {
@@ -125,42 +126,42 @@ impl Store {
                     try_lock(&file, FlockOperation::NonBlockingLockExclusive)? && is_still_at(&file, &path)?;
                 Ok(ours.then_some(file))
             };
-            if let Some(file) = create().map_err(StoreError::io("create", &path))? {
+            if let Some(file) = create().map_err(FileError::new("create", &path))? {
                 return Ok(Temporary { file, dir, path: Some(path) });
             }
         }
     }
 
     /// A file in the store's file system that is gone with its last descriptor.
-    pub(in crate::image) fn unlinked(&self) -> Result<File, StoreError> {
-        match unnamed(&self.part(Part::Tmp)) {
+    pub fn unlinked(&self) -> Result<File, FileError> {
+        match unnamed(&self.part(Part::TMP)) {
             Some(file) => Ok(file),
             None => {
                 let temporary = self.named()?;
-                temporary.file().try_clone().map_err(StoreError::io("open", &temporary.dir))
+                temporary.file().try_clone().map_err(FileError::new("open", &temporary.dir))
             }
         }
     }
 
     /// Writes a small file as a whole.
-    pub(super) fn write(&self, part: Part, name: &str, content: &[u8]) -> Result<(), StoreError> {
+    pub fn write(&self, part: Part, name: &str, content: &[u8]) -> Result<(), FileError> {
         let temporary = self.temporary()?;
         let path = self.path(part, name);
-        io::Write::write_all(&mut temporary.file(), content).map_err(StoreError::io("write", &path))?;
+        io::Write::write_all(&mut temporary.file(), content).map_err(FileError::new("write", &path))?;
         temporary.sync()?;
         temporary.persist(&path)
     }
 
     /// Waits for the store's own lock, and removes the temporary files that nobody makes any more.
-    pub(super) fn lock(&self) -> Result<Guard, StoreError> {
+    pub fn lock(&self) -> Result<Guard, FileError> {
         let guard = Guard::wait(&self.dir.join("lock"))?;
-        self.sweep(Part::Tmp)?;
+        self.sweep(Part::TMP)?;
         Ok(guard)
     }
 
     /// Removes the files of a part that nobody has locked. Needs no lock of the store's: whoever makes or waits for such a file looks whether it is
     /// still there.
-    pub(super) fn sweep(&self, part: Part) -> Result<(), StoreError> {
+    pub fn sweep(&self, part: Part) -> Result<(), FileError> {
         for name in self.list(part)? {
             if let Some(_stale) = try_own(&self.path(part, &name))? {
                 self.remove(part, &name)?;

@@ -19,7 +19,8 @@ use crate::image::files::{ContentError, Files, Opened, check_document};
 use crate::image::found::LayerSource;
 use crate::image::manifest::MAX_DOCUMENT_LEN;
 use crate::image::progress::Progress;
-use crate::image::store::{Lease, Store, StoreError};
+use crate::image::store::{Store, StoreError};
+use crate::store::Lease;
 
 /// Most blobs that come at the same time; docker has three as well.
 const PARALLEL: usize = 3;

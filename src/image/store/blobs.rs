@@ -4,11 +4,11 @@
 use std::fs::File;
 use std::io::{self, Read};
 
-use super::lease::Lease;
-use super::{Part, Store, StoreError};
+use super::{BLOBS, Store, StoreError};
 use crate::image::blob::Checked;
 use crate::image::digest::Digest;
 use crate::image::room::Growing;
+use crate::store::Lease;
 
 impl Store {
     /// The blob, leased. If it isn't there, `fetch` opens a stream of it, which is verified against digest and length while it is
@@ -27,7 +27,7 @@ impl Store {
             Ok(checked.verify()?)
         };
         let name = format!("{}-{}", digest.algorithm().name(), digest.hex());
-        let (lease, _) = self.once(Part::Blobs, &name, |file| {
+        let (lease, _) = self.files.once(BLOBS, &name, |file| {
             write(file).map_err(|source| StoreError::Blob { name: digest.to_string(), source })
         })?;
         Ok(lease)

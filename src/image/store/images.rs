@@ -10,13 +10,13 @@ use std::time::SystemTime;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::lease::{ImageLease, try_own};
 use super::record::{DigestOf, Head, Image, ImageId, Name, name_file_name};
 use super::rootfs::RootfsKey;
-use super::{Part, Store, StoreError};
+use super::{IMAGES, ImageLease, NAMES, ROOTFS, Store, StoreError};
 use crate::image::LOG;
 use crate::image::digest::Digest;
 use crate::image::reference::Reference;
+use crate::store::{FileError, Part, try_own};
 
 /// Fewest digits that stand for a digest where somebody manages the store.
 const MIN_DIGITS: usize = 4;
@@ -70,10 +70,10 @@ pub struct ImageSummary {
 impl Store {
     /// Puts an image into the store, under these names, which other images lose: those are returned. Its file system must be leased by the caller.
     pub(in crate::image) fn add(&self, image: &Image, names: &[Reference]) -> Result<Vec<Moved>, StoreError> {
-        let _lock = self.lock()?;
+        let _lock = self.files.lock()?;
         let mut image = image.clone();
         let file_name = image.id().file_name();
-        if let Some(known) = self.read::<Image>(Part::Images, &file_name)?
+        if let Some(known) = self.read::<Image>(IMAGES, &file_name)?
             && known.platform == image.platform
         {
             image.indexes.extend(known.indexes);
@@ -81,14 +81,14 @@ impl Store {
             image.indexes.dedup();
             image.indexes.truncate(MAX_INDEXES);
         }
-        self.write(Part::Images, &file_name, &json(&image))?;
+        self.files.write(IMAGES, &file_name, &json(&image))?;
         let mut moved = Vec::new();
         for name in names {
             let before = self.id_of(name)?.filter(|before| *before != image.id());
             moved.extend(before.map(|before| Moved { name: name.clone(), from: before.digest }));
             let digest = image.digest.clone();
             let name = Name { name: name.to_string(), digest, digest_of: image.digest_of };
-            self.write(Part::Names, &name_file_name(&name.name), &json(&name))?;
+            self.files.write(NAMES, &name_file_name(&name.name), &json(&name))?;
         }
         self.enforce_limit()?;
         Ok(moved)
@@ -111,7 +111,7 @@ impl Store {
     }
 
     fn open_image(&self, id: &ImageId) -> Result<Option<(Image, ImageLease)>, StoreError> {
-        let Some(image): Option<Image> = self.read(Part::Images, &id.file_name())? else { return Ok(None) };
+        let Some(image): Option<Image> = self.read(IMAGES, &id.file_name())? else { return Ok(None) };
         let Some(key) = RootfsKey::from_text(&image.rootfs) else { return Ok(None) };
         Ok(self.lease_rootfs(&key)?.map(|lease| (image, lease)))
     }
@@ -141,11 +141,11 @@ impl Store {
     /// The image of that manifest, or else that to which an index has led.
     fn id_of_digest(&self, digest: &Digest) -> Result<ImageId, StoreError> {
         let id = ImageId::manifest(digest);
-        if self.path(Part::Images, &id.file_name()).exists() {
+        if self.files.path(IMAGES, &id.file_name()).exists() {
             return Ok(id);
         }
-        for file_name in self.list(Part::Images)? {
-            let head = self.read::<Head>(Part::Images, &file_name)?;
+        for file_name in self.files.list(IMAGES)? {
+            let head = self.read::<Head>(IMAGES, &file_name)?;
             if let Some(head) = head.filter(|head| head.indexes.contains(digest)) {
                 return Ok(head.id());
             }
@@ -154,7 +154,7 @@ impl Store {
     }
 
     fn id_of(&self, name: &Reference) -> Result<Option<ImageId>, StoreError> {
-        let name = self.read::<Name>(Part::Names, &name_file_name(&name.to_string()))?;
+        let name = self.read::<Name>(NAMES, &name_file_name(&name.to_string()))?;
         Ok(name.map(Name::id))
     }
 
@@ -162,9 +162,9 @@ impl Store {
     pub fn images(&self) -> Result<Vec<ImageSummary>, StoreError> {
         let mut names = self.names()?;
         let mut summaries = Vec::new();
-        for file_name in self.list(Part::Images)? {
-            let Some(image) = self.read::<Head>(Part::Images, &file_name)? else { continue };
-            let metadata = fs::metadata(self.path(Part::Rootfs, &image.rootfs)).ok();
+        for file_name in self.files.list(IMAGES)? {
+            let Some(image) = self.read::<Head>(IMAGES, &file_name)? else { continue };
+            let metadata = fs::metadata(self.files.path(ROOTFS, &image.rootfs)).ok();
             let size = metadata.as_ref().map_or(0, disk_size);
             let last_used = metadata.and_then(|metadata| metadata.modified().ok());
             let names = names.remove(&image.id()).unwrap_or_default();
@@ -178,14 +178,14 @@ impl Store {
     /// All that is known of an image of a list, if it is still there.
     pub fn image(&self, summary: &ImageSummary) -> Result<Option<Image>, StoreError> {
         let id = ImageId { of: summary.digest_of, digest: summary.digest.clone() };
-        self.read(Part::Images, &id.file_name())
+        self.read(IMAGES, &id.file_name())
     }
 
     /// All names, by image.
     pub(super) fn names(&self) -> Result<BTreeMap<ImageId, Vec<String>>, StoreError> {
         let mut names: BTreeMap<ImageId, Vec<String>> = BTreeMap::new();
-        for file_name in self.list(Part::Names)? {
-            if let Some(name) = self.read::<Name>(Part::Names, &file_name)? {
+        for file_name in self.files.list(NAMES)? {
+            if let Some(name) = self.read::<Name>(NAMES, &file_name)? {
                 let text = name.name.clone();
                 names.entry(name.id()).or_default().push(text);
             }
@@ -197,21 +197,21 @@ impl Store {
     /// Removes a name, and the image with its last one; or, by its digest or the first digits of it, an image with all its names. Gives the names
     /// and digests that were removed.
     pub fn remove_image(&self, text: &str) -> Result<Vec<String>, StoreError> {
-        let _lock = self.lock()?;
+        let _lock = self.files.lock()?;
         let all = self.names()?;
         let unknown = || StoreError::Unknown(text.into());
         let Meant { id, name } = self.meant(text, Scope::Local, MIN_DIGITS)?.ok_or_else(unknown)?;
         let file_name = id.file_name();
         let gone = match name {
             Some(name) => vec![name],
-            None if self.path(Part::Images, &file_name).exists() => all.get(&id).cloned().unwrap_or_default(),
+            None if self.files.path(IMAGES, &file_name).exists() => all.get(&id).cloned().unwrap_or_default(),
             None => return Err(unknown()),
         };
         let is_last = all.get(&id).is_none_or(|names| names.iter().all(|name| gone.contains(name)));
-        let image = self.read::<Head>(Part::Images, &file_name)?;
+        let image = self.read::<Head>(IMAGES, &file_name)?;
         // What is in use must stay, before anything of it is touched.
         let rootfs = match &image {
-            Some(image) if is_last && !self.is_shared(image)? => Some(self.path(Part::Rootfs, &image.rootfs)),
+            Some(image) if is_last && !self.is_shared(image)? => Some(self.files.path(ROOTFS, &image.rootfs)),
             _ => None,
         };
         let owned = match &rootfs {
@@ -226,30 +226,30 @@ impl Store {
         }
         let mut removed = gone;
         if is_last {
-            self.remove(Part::Images, &file_name)?;
+            self.files.remove(IMAGES, &file_name)?;
             removed.push(id.digest.to_string());
         }
         if let (Some(_), Some(image)) = (owned, image) {
-            self.remove(Part::Rootfs, &image.rootfs)?;
+            self.files.remove(ROOTFS, &image.rootfs)?;
         }
         Ok(removed)
     }
 
     pub(super) fn remove_name(&self, name: &str) -> Result<(), StoreError> {
-        self.remove(Part::Names, &name_file_name(name))
+        Ok(self.files.remove(NAMES, &name_file_name(name))?)
     }
 
     /// Removes the image alone: its names are gone already.
     pub(super) fn remove_record(&self, image: &Head) -> Result<(), StoreError> {
-        self.remove(Part::Images, &image.id().file_name())
+        Ok(self.files.remove(IMAGES, &image.id().file_name())?)
     }
 
     /// Removes names that lead to none of these files of images, or that can't be read.
     pub(super) fn remove_names_without(&self, images: &BTreeSet<String>) -> Result<(), StoreError> {
-        for file_name in self.list(Part::Names)? {
-            let name = self.read::<Name>(Part::Names, &file_name)?;
+        for file_name in self.files.list(NAMES)? {
+            let name = self.read::<Name>(NAMES, &file_name)?;
             if name.is_none_or(|name| !images.contains(&name.id().file_name())) {
-                self.remove(Part::Names, &file_name)?;
+                self.files.remove(NAMES, &file_name)?;
             }
         }
         Ok(())
@@ -257,8 +257,8 @@ impl Store {
 
     /// Whether another image has the same file system.
     fn is_shared(&self, image: &Head) -> Result<bool, StoreError> {
-        for file_name in self.list(Part::Images)? {
-            let other = self.read::<Head>(Part::Images, &file_name)?;
+        for file_name in self.files.list(IMAGES)? {
+            let other = self.read::<Head>(IMAGES, &file_name)?;
             if other.is_some_and(|other| other.id() != image.id() && other.rootfs == image.rootfs) {
                 return Ok(true);
             }
@@ -276,7 +276,7 @@ impl Store {
             return Ok(None);
         }
         let mut found = Vec::new();
-        for file_name in self.list(Part::Images)? {
+        for file_name in self.files.list(IMAGES)? {
             let Some(id) = ImageId::of_file_name(&file_name) else { continue };
             let same_kind = algorithm.is_none_or(|algorithm| id.digest.algorithm().name() == algorithm);
             if same_kind && id.digest.hex().starts_with(digits) {
@@ -295,7 +295,7 @@ impl Store {
 
     /// A file that isn't there, or isn't ours, is none: somebody may have removed it just now, or meddled with it.
     pub(super) fn read<T: DeserializeOwned>(&self, part: Part, name: &str) -> Result<Option<T>, StoreError> {
-        let path = self.path(part, name);
+        let path = self.files.path(part, name);
         match fs::read(&path) {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes)
                 .inspect_err(|error| {
@@ -303,7 +303,7 @@ impl Store {
                 })
                 .ok()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(StoreError::io("read", &path)(error)),
+            Err(error) => Err(FileError::new("read", &path)(error).into()),
         }
     }
 }

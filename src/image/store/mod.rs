@@ -1,49 +1,38 @@
 //! The content-addressed store of images.
 //!
 //! ```text
-//! v1/lock              held (exclusively, for moments) by whoever changes names, images, or removes anything
 //! v1/names/SHA256      one name: JSON with the name itself and the image's digest; the file's name is the name's SHA-256
 //! v1/images/ALG-HEX    one image, by its manifest's digest: JSON with what to run, and the key of its file system; those that came without a
 //!                      manifest are config-ALG-HEX or dir-ALG-HEX: a digest of one kind never leads to an image of another
 //! v1/rootfs/KEY        one EROFS file; its mtime says when it was last used
 //! v1/blobs/ALG-HEX     blobs on their way from a registry into a file system
-//! v1/locks/NAME        held by whoever makes the file of that name in rootfs/ or blobs/
-//! v1/tmp/              files in the making, each locked by its maker; none where the file system has files without a name (O_TMPFILE)
 //! ```
 //!
-//! A file appears under its name only when it is complete, verified and on disk (write, fsync, link or rename, fsync the directory), and never
-//! changes afterwards. So a process that is killed at any moment leaves at most a temporary file or an empty one in `locks/`, which nobody has
-//! locked and which whoever opens the store next removes; or a file system without an image, which the next load of the image takes and `prune` removes.
-//!
-//! All locks are flock(2) locks. They belong to the open file description: they end with the process, however it ends, and go with a
-//! descriptor into another one. A [`Lease`] is a shared lock on a file of the store; what is leased is never removed. Lock order: a
-//! file's own lock in `locks/`, then the store's; leases are only ever tried for, so nothing can wait in a circle.
+//! How files are made, published, leased and removed is [`crate::store`]'s. A file system without an image, which `kill -9` may leave, is taken by the next load
+//! of the image, or removed by `prune`.
 //!
 //! **Layers are not kept** once their file system is built: a store has each image's content once, uncompressed. Kept layers would cost half as much
 //! disk again for all images in order to save a download for the few that are built from the same base; and a file system that is removed can be had again
 //! from where its image came from.
 
 mod blobs;
-mod files;
 mod images;
-mod lease;
 mod prune;
 mod record;
 mod release;
 mod rootfs;
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
 use super::digest::{DigestError, shown};
 use crate::size::{self, Base, NotASize};
+use crate::store::{FileError, FileStore, Lease, Part};
 
 pub use images::{ImageSummary, Moved, Scope};
-pub use lease::{ImageLease, Lease};
 pub use prune::Pruned;
 pub use record::{DigestOf, Image};
 pub(super) use rootfs::RootfsKey;
@@ -62,16 +51,9 @@ pub enum StoreError {
     /// Not a size.
     #[error("{LIMIT_VARIABLE}: {0}")]
     Limit(NotASize),
-    /// The host's.
-    #[error("can't {what} {}", path.display())]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// With which file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    /// A file of it.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A blob couldn't be written.
     #[error("can't get {name}")]
     Blob {
@@ -99,45 +81,20 @@ pub enum StoreError {
     Digest(#[from] DigestError),
 }
 
-impl StoreError {
-    fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
-        let path = path.to_owned();
-        move |source| Self::Io { what, path, source }
-    }
-}
+/// The lease of an image's file system, for as long as a VM uses it.
+pub type ImageLease = Lease;
 
 /// A store. Any number of processes may use it at once.
 #[derive(Debug)]
 pub struct Store {
-    dir: PathBuf,
+    files: FileStore,
     limit: Option<u64>,
 }
 
-/// The parts of a store.
-#[derive(Clone, Copy, Debug)]
-enum Part {
-    Names,
-    Images,
-    Rootfs,
-    Blobs,
-    Locks,
-    Tmp,
-}
-
-impl Part {
-    const ALL: [Self; 6] = [Self::Names, Self::Images, Self::Rootfs, Self::Blobs, Self::Locks, Self::Tmp];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Names => "names",
-            Self::Images => "images",
-            Self::Rootfs => "rootfs",
-            Self::Blobs => "blobs",
-            Self::Locks => "locks",
-            Self::Tmp => "tmp",
-        }
-    }
-}
+const NAMES: Part = Part("names");
+const IMAGES: Part = Part("images");
+const ROOTFS: Part = Part("rootfs");
+const BLOBS: Part = Part("blobs");
 
 impl Store {
     /// Opens the user's store, and makes it if there is none: `$BOTHY_STORE`, `$XDG_DATA_HOME/bothy` or `~/.local/share/bothy`.
@@ -160,19 +117,7 @@ impl Store {
 
     /// Opens the store in `dir`, and makes it if there is none. `limit` is in bytes.
     pub fn at(dir: &Path, limit: Option<u64>) -> Result<Self, StoreError> {
-        let store = Self { dir: dir.join("v1"), limit };
-        for part in Part::ALL {
-            let path = store.dir.join(part.name());
-            if !path.is_dir() {
-                let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
-                made.map_err(StoreError::io("create", &path))?;
-            }
-        }
-        // What was killed has left little, if anything; whoever can't remove it can use the store all the same.
-        for part in [Part::Tmp, Part::Locks] {
-            let _left = store.sweep(part).inspect_err(|error| log::debug!("{error}"));
-        }
-        Ok(store)
+        Ok(Self { files: FileStore::open(dir.join("v1"), &[NAMES, IMAGES, ROOTFS, BLOBS])?, limit })
     }
 
     /// Most bytes on disk that all images may take together.
@@ -180,42 +125,10 @@ impl Store {
         self.limit
     }
 
-    fn part(&self, part: Part) -> PathBuf {
-        self.dir.join(part.name())
+    /// A file in the store's file system that is gone with its last descriptor.
+    pub(super) fn unlinked(&self) -> Result<File, StoreError> {
+        Ok(self.files.unlinked()?)
     }
-
-    fn path(&self, part: Part, name: &str) -> PathBuf {
-        self.part(part).join(name)
-    }
-
-    /// The names of the files of a part, in order.
-    fn list(&self, part: Part) -> Result<Vec<String>, StoreError> {
-        let path = self.part(part);
-        let read = || -> io::Result<Vec<String>> {
-            let mut names = Vec::new();
-            for entry in fs::read_dir(&path)? {
-                names.extend(entry?.file_name().into_string().ok());
-            }
-            names.sort();
-            Ok(names)
-        };
-        read().map_err(StoreError::io("read", &path))
-    }
-
-    fn remove(&self, part: Part, name: &str) -> Result<(), StoreError> {
-        let path = self.path(part, name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::io("remove", &path)(error))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Makes names in a directory durable.
-fn sync_dir(dir: &Path) -> Result<(), StoreError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(StoreError::io("write", dir))
 }
 
 #[cfg(test)]

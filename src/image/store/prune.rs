@@ -5,10 +5,10 @@ use std::fs;
 use std::time::SystemTime;
 
 use super::images::disk_size;
-use super::lease::try_own;
 use super::record::Head;
-use super::{LIMIT_VARIABLE, Part, Store, StoreError};
+use super::{BLOBS, IMAGES, LIMIT_VARIABLE, ROOTFS, Store, StoreError};
 use crate::image::LOG;
+use crate::store::{Part, try_own};
 
 /// What was removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,7 +30,7 @@ struct Candidate {
 impl Store {
     /// Removes blobs, file systems without an image, and images without a name; with `all`, the images with names, too.
     pub fn prune(&self, all: bool) -> Result<Pruned, StoreError> {
-        let _lock = self.lock()?;
+        let _lock = self.files.lock()?;
         let mut pruned = Pruned { images: 0, bytes: self.prune_blobs()? };
         let names = self.names()?;
         for candidate in self.candidates()? {
@@ -48,7 +48,7 @@ impl Store {
                 pruned.images += unnamed.len();
             }
         }
-        self.sweep(Part::Locks)?;
+        self.files.sweep(Part::LOCKS)?;
         self.remove_damaged()?;
         Ok(pruned)
     }
@@ -57,7 +57,7 @@ impl Store {
     pub(super) fn enforce_limit(&self) -> Result<(), StoreError> {
         let Some(limit) = self.limit else { return Ok(()) };
         let mut candidates = self.candidates()?;
-        let blobs: u64 = self.sizes(Part::Blobs)?.values().sum();
+        let blobs: u64 = self.sizes(BLOBS)?.values().sum();
         let mut total = candidates.iter().map(|candidate| candidate.size).sum::<u64>() + blobs;
         if total > limit {
             total = total.saturating_sub(self.prune_blobs()?);
@@ -76,9 +76,9 @@ impl Store {
     }
 
     fn sizes(&self, part: Part) -> Result<BTreeMap<String, u64>, StoreError> {
-        let names = self.list(part)?.into_iter();
+        let names = self.files.list(part)?.into_iter();
         let sizes = names.filter_map(|name| {
-            let metadata = fs::metadata(self.path(part, &name)).ok()?;
+            let metadata = fs::metadata(self.files.path(part, &name)).ok()?;
             Some((name, disk_size(&metadata)))
         });
         Ok(sizes.collect())
@@ -86,9 +86,9 @@ impl Store {
 
     fn prune_blobs(&self) -> Result<u64, StoreError> {
         let mut bytes = 0;
-        for (name, size) in self.sizes(Part::Blobs)? {
-            if let Some(_unused) = try_own(&self.path(Part::Blobs, &name))? {
-                self.remove(Part::Blobs, &name)?;
+        for (name, size) in self.sizes(BLOBS)? {
+            if let Some(_unused) = try_own(&self.files.path(BLOBS, &name))? {
+                self.files.remove(BLOBS, &name)?;
                 bytes += size;
             }
         }
@@ -98,16 +98,16 @@ impl Store {
     /// The file systems that there are, and those that images name and that are missing.
     fn candidates(&self) -> Result<Vec<Candidate>, StoreError> {
         let mut by_rootfs: BTreeMap<String, Vec<Head>> = BTreeMap::new();
-        for name in self.list(Part::Rootfs)? {
+        for name in self.files.list(ROOTFS)? {
             by_rootfs.insert(name, Vec::new());
         }
-        for file_name in self.list(Part::Images)? {
-            if let Some(image) = self.read::<Head>(Part::Images, &file_name)? {
+        for file_name in self.files.list(IMAGES)? {
+            if let Some(image) = self.read::<Head>(IMAGES, &file_name)? {
                 by_rootfs.entry(image.rootfs.clone()).or_default().push(image);
             }
         }
         let candidates = by_rootfs.into_iter().map(|(name, images)| {
-            let metadata = fs::metadata(self.path(Part::Rootfs, &name)).ok();
+            let metadata = fs::metadata(self.files.path(ROOTFS, &name)).ok();
             let last_used = metadata.as_ref().and_then(|metadata| metadata.modified().ok());
             let last_used = last_used.unwrap_or(SystemTime::UNIX_EPOCH);
             Candidate { name, images, last_used, size: metadata.as_ref().map_or(0, disk_size) }
@@ -117,7 +117,7 @@ impl Store {
 
     /// Removes a file system and its images with their names, unless somebody uses it. False if somebody does.
     fn remove_candidate(&self, candidate: &Candidate) -> Result<bool, StoreError> {
-        let path = self.path(Part::Rootfs, &candidate.name);
+        let path = self.files.path(ROOTFS, &candidate.name);
         let owned = try_own(&path)?;
         if owned.is_none() && path.exists() {
             return Ok(false);
@@ -129,18 +129,18 @@ impl Store {
             }
             self.remove_record(image)?;
         }
-        self.remove(Part::Rootfs, &candidate.name)?;
+        self.files.remove(ROOTFS, &candidate.name)?;
         Ok(true)
     }
 
     /// What can't be read as what it should be, only ever by another's hand; and names that lead nowhere.
     fn remove_damaged(&self) -> Result<(), StoreError> {
-        for file_name in self.list(Part::Images)? {
-            if self.read::<Head>(Part::Images, &file_name)?.is_none() {
-                self.remove(Part::Images, &file_name)?;
+        for file_name in self.files.list(IMAGES)? {
+            if self.read::<Head>(IMAGES, &file_name)?.is_none() {
+                self.files.remove(IMAGES, &file_name)?;
             }
         }
-        let images: BTreeSet<String> = self.list(Part::Images)?.into_iter().collect();
+        let images: BTreeSet<String> = self.files.list(IMAGES)?.into_iter().collect();
         self.remove_names_without(&images)
     }
 }

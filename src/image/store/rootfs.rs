@@ -2,9 +2,9 @@
 
 use std::fs::File;
 
-use super::lease::{ImageLease, Lease};
-use super::{Part, Store, StoreError};
+use super::{ImageLease, ROOTFS, Store, StoreError};
 use crate::image::digest::Digest;
+use crate::store::{FileError, Lease};
 
 /// Stands in every key: another number when the writer makes other bytes of the same layers.
 const FORMAT: u32 = 2;
@@ -43,16 +43,16 @@ impl RootfsKey {
 
 impl Store {
     /// The file system, leased; `build` writes it into an empty file if there is none yet. True if it was built just now.
-    pub(in crate::image) fn rootfs<E: From<StoreError>>(
+    pub(in crate::image) fn rootfs<E: From<FileError>>(
         &self,
         key: &RootfsKey,
         build: impl FnOnce(&File) -> Result<(), E>,
     ) -> Result<(ImageLease, bool), E> {
-        self.once(Part::Rootfs, key.as_str(), build)
+        self.files.once(ROOTFS, key.as_str(), build)
     }
 
     /// The file system if it is there, leased.
     pub(super) fn lease_rootfs(&self, key: &RootfsKey) -> Result<Option<Lease>, StoreError> {
-        self.lease(Part::Rootfs, key.as_str())
+        Ok(self.files.lease(ROOTFS, key.as_str())?)
     }
 }

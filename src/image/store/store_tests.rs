@@ -3,11 +3,9 @@ use super::super::descriptor::Platform;
 use super::super::digest::Digest;
 use super::super::reference::Reference;
 use super::super::testing::chain;
-use super::lease::Guard;
 use super::*;
+use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 fn store(limit: Option<u64>) -> (tempfile::TempDir, Store) {
@@ -23,7 +21,7 @@ fn key(name: &str) -> RootfsKey {
 /// Makes a file system of `len` bytes and an image of it.
 fn add(store: &Store, name: &str, len: usize) -> (Image, ImageLease) {
     let write = |mut file: &File| -> Result<(), StoreError> {
-        file.write_all(&vec![7; len]).map_err(StoreError::io("write", Path::new(name)))
+        file.write_all(&vec![7; len]).map_err(|error| FileError::new("write", Path::new(name))(error).into())
     };
     let (lease, _) = store.rootfs(&key(name), write).unwrap();
     let image = Image {
@@ -49,7 +47,7 @@ fn names(store: &Store) -> Vec<String> {
 }
 
 fn count(store: &Store, part: Part) -> usize {
-    store.list(part).unwrap().len()
+    store.files.list(part).unwrap().len()
 }
 
 #[test]
@@ -153,7 +151,7 @@ fn the_key_of_a_file_system_is_never_a_path() {
         let mut record = serde_json::to_value(&image).unwrap();
         record["rootfs"] = key.into();
         let file = format!("sha256-{}", image.digest.hex());
-        store.write(Part::Images, &file, record.to_string().as_bytes()).unwrap();
+        store.files.write(IMAGES, &file, record.to_string().as_bytes()).unwrap();
         assert!(store.look_up("app", Scope::Local).unwrap().is_none(), "{key}");
         assert!(store.images().unwrap().is_empty());
         store.prune(true).unwrap();
@@ -191,7 +189,7 @@ fn a_name_moves_to_the_image_that_was_loaded_last() {
     assert_eq!(unnamed.len(), 1);
     assert_eq!(store.image(&unnamed[0]).unwrap().unwrap(), old);
     let pruned = store.prune(false).unwrap();
-    assert_eq!((pruned.images, count(&store, Part::Rootfs)), (1, 1));
+    assert_eq!((pruned.images, count(&store, ROOTFS)), (1, 1));
 }
 
 #[test]
@@ -201,12 +199,12 @@ fn removing_takes_the_image_with_its_last_name() {
     store.add(&image, &[reference("two")]).unwrap();
     drop(lease);
     assert_eq!(store.remove_image("one").unwrap(), ["docker.io/library/one:latest"]);
-    assert_eq!(count(&store, Part::Rootfs), 1);
+    assert_eq!(count(&store, ROOTFS), 1);
     assert_eq!(
         store.remove_image("two").unwrap(),
         ["docker.io/library/two:latest".to_owned(), image.digest.to_string()]
     );
-    for part in [Part::Names, Part::Images, Part::Rootfs, Part::Tmp] {
+    for part in [NAMES, IMAGES, ROOTFS, Part("tmp")] {
         assert_eq!(count(&store, part), 0, "{part:?}");
     }
     assert!(matches!(store.remove_image("two"), Err(StoreError::Unknown(_))));
@@ -224,7 +222,7 @@ fn removing_by_digits_takes_all_names() {
     assert_eq!(store.remove_image(&image.digest.to_string()).unwrap().len(), 2);
     assert_eq!(names(&store), [""; 0]);
     for number in 0..300 {
-        store.write(Part::Images, &format!("sha256-abcd{number:060}"), b"{}").unwrap();
+        store.files.write(IMAGES, &format!("sha256-abcd{number:060}"), b"{}").unwrap();
     }
     let message = store.remove_image("abcd").unwrap_err().to_string();
     assert!(message.contains("abcd is the beginning of several") && message.len() < 400, "{message}");
@@ -246,7 +244,7 @@ fn what_is_leased_is_never_removed() {
     assert!(matches!(store.remove_image("used"), Err(StoreError::InUse(_))));
     drop(copy);
     assert_eq!(store.prune(true).unwrap().images, 1);
-    assert_eq!(count(&store, Part::Rootfs), 0);
+    assert_eq!(count(&store, ROOTFS), 0);
 }
 
 #[test]
@@ -258,44 +256,7 @@ fn two_images_of_the_same_layers_share_their_file_system() {
     store.remove_image("one").unwrap();
     assert!(store.find(&reference("other")).unwrap().is_some());
     store.remove_image("other").unwrap();
-    assert_eq!(count(&store, Part::Rootfs), 0);
-}
-
-#[test]
-fn a_file_is_made_once_by_whoever_comes_first() {
-    let (_dir, store) = store(None);
-    let (made, inside) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    std::thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| {
-                let (lease, _) = store
-                    .once(Part::Rootfs, "x", |mut file| -> Result<(), StoreError> {
-                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
-                        made.fetch_add(1, Ordering::SeqCst);
-                        std::thread::sleep(Duration::from_millis(50));
-                        file.write_all(b"done").unwrap();
-                        inside.fetch_sub(1, Ordering::SeqCst);
-                        Ok(())
-                    })
-                    .unwrap();
-                assert_eq!(fs::read(lease.path()).unwrap(), b"done");
-            });
-        }
-    });
-    assert_eq!(made.load(Ordering::SeqCst), 1);
-    assert_eq!((count(&store, Part::Tmp), count(&store, Part::Locks)), (0, 0));
-}
-
-#[test]
-fn after_a_failure_the_next_one_makes_it() {
-    let (_dir, store) = store(None);
-    let fail = |_: &File| Err(StoreError::NoPlace);
-    assert!(store.once(Part::Rootfs, "x", fail).is_err());
-    for part in [Part::Rootfs, Part::Tmp, Part::Locks] {
-        assert_eq!(count(&store, part), 0, "{part:?}");
-    }
-    assert!(store.once(Part::Rootfs, "x", |_| Ok::<(), StoreError>(())).unwrap().1);
-    assert!(!store.once(Part::Rootfs, "x", fail).unwrap().1);
+    assert_eq!(count(&store, ROOTFS), 0);
 }
 
 #[test]
@@ -324,68 +285,7 @@ fn makers_and_removers_at_once_leave_a_good_store() {
     });
     add(&store, "contested", 5000);
     assert!(store.find(&reference("contested")).unwrap().is_some());
-    assert_eq!(count(&store, Part::Tmp), 0);
-}
-
-#[test]
-fn stale_files_are_swept_and_live_ones_are_not() {
-    let (_dir, store) = store(None);
-    let live = store.named().unwrap();
-    let stale = store.path(Part::Tmp, "999999-0");
-    fs::write(&stale, "left by kill -9").unwrap();
-    drop(store.lock().unwrap());
-    assert!(!stale.exists() && live.file().metadata().is_ok() && count(&store, Part::Tmp) == 1);
-    live.persist(&store.path(Part::Rootfs, "y")).unwrap();
-    assert_eq!((count(&store, Part::Tmp), count(&store, Part::Rootfs)), (0, 1));
-    let unlinked = store.unlinked().unwrap();
-    assert_eq!(count(&store, Part::Tmp), 0);
-    (&unlinked).write_all(b"still there").unwrap();
-}
-
-#[test]
-fn opening_the_store_sweeps_what_was_left() {
-    let (dir, first) = store(None);
-    let live = first.named().unwrap();
-    let making = Guard::wait(&first.path(Part::Locks, "making")).unwrap();
-    fs::write(first.path(Part::Tmp, "999999-0"), "left by kill -9").unwrap();
-    fs::write(first.path(Part::Locks, "left"), "").unwrap();
-    let second = Store::at(dir.path(), None).unwrap();
-    assert_eq!((count(&second, Part::Tmp), count(&second, Part::Locks)), (1, 1), "those in use");
-    drop((live, making));
-    Store::at(dir.path(), None).unwrap();
-    assert_eq!((count(&first, Part::Tmp), count(&first, Part::Locks)), (0, 0));
-}
-
-#[test]
-fn files_in_the_making_have_no_name() {
-    let (_dir, store) = store(None);
-    let file = store.temporary().unwrap();
-    (&mut file.file()).write_all(b"new").unwrap();
-    assert_eq!(count(&store, Part::Tmp), 0, "the file system of this test has such files");
-    let path = store.path(Part::Rootfs, "x");
-    file.persist(&path).unwrap();
-    assert_eq!(fs::read(&path).unwrap(), b"new");
-    // In place of another one, with a name or without.
-    for (file, content) in
-        [(store.temporary().unwrap(), b"newer"), (store.named().unwrap(), b"newest")] as [(_, &[u8]); 2]
-    {
-        (&mut file.file()).write_all(content).unwrap();
-        file.persist(&path).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), content);
-    }
-    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    assert_eq!((count(&store, Part::Tmp), count(&store, Part::Rootfs)), (0, 1));
-    assert!(super::lease::try_own(&path).unwrap().is_some(), "unlocked");
-}
-
-#[test]
-fn what_is_owned_can_be_written() {
-    let (_dir, store) = store(None);
-    let (image, lease) = add(&store, "app", 10);
-    drop(lease);
-    let owned = super::lease::try_own(&store.path(Part::Rootfs, &image.rootfs)).unwrap().unwrap();
-    let flags = rustix::fs::fcntl_getfl(&owned).unwrap();
-    assert!(flags.contains(rustix::fs::OFlags::RDWR), "NFS locks exclusively only what can be written");
+    assert_eq!(count(&store, Part("tmp")), 0);
 }
 
 #[test]
@@ -395,7 +295,7 @@ fn the_limit_removes_what_was_used_longest_ago() {
     for (age, name) in [(30, "old"), (10, "new"), (20, "middle")] {
         let (image, lease) = add(&store, name, 8192);
         drop(lease);
-        let file = File::options().write(true).open(store.path(Part::Rootfs, &image.rootfs)).unwrap();
+        let file = File::options().write(true).open(store.files.path(ROOTFS, &image.rootfs)).unwrap();
         file.set_modified(SystemTime::now() - Duration::from_secs(age * 1000)).unwrap();
     }
     assert_eq!(names(&store).len(), 3, "24 KiB fit");
@@ -423,31 +323,31 @@ fn blobs_are_verified_and_fetched_once() {
     ] {
         let message = chain(&get(bytes, len).unwrap_err());
         assert!(message.contains(part), "{message}");
-        assert_eq!((count(&store, Part::Blobs), count(&store, Part::Tmp)), (0, 0));
+        assert_eq!((count(&store, BLOBS), count(&store, Part("tmp"))), (0, 0));
     }
     let lease = get(b"blob", Some(4)).unwrap();
     assert_eq!(fs::read(get(b"not asked for", None).unwrap().path()).unwrap(), b"blob");
     assert_eq!(store.prune(true).unwrap().bytes, 0, "leased");
     drop(lease);
     store.prune(false).unwrap();
-    assert_eq!(count(&store, Part::Blobs), 0);
+    assert_eq!(count(&store, BLOBS), 0);
 }
 
 #[test]
 fn damage_by_another_hand_is_passed_over_and_pruned() {
     let (_dir, store) = store(None);
     let (image, lease) = add(&store, "good", 10);
-    store.write(Part::Images, "sha256-junk", b"{").unwrap();
-    store.write(Part::Names, "junk", b"\xff").unwrap();
+    store.files.write(IMAGES, "sha256-junk", b"{").unwrap();
+    store.files.write(NAMES, "junk", b"\xff").unwrap();
     let (lost, _) = add(&store, "lost", 10);
-    store.remove(Part::Rootfs, &lost.rootfs).unwrap();
+    store.files.remove(ROOTFS, &lost.rootfs).unwrap();
     assert_eq!(store.images().unwrap().len(), 2);
     assert!(
         store.find(&reference("lost")).unwrap().is_none(),
         "without its file system it must be loaded again"
     );
     store.prune(false).unwrap();
-    assert_eq!((count(&store, Part::Images), count(&store, Part::Names)), (2, 2));
+    assert_eq!((count(&store, IMAGES), count(&store, NAMES)), (2, 2));
     assert_eq!(store.remove_image("lost").unwrap().len(), 2);
     drop(lease);
     assert_eq!(store.remove_image("good").unwrap()[1], image.digest.to_string());
