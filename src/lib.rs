@@ -7,7 +7,7 @@
 //! bench -> spec                          (the filters of processes are run as those that bothy makes)
 //! image -> store
 //! store, agent, snapshot, spec           (name only themselves)
-//! bounded_log, outcome, timeline, poll, random, sink, size, thread (small, and used by all of the above)
+//! bounded_log, outcome, timeline, poll, random, sink, size, sys, thread (small, and used by all of the above)
 //! ```
 //!
 //! A module uses only what stands to its right or below, and siblings don't see each other; `tests/layering.rs` holds
@@ -38,6 +38,7 @@ pub mod size;
 pub mod snapshot;
 pub mod spec;
 pub mod store;
+pub mod sys;
 pub mod thread;
 pub mod timeline;
 pub mod unix_socket;

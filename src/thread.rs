@@ -58,17 +58,3 @@ impl Spawner {
         })
     }
 }
-
-/// The calling thread, when it wakes, no longer takes a processor from a thread that runs (`SCHED_BATCH`): where none is free it waits for its
-/// turn. For a thread that a vCPU wakes with work of which more is to come: it would run for the first piece, sleep, and be woken for the next.
-#[expect(unsafe_code, reason = "no crate of ours has sched_setscheduler")]
-pub fn set_batch_policy() {
-    let parameters = libc::sched_param { sched_priority: 0 };
-    // SAFETY: they take no pointer but one to a struct of ours, which is read. Where something forbids it the thread is as it was.
-    unsafe {
-        // Who has chosen another policy for bothy has reasons.
-        if libc::sched_getscheduler(0) == libc::SCHED_OTHER {
-            libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters);
-        }
-    }
-}

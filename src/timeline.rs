@@ -5,6 +5,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 /// A moment in a VM's life.
@@ -74,21 +75,17 @@ impl Times {
 
 /// CLOCK_MONOTONIC in nanoseconds.
 pub fn now_ns() -> u64 {
-    clock_ns(libc::CLOCK_MONOTONIC)
+    clock_ns(ClockId::Monotonic)
 }
 
 /// When the kernel began to execute this program, as well as that can be known: now, less the CPU time that the process
 /// has used (/proc/self/stat counts in hundredths of a second only). Call it first thing in `main`.
 pub fn exec_ns() -> u64 {
-    now_ns().saturating_sub(clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID))
+    now_ns().saturating_sub(clock_ns(ClockId::ProcessCPUTime))
 }
 
-fn clock_ns(clock: libc::clockid_t) -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    #[expect(unsafe_code, reason = "std's Instant can't be compared between processes")]
-    // SAFETY: `time` is a valid timespec for the kernel to fill, and both clocks exist on every Linux.
-    let ret = unsafe { libc::clock_gettime(clock, &raw mut time) };
-    assert_eq!(ret, 0, "the clock exists");
+fn clock_ns(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock);
     u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 

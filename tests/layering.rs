@@ -10,7 +10,7 @@ use syn::{Attribute, Item, UseTree, Visibility};
 
 /// Used by all.
 const EVERYWHERE: &[&str] =
-    &["bounded_log", "outcome", "poll", "random", "sink", "size", "thread", "timeline"];
+    &["bounded_log", "outcome", "poll", "random", "sink", "size", "sys", "thread", "timeline"];
 
 /// A module, or a part of one, and the modules that it may name. The first line that fits a file counts.
 const ALLOWED: &[(&str, &[&str])] = &[
@@ -64,6 +64,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("random", &[]),
     ("sink", &[]),
     ("size", &[]),
+    ("sys", &[]),
     ("thread", &[]),
     ("timeline", &[]),
     ("unix_socket", &[]),

@@ -84,21 +84,15 @@ pub(super) fn network(net: &net::Config) -> NetConfig {
 }
 
 /// The memory of this host, by sysinfo(2): /proc/meminfo says the same, and takes longer than parsing the command line.
-pub(super) fn host_memory_mib() -> anyhow::Result<u64> {
-    #[expect(unsafe_code, reason = "std doesn't tell the host's memory")]
-    // SAFETY: a sysinfo of zeros is valid, and the call writes within it.
-    let (ret, info) = unsafe {
-        let mut info: libc::sysinfo = std::mem::zeroed();
-        (libc::sysinfo(&raw mut info), info)
-    };
-    anyhow::ensure!(ret == 0, "sysinfo: {}", std::io::Error::last_os_error());
-    Ok((info.totalram * u64::from(info.mem_unit)) >> 20)
+pub(super) fn host_memory_mib() -> u64 {
+    let info = rustix::system::sysinfo();
+    (info.totalram * u64::from(info.mem_unit)) >> 20
 }
 
 #[cfg(test)]
 mod tests {
     #[test]
     fn the_hosts_memory_is_known() {
-        assert!(super::host_memory_mib().unwrap() > 0);
+        assert!(super::host_memory_mib() > 0);
     }
 }

@@ -1,6 +1,5 @@
 //! The subcommands, a file each; every one reads as a recipe.
 
-mod attend;
 mod bench;
 mod boot;
 mod carry;
@@ -16,8 +15,6 @@ mod prune;
 mod pull;
 mod rmi;
 mod run;
-mod signals;
-mod terminal;
 
 use std::fs::OpenOptions;
 use std::io::Write;

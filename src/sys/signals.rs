@@ -1,5 +1,5 @@
-//! Signals as a descriptor that can be waited for: those that ask the command to end, or all that can be passed on. And, for a command that starts other
-//! programs, as a word that can be asked for.
+//! Signals as a descriptor that can be waited for: those that ask a process to end, or all that can be passed on. And, for a process that starts other
+//! programs, as a flag.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Blocked signals that are read as bytes instead. Those that our caller ignores (nohup, a shell's background jobs) stay ignored. Threads that are
 /// started afterwards have them blocked too.
-pub(super) struct Signals(File);
+pub struct Signals(File);
 
 /// What ends a program that doesn't say otherwise, when somebody wishes it to.
 const ENDS: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
@@ -32,7 +32,7 @@ static END_IS_WISHED: AtomicBool = AtomicBool::new(false);
 
 /// From here on signals that ask for an end only say so, in what [`end_is_wished`] gives. Programs that are started meet them as ever: a blocked signal
 /// would stay blocked for them. Those that our caller ignores stay ignored.
-pub(super) fn watch_for_ends() -> io::Result<()> {
+pub fn watch_for_ends() -> io::Result<()> {
     extern "C" fn note(_signal: libc::c_int) {
         END_IS_WISHED.store(true, Ordering::Relaxed);
     }
@@ -60,18 +60,38 @@ pub(super) fn watch_for_ends() -> io::Result<()> {
 }
 
 /// Whether somebody wishes an end.
-pub(super) fn end_is_wished() -> bool {
+pub fn end_is_wished() -> bool {
     END_IS_WISHED.load(Ordering::Relaxed)
+}
+
+/// All signals reach this process, or this program, again.
+pub fn unblock_all() {
+    #[expect(unsafe_code, reason = "std has no signal mask")]
+    // SAFETY: `none` is initialised by sigemptyset before it is read; the calls touch no other memory.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// A write past a limit on the size of files is an error, and no signal.
+pub fn ignore_file_size_limit() {
+    #[expect(unsafe_code, reason = "std ignores no signals")]
+    // SAFETY: no handler is installed.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
 }
 
 impl Signals {
     /// Those that ask for an end, and the one that says that the terminal has another size.
-    pub(super) fn ends_and_resizes() -> io::Result<Self> {
+    pub fn ends_and_resizes() -> io::Result<Self> {
         Self::take_over(ENDS.into_iter().chain([libc::SIGWINCH]))
     }
 
     /// All that a command can be sent through us, real-time signals included.
-    pub(super) fn all() -> io::Result<Self> {
+    pub fn all() -> io::Result<Self> {
         Self::take_over((1..=libc::SIGRTMAX()).filter(|signal| !OWN.contains(signal)))
     }
 
@@ -100,7 +120,7 @@ impl Signals {
     }
 
     /// Takes one signal, and gives its number; called when the descriptor is readable.
-    pub(super) fn take(&mut self) -> io::Result<i32> {
+    pub fn take(&mut self) -> io::Result<i32> {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
         self.0.read_exact(&mut info)?;
         // `ssi_signo` is the first field.

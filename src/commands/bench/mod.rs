@@ -24,13 +24,14 @@ use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use self::work::Work;
-use super::{Failure, images, print, say, signals};
+use super::{Failure, images, print, say};
 use crate::bench::executor::Executor;
 use crate::bench::results::{Results, Section, VERSION};
 use crate::bench::sections::{Bench, Times};
 use crate::bench::stats::FEW;
 use crate::bench::{cache, machine, report, watch};
 use crate::cli::{BenchArgs, Engine};
+use crate::sys::signals;
 
 /// Most instances at once.
 const MOST_INSTANCES: usize = 100;

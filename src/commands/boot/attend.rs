@@ -7,17 +7,19 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rustix::net::{SendFlags, send};
 
-use super::signals::Signals;
-use super::terminal::{self, Escape, HELP, Key, RawTerminal};
-use super::{carry, say};
+use super::keys::{Escape, HELP, Key};
+use crate::commands::{carry, say};
 use crate::outcome::Outcome;
 use crate::poll::{self, Source};
+use crate::sys::signals::Signals;
+use crate::sys::terminal::{self, RawTerminal};
 use crate::thread;
 use crate::timeline::Times;
 use crate::vmm::control::{Counts, Heard, News, Order, Report};
@@ -329,11 +331,7 @@ impl Input {
 
 /// Sends without blocking; the socket itself stays blocking for the thread that reads from it.
 fn send_some(socket: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    #[expect(unsafe_code, reason = "std's send takes no flags")]
-    // SAFETY: the pointer and the length are those of `bytes`, which the call only reads.
-    let sent = unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
-    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    Ok(send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
 }
 
 /// The thread that writes the guest's output to standard output.

@@ -1,14 +1,16 @@
 //! `bothy boot`.
 
+mod attend;
+mod keys;
+
 use std::fs;
 use std::io::{self, IsTerminal};
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
+use bothy_guest::protocol::WindowSize;
 
-use super::attend::{self, Ended};
-use super::signals::Signals;
-use super::terminal::{self, RawTerminal};
+use self::attend::Ended;
 use super::{Failure, machine, say};
 use crate::boot;
 use crate::boot::image::{Blob, KernelImage};
@@ -16,6 +18,8 @@ use crate::cli::{BootArgs, TimingFormat};
 use crate::config::{Console, VmConfig};
 use crate::guest_files::GuestFiles;
 use crate::report::timing::Timing;
+use crate::sys::signals::Signals;
+use crate::sys::terminal::{self, RawTerminal};
 use crate::timeline::{self, Mark, Timeline};
 use crate::virtio::{blk, vsock};
 use crate::vmm::process::VmProcess;
@@ -50,7 +54,7 @@ fn configuration(args: &BootArgs) -> Result<VmConfig, Failure> {
         None => VmConfig::default(),
     };
     let config = file.overridden_by(args.to_config());
-    config.validate(machine::host_memory_mib()?).map_err(|error| Failure::Usage(error.into()))?;
+    config.validate(machine::host_memory_mib()).map_err(|error| Failure::Usage(error.into()))?;
     Ok(config)
 }
 
@@ -116,7 +120,7 @@ fn command_line(config: &VmConfig, own_guest: bool) -> String {
     }
     if own_guest {
         words.push(machine::own_kernel_words(config.transport()).to_owned());
-        words.extend(terminal::environment());
+        words.extend(terminal_words());
     }
     words.extend(config.net.iter().map(|net| format!("{}={}", bothy_guest::KEY_NET, machine::network(net))));
     // Until the console's driver is there.
@@ -130,6 +134,24 @@ fn command_line(config: &VmConfig, own_guest: bool) -> String {
     };
     words.extend(first.into_iter().chain(last));
     words.join(" ")
+}
+
+/// What a guest's programs should know of the terminal, as words for the kernel's command line, which hands them to init as
+/// environment variables: its type and its size. Empty if standard input is none.
+fn terminal_words() -> Option<String> {
+    if !io::stdin().is_terminal() {
+        return None;
+    }
+    let term = std::env::var("TERM").ok().filter(|term| is_plain(term)).unwrap_or_else(|| "vt100".into());
+    Some(match terminal::size() {
+        Some(WindowSize { rows, columns }) => format!("TERM={term} LINES={rows} COLUMNS={columns}"),
+        None => format!("TERM={term}"),
+    })
+}
+
+/// Whether a word means nothing but itself on a kernel command line.
+fn is_plain(word: &str) -> bool {
+    !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte))
 }
 
 fn conclude(ended: &Ended, timing: Option<TimingFormat>) -> u8 {

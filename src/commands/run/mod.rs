@@ -40,8 +40,6 @@ pub(super) use self::place::base as runtime_dir;
 use self::qemu::Qemu;
 use self::session::{Finished, Job, Session};
 use self::workload::Workload;
-use super::signals::Signals;
-use super::terminal::{self, RawTerminal};
 use super::{machine, random_name, say};
 use crate::agent::Agent;
 use crate::boot::image::Blob;
@@ -52,6 +50,8 @@ use crate::image::rootfs::Limits;
 use crate::image::{Image, ImageLease, LoadOptions, Naming, PullOptions, RunConfig};
 use crate::random;
 use crate::report::timing::Timing;
+use crate::sys::signals::Signals;
+use crate::sys::terminal::{self, RawTerminal};
 use crate::timeline::{self, Mark, Timeline};
 use crate::virtio::blk::Cache;
 use crate::virtio::{blk, net, vsock};
@@ -85,7 +85,7 @@ pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
     let rights = security::rights(args)?;
     let place = Place::make(args.name.as_deref().unwrap_or(&id))?;
     let mut config = configuration(args, &lease, place.vsock());
-    config.validate(machine::host_memory_mib()?)?;
+    config.validate(machine::host_memory_mib())?;
     let parts = Parts::open(args, lease)?;
     machine::must_run_linux("")?;
     let (qemu, nets, mut agent) = match args.vmm {

@@ -30,7 +30,8 @@ use super::core::spec::{blk, feature, id};
 use super::core::state::{Remembered, recall, remember};
 use super::core::worker::{Stop, Worker};
 use crate::bounded_log::BoundedLog;
-use crate::thread::{self, Spawner};
+use crate::sys::process;
+use crate::thread::Spawner;
 
 const QUEUE_SIZE: u16 = 256;
 /// Data segments of the largest request: a chain has at most the queue's size, and header and status take one each.
@@ -76,7 +77,7 @@ impl Block {
             let name = if queues > 1 { format!("{name}.q{index}") } else { name.to_owned() };
             let (server, throttle) = (server.clone(), throttle.clone());
             Worker::spawn(&name, spawner, move |mut job: Job, stop: &Stop| {
-                thread::set_batch_policy();
+                process::set_batch_policy();
                 let mut iovs = IoVecs::default();
                 let Job { queues, write_through } = &mut job;
                 queues.iter_mut().for_each(|queue| queue.limit(throttle.clone()));

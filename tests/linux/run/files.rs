@@ -93,9 +93,13 @@ fn a_container_sees_each_file_as_umoci_unpacks_it() {
     for flags in [&["--read-only"][..], &[]] {
         let finished = run(image, flags).args(["files", "/bin/inside", "list", "/"]).args(OWN).run();
         let seen = String::from_utf8(finished.output()).unwrap();
-        // A root that can be written is a new directory, with a time of its own.
-        let skip = usize::from(flags.is_empty());
-        for (seen, made) in seen.lines().zip(expected.lines()).skip(skip) {
+        // The root is a new directory, as with docker, with a time of its own: mount points are made in it.
+        let without_time = |text: &str| {
+            let root = text.lines().next().unwrap_or_default();
+            root.rsplit_once(' ').unwrap_or_default().0.to_owned()
+        };
+        assert_eq!(without_time(&seen), without_time(&expected), "with {flags:?}");
+        for (seen, made) in seen.lines().zip(expected.lines()).skip(1) {
             assert_eq!(seen, made, "with {flags:?}");
         }
         assert_eq!(seen.lines().count(), expected.lines().count(), "{seen}");
