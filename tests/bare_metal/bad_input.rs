@@ -177,7 +177,7 @@ fn memory_that_is_nothing_no_number_or_more_than_there_is() {
         "lots",
         "",
         "512",
-        "1.5G",
+        "1.5.5G",
         "2000G",
         "1048576G",
         "18446744073709551615G",

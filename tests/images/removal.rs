@@ -138,13 +138,15 @@ fn a_full_file_system_is_said_before_it_is_full() {
 #[test]
 fn the_limit_must_be_a_size() {
     let store = with(&["root"]);
-    for limit in ["lots", "1.5G", "-1"] {
+    for limit in ["lots", "1.5.5G", "-1"] {
         store
             .bothy(["images"])
             .env("BOTHY_STORE_LIMIT", limit)
             .run()
             .code(1)
-            .says("is not a size: expected a number with");
+            .says("is not a size: expected a number and a unit");
     }
-    store.bothy(["images"]).env("BOTHY_STORE_LIMIT", "20G").run().code(0);
+    for limit in ["20G", "1.5g", "1073741824"] {
+        store.bothy(["images"]).env("BOTHY_STORE_LIMIT", limit).run().code(0);
+    }
 }
