@@ -12,8 +12,8 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::event_loop::Wakeups;
-use super::wiring::{DoorbellQueue, KvmRoutes};
-use super::{Origin, Resources, Vmm, rest};
+use super::kvm_routes::{DoorbellQueue, KvmRoutes};
+use super::{Origin, Resources, Vmm, state};
 use crate::boot::acpi::{self, Platform, VirtioSlot};
 use crate::boot::{self, BootError, Protocol};
 use crate::bus::{Bus, BusError};
@@ -104,7 +104,7 @@ pub(super) fn build(
     let (at_rest, mem) = match &resources.origin {
         Origin::Kernel { .. } => (None, memory::create(config.memory_mib(), config.backing())?),
         Origin::Snapshot(file) => {
-            let (state, part) = snapshot::read::<rest::State>(file)?;
+            let (state, part) = snapshot::read::<state::State>(file)?;
             check_shape(config, &state, part.len)?;
             let mem = memory::image::map(config.memory_mib(), file, part.offset)?;
             acpi::renew_generation(&mem)?;
@@ -188,7 +188,7 @@ pub(super) fn build(
         vcpus,
         devices,
         ioapic,
-        shape: rest::Shape::of(config),
+        shape: state::Shape::of(config),
         snapshot: resources.snapshot,
         has_disks,
         events,
@@ -219,8 +219,8 @@ impl CpuidQuery {
 }
 
 /// What a guest that goes on could tell.
-fn check_shape(config: &VmConfig, state: &rest::State, memory_len: u64) -> Result<(), BuildError> {
-    if let Some(difference) = state.shape.difference(&rest::Shape::of(config)) {
+fn check_shape(config: &VmConfig, state: &state::State, memory_len: u64) -> Result<(), BuildError> {
+    if let Some(difference) = state.shape.difference(&state::Shape::of(config)) {
         return Err(BuildError::Foreign(difference));
     }
     if memory_len != config.memory_mib() << 20 || state.vcpus.len() != usize::from(config.cpus()) {

@@ -8,9 +8,9 @@
 mod build;
 pub mod control;
 mod event_loop;
+mod kvm_routes;
 pub mod process;
-mod rest;
-mod wiring;
+mod state;
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
@@ -35,7 +35,7 @@ use crate::virtio::core::transport::Attached;
 use crate::virtio::{balloon, blk, console, net, vsock};
 use control::{Counts, Exits, UserExits};
 use event_loop::Wakeups;
-use wiring::DoorbellQueue;
+use kvm_routes::DoorbellQueue;
 
 /// Everything that the VM needs from outside, opened by the command.
 pub struct Resources {
@@ -116,7 +116,7 @@ struct Vmm {
     vcpus: Vec<Vcpu>,
     devices: Vec<Arc<dyn Attached>>,
     ioapic: Arc<Ioapic>,
-    shape: rest::Shape,
+    shape: state::Shape,
     snapshot: Option<File>,
     /// Whether stopping the devices may take long.
     has_disks: bool,
