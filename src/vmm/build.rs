@@ -13,8 +13,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::event_loop::Wakeups;
 use super::kvm_routes::{DoorbellQueue, KvmRoutes};
-use super::{Origin, Resources, Vmm, state};
-use crate::boot::acpi::{self, Platform, VirtioSlot};
+use super::{Backends, Kernel, Origin, Resources, Vmm, state};
+use crate::boot::acpi::{self, VirtioSlot};
 use crate::boot::{self, BootError, Protocol};
 use crate::bus::{Bus, BusError};
 use crate::config::{Balloon, Console, Transport, VmConfig};
@@ -28,7 +28,7 @@ use crate::outcome::End;
 use crate::snapshot::{self, SnapshotError};
 use crate::thread::Spawner;
 use crate::timeline::{Mark, Timeline};
-use crate::vcpu::{self, Entry, Machine, VcpuError};
+use crate::vcpu::{self, Entry, Machine, Vcpu, VcpuError};
 use crate::virtio::core::device::VirtioDevice;
 use crate::virtio::core::mmio::MmioTransport;
 use crate::virtio::core::pci;
@@ -92,114 +92,171 @@ pub(super) fn build(
     console: Option<UnixStream>,
     timeline: Arc<Timeline>,
 ) -> Result<Vmm, BuildError> {
+    let Resources { kvm, origin, snapshot, backends, .. } = resources;
     let wakeups = Wakeups::new().map_err(io("an eventfd"))?;
     let end = Arc::new(End::new(wakeups.end_evt.try_clone().map_err(io("an eventfd"))?));
     let spawner = Spawner::default();
-
-    let supported_cpuid = CpuidQuery::start(&resources.kvm, &spawner)?;
-    let vm = Arc::new(kvm::open_vm(kvm::system(resources.kvm))?);
+    let cpuid = CpuidQuery::start(&kvm, &spawner)?;
+    let vm = Arc::new(kvm::open_vm(kvm::system(kvm))?);
     check_vcpus(&vm, config.cpus())?;
     timeline.record(Mark::KvmReady);
 
-    let (at_rest, mem) = match &resources.origin {
-        Origin::Kernel { .. } => (None, memory::create(config.memory_mib(), config.backing())?),
-        Origin::Snapshot(file) => {
-            let (state, part) = snapshot::read::<state::State>(file)?;
-            check_shape(config, &state, part.len)?;
-            let mem = memory::image::map(config.memory_mib(), file, part.offset)?;
-            acpi::renew_generation(&mem)?;
-            (Some(state), mem)
-        }
+    let base = Base { vm, end, timeline, spawner, wakeups };
+    let (platform, vcpus) = match origin {
+        Origin::Kernel(kernel) => boot(config, base, cpuid, backends, &kernel)?,
+        Origin::Snapshot(file) => resume(config, base, cpuid, backends, &file)?,
     };
-    let mem = Arc::new(mem);
-    vm.add_memory(&mem)?;
-    timeline.record(Mark::MemoryReady);
-
-    let mut buses = Buses::default();
-    let routes = Arc::new(KvmRoutes::new(vm.clone()));
-    let ioapic = Arc::new(Ioapic::new(routes.clone()));
-    buses.mmio.insert(layout::IOAPIC_GPA, layout::IOAPIC_LEN, ioapic.clone())?;
-    let events = plug_platform(&mut buses, &ioapic, &end, &timeline)?;
-    let serial = match config.console() {
-        Console::Serial | Console::Virtio => Some(plug_serial(&mut buses, &ioapic, &wakeups)?),
-        Console::None => None,
-    };
-
-    let doorbells = Arc::new(DoorbellQueue::new(wakeups.doorbell_evt.try_clone().map_err(io("an eventfd"))?));
-    let backends = Backends { disks: resources.disks, nets: resources.nets, vsock: resources.vsock };
-    let mut devices = virtio_devices(config, backends, &spawner)?;
-    let port = plug_console(config, resources.console_size, &mut devices, &wakeups, &spawner)?;
-    let balloon = plug_balloon(config, &mut devices, &spawner)?;
-    let mut sockets =
-        Sockets { buses: &mut buses, ioapic: &ioapic, routes: &routes, mem: &mem, doorbells: &doorbells };
-    let pci = config.transport() == Transport::Pci;
-    let (virtio, devices) = match config.transport() {
-        Transport::Mmio => sockets.plug_mmio(devices)?,
-        Transport::Pci => (Vec::new(), sockets.plug_pci(devices)?),
-    };
-
-    let vcpus = match resources.origin {
-        Origin::Kernel { kernel, initrd, cmdline } => {
-            let start = boot::load(&boot::Request {
-                mem: &mem,
-                memory_mib: config.memory_mib(),
-                kernel: &kernel,
-                initrd: initrd.as_ref(),
-                cmdline: &cmdline,
-                platform: &Platform { cpus: config.cpus(), serial: serial.is_some(), virtio, pci },
-            })?;
-            timeline.record(Mark::KernelLoaded);
-            let entry = match start.protocol {
-                Protocol::Pvh => Entry::Pvh { rip: start.rip },
-                Protocol::Linux64 => Entry::Linux64 { rip: start.rip },
-            };
-            vcpu::create_all(&vm, &supported_cpuid.finish()?, &mem, config.cpus(), entry)?
-        }
-        Origin::Snapshot(_) => {
-            let state = at_rest.expect("it was read above");
-            ioapic.restore(state.ioapic).map_err(BuildError::Foreign)?;
-            if state.devices.len() != devices.len() {
-                let (wanted, own) = (state.devices.len(), devices.len());
-                return Err(BuildError::Foreign(format!("{wanted} virtio devices, where this VM has {own}")));
-            }
-            for (device, state) in devices.iter().zip(&state.devices) {
-                device.restore(state)?;
-            }
-            timeline.record(Mark::KernelLoaded);
-            let supported = supported_cpuid.finish()?;
-            // Close to the time stamps, which the guest compares it with.
-            vm.set_clock(&state.clock)?;
-            let vcpus = vcpu::restore_all(&vm, &supported, &state.vcpus)?;
-            // What raises interrupts comes when there is somebody to hear them.
-            if let (Some(serial), Some(state)) = (&serial, state.serial) {
-                serial.restore(state).map_err(BuildError::Foreign)?;
-            }
-            events.renew(state.events);
-            vcpus
-        }
-    };
-    let (ports, mmio) = (Arc::new(buses.ports), Arc::new(buses.mmio));
-    let machine = Machine { ports, mmio, end, gate: Arc::default(), timeline };
-    let has_disks = !config.disk.is_empty();
+    let (ports, mmio) = (Arc::new(platform.buses.ports), Arc::new(platform.buses.mmio));
+    let Base { vm, end, timeline, spawner, wakeups } = platform.base;
     Ok(Vmm {
         vm,
-        mem,
-        machine,
+        mem: platform.mem,
+        machine: Machine { ports, mmio, end, gate: Arc::default(), timeline },
         vcpus,
-        devices,
-        ioapic,
+        devices: platform.virtio,
+        ioapic: platform.ioapic,
         shape: state::Shape::of(config),
-        snapshot: resources.snapshot,
-        has_disks,
-        events,
-        serial,
-        port,
-        balloon,
+        snapshot,
+        has_disks: !config.disk.is_empty(),
+        events: platform.events,
+        serial: platform.serial,
+        port: platform.port,
+        balloon: platform.balloon,
         console,
-        doorbells,
+        doorbells: platform.doorbells,
         wakeups,
         spawner,
     })
+}
+
+/// The guest begins at its kernel's entry.
+fn boot(
+    config: &VmConfig,
+    base: Base,
+    cpuid: CpuidQuery,
+    backends: Backends,
+    origin: &Kernel,
+) -> Result<(Platform, Vec<Vcpu>), BuildError> {
+    let mem = memory::create(config.memory_mib(), config.backing())?;
+    let platform = Platform::assemble(config, base, mem, backends)?;
+    let start = boot::load(&boot::Request {
+        mem: &platform.mem,
+        memory_mib: config.memory_mib(),
+        kernel: &origin.kernel,
+        initrd: origin.initrd.as_ref(),
+        cmdline: &origin.cmdline,
+        platform: &acpi::Platform {
+            cpus: config.cpus(),
+            serial: platform.serial.is_some(),
+            virtio: platform.slots.clone(),
+            pci: config.transport() == Transport::Pci,
+        },
+    })?;
+    platform.base.timeline.record(Mark::KernelLoaded);
+    let entry = match start.protocol {
+        Protocol::Pvh => Entry::Pvh { rip: start.rip },
+        Protocol::Linux64 => Entry::Linux64 { rip: start.rip },
+    };
+    let supported = cpuid.finish()?;
+    let vcpus = vcpu::create_all(&platform.base.vm, &supported, &platform.mem, config.cpus(), entry)?;
+    Ok((platform, vcpus))
+}
+
+/// The guest goes on where another VM was.
+fn resume(
+    config: &VmConfig,
+    base: Base,
+    cpuid: CpuidQuery,
+    backends: Backends,
+    file: &File,
+) -> Result<(Platform, Vec<Vcpu>), BuildError> {
+    let (state, part) = snapshot::read::<state::State>(file)?;
+    check_shape(config, &state, part.len)?;
+    let mem = memory::image::map(config.memory_mib(), file, part.offset)?;
+    acpi::renew_generation(&mem)?;
+    let platform = Platform::assemble(config, base, mem, backends)?;
+    platform.ioapic.restore(state.ioapic).map_err(BuildError::Foreign)?;
+    if state.devices.len() != platform.virtio.len() {
+        let (wanted, own) = (state.devices.len(), platform.virtio.len());
+        return Err(BuildError::Foreign(format!("{wanted} virtio devices, where this VM has {own}")));
+    }
+    for (device, state) in platform.virtio.iter().zip(&state.devices) {
+        device.restore(state)?;
+    }
+    platform.base.timeline.record(Mark::KernelLoaded);
+    let supported = cpuid.finish()?;
+    // Close to the time stamps, which the guest compares it with.
+    platform.base.vm.set_clock(&state.clock)?;
+    let vcpus = vcpu::restore_all(&platform.base.vm, &supported, &state.vcpus)?;
+    // What raises interrupts comes when there is somebody to hear them.
+    if let (Some(serial), Some(state)) = (&platform.serial, state.serial) {
+        serial.restore(state).map_err(BuildError::Foreign)?;
+    }
+    platform.events.renew(state.events);
+    Ok((platform, vcpus))
+}
+
+/// A VM without memory, and what all of its parts use.
+struct Base {
+    vm: Arc<kvm::Vm>,
+    end: Arc<End>,
+    timeline: Arc<Timeline>,
+    spawner: Spawner,
+    wakeups: Wakeups,
+}
+
+/// Everything of a VM but its vCPUs and what is in its memory: the same whether a guest begins or goes on.
+struct Platform {
+    base: Base,
+    mem: Arc<GuestMemory>,
+    buses: Buses,
+    ioapic: Arc<Ioapic>,
+    events: Arc<Events>,
+    serial: Option<Arc<Serial>>,
+    port: Option<Arc<console::Port>>,
+    balloon: Option<balloon::Handle>,
+    doorbells: Arc<DoorbellQueue>,
+    virtio: Plugged,
+    /// What the guest has to be told of `virtio`.
+    slots: Vec<VirtioSlot>,
+}
+
+impl Platform {
+    fn assemble(
+        config: &VmConfig,
+        base: Base,
+        mem: GuestMemory,
+        backends: Backends,
+    ) -> Result<Self, BuildError> {
+        let Base { vm, wakeups, spawner, .. } = &base;
+        let mem = Arc::new(mem);
+        vm.add_memory(&mem)?;
+        base.timeline.record(Mark::MemoryReady);
+
+        let mut buses = Buses::default();
+        let routes = Arc::new(KvmRoutes::new(vm.clone()));
+        let ioapic = Arc::new(Ioapic::new(routes.clone()));
+        buses.mmio.insert(layout::IOAPIC_GPA, layout::IOAPIC_LEN, ioapic.clone())?;
+        let events = plug_platform(&mut buses, &ioapic, &base.end, &base.timeline)?;
+        let serial = match config.console() {
+            Console::Serial | Console::Virtio => Some(plug_serial(&mut buses, &ioapic, wakeups)?),
+            Console::None => None,
+        };
+
+        let doorbell_evt = wakeups.doorbell_evt.try_clone().map_err(io("an eventfd"))?;
+        let doorbells = Arc::new(DoorbellQueue::new(doorbell_evt));
+        let console_size = backends.console_size;
+        let mut devices = virtio_devices(config, backends, spawner)?;
+        let port = plug_console(config, console_size, &mut devices, wakeups, spawner)?;
+        let balloon = plug_balloon(config, &mut devices, spawner)?;
+        let mut sockets =
+            Sockets { buses: &mut buses, ioapic: &ioapic, routes: &routes, mem: &mem, doorbells: &doorbells };
+        let (slots, virtio) = match config.transport() {
+            Transport::Mmio => sockets.plug_mmio(devices)?,
+            Transport::Pci => (Vec::new(), sockets.plug_pci(devices)?),
+        };
+        Ok(Self { base, mem, buses, ioapic, events, serial, port, balloon, doorbells, virtio, slots })
+    }
 }
 
 /// Asks for KVM's CPUID on a thread of its own while the VM is made. KVM executes CPUID for every leaf, and where the host is
@@ -262,13 +319,6 @@ fn plug_serial(buses: &mut Buses, ioapic: &Ioapic, wakeups: &Wakeups) -> Result<
     let serial = Arc::new(Serial::new(interrupt, wakeups.console_evt.try_clone().map_err(io("an eventfd"))?));
     buses.ports.insert(layout::SERIAL_PORT.into(), layout::SERIAL_LEN.into(), serial.clone())?;
     Ok(serial)
-}
-
-/// What the devices are made on, in the order of their configurations.
-struct Backends {
-    disks: Vec<blk::Disk>,
-    nets: Vec<net::Tap>,
-    vsock: Option<vsock::Listener>,
 }
 
 /// Devices in the order in which the guest finds them: disks, network, entropy, vsock.

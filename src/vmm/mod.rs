@@ -45,6 +45,17 @@ pub struct Resources {
     pub origin: Origin,
     /// Where the VM is written to when that is asked for: an empty file.
     pub snapshot: Option<File>,
+    /// What the devices are made on.
+    pub backends: Backends,
+    /// What is still to be done when the VM has ended.
+    pub at_end: Option<AtEnd>,
+    /// Whether the report is to say what was counted.
+    pub count: bool,
+}
+
+/// What devices are made on, in the order of their configurations.
+#[derive(Default)]
+pub struct Backends {
     /// Block devices.
     pub disks: Vec<blk::Disk>,
     /// Network devices.
@@ -53,10 +64,6 @@ pub struct Resources {
     pub vsock: Option<vsock::Listener>,
     /// The size of the terminal, if there is one: a virtio console has it.
     pub console_size: Option<WindowSize>,
-    /// What is still to be done when the VM has ended.
-    pub at_end: Option<AtEnd>,
-    /// Whether the report is to say what was counted.
-    pub count: bool,
 }
 
 /// Something that the VM's process does at its end, unless it is killed.
@@ -70,22 +77,25 @@ pub struct AtEnd {
 /// Where a guest begins.
 pub enum Origin {
     /// At its kernel's entry.
-    Kernel {
-        /// The kernel.
-        kernel: KernelImage,
-        /// The initramfs.
-        initrd: Option<Blob>,
-        /// The kernel's whole command line.
-        cmdline: String,
-    },
+    Kernel(Kernel),
     /// Where another VM, of the same shape, was when it was written to this file.
     Snapshot(File),
+}
+
+/// What a guest boots from.
+pub struct Kernel {
+    /// The kernel itself.
+    pub kernel: KernelImage,
+    /// The initramfs.
+    pub initrd: Option<Blob>,
+    /// The kernel's whole command line.
+    pub cmdline: String,
 }
 
 impl Origin {
     fn descriptors(&self) -> Vec<RawFd> {
         match self {
-            Self::Kernel { kernel, initrd, .. } => {
+            Self::Kernel(Kernel { kernel, initrd, .. }) => {
                 let blobs = initrd.iter().chain([&kernel.blob]);
                 blobs.map(|blob| blob.file.as_raw_fd()).collect()
             }
@@ -100,9 +110,9 @@ impl Resources {
         let mut fds = vec![self.kvm.as_raw_fd()];
         fds.extend(self.origin.descriptors());
         fds.extend(self.snapshot.iter().map(AsRawFd::as_raw_fd));
-        fds.extend(self.disks.iter().flat_map(blk::Disk::descriptors));
-        fds.extend(self.nets.iter().flat_map(net::Tap::descriptors));
-        fds.extend(self.vsock.iter().map(AsRawFd::as_raw_fd));
+        fds.extend(self.backends.disks.iter().flat_map(blk::Disk::descriptors));
+        fds.extend(self.backends.nets.iter().flat_map(net::Tap::descriptors));
+        fds.extend(self.backends.vsock.iter().map(AsRawFd::as_raw_fd));
         fds.extend(self.at_end.iter().flat_map(|end| &end.descriptors));
         fds
     }

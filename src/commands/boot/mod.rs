@@ -23,7 +23,7 @@ use crate::sys::terminal::{self, RawTerminal};
 use crate::timeline::{self, Mark, Timeline};
 use crate::virtio::{blk, vsock};
 use crate::vmm::process::VmProcess;
-use crate::vmm::{Origin, Resources};
+use crate::vmm::{Backends, Kernel, Origin, Resources};
 
 /// Boots a VM, attends to it, and gives its exit code.
 pub(super) fn boot(args: &BootArgs, exec_ns: u64) -> Result<u8, Failure> {
@@ -31,7 +31,7 @@ pub(super) fn boot(args: &BootArgs, exec_ns: u64) -> Result<u8, Failure> {
     timeline.record_at(Mark::Exec, exec_ns);
     let mut config = configuration(args)?;
     let resources = open(&mut config, args)?;
-    let vsock_socket = resources.vsock.as_ref().map(|listener| listener.place().clone());
+    let vsock_socket = resources.backends.vsock.as_ref().map(|listener| listener.place().clone());
     let signals = Signals::ends_and_resizes().context("can't take signals")?;
     let vm = VmProcess::spawn(&config, resources, timeline).context("can't start the VM's process")?;
     let raw = match config.console() {
@@ -90,8 +90,9 @@ fn open(config: &mut VmConfig, args: &BootArgs) -> Result<Resources, Failure> {
     let vsock = config.vsock.as_ref().map(listen).transpose()?;
     let count = args.timing.is_some();
     let console_size = terminal::size().filter(|_| io::stdin().is_terminal());
-    let origin = Origin::Kernel { kernel, initrd, cmdline };
-    Ok(Resources { kvm, origin, snapshot: None, disks, nets, vsock, console_size, at_end: None, count })
+    let origin = Origin::Kernel(Kernel { kernel, initrd, cmdline });
+    let backends = Backends { disks, nets, vsock, console_size };
+    Ok(Resources { kvm, origin, snapshot: None, backends, at_end: None, count })
 }
 
 fn kernel_and_initrd(config: &VmConfig) -> anyhow::Result<(KernelImage, Option<Blob>)> {

@@ -56,7 +56,7 @@ use crate::timeline::{self, Mark, Timeline};
 use crate::virtio::blk::Cache;
 use crate::virtio::{blk, net, vsock};
 use crate::vmm::process::VmProcess;
-use crate::vmm::{AtEnd, Origin, Resources};
+use crate::vmm::{AtEnd, Backends, Kernel, Origin, Resources};
 
 /// The size of a terminal that doesn't tell its own.
 const USUAL_SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
@@ -217,11 +217,11 @@ fn resources(
         Some(path) => {
             Origin::Snapshot(snapshot_at(path).with_context(|| format!("--from {}", path.display()))?)
         }
-        None => Origin::Kernel {
+        None => Origin::Kernel(Kernel {
             kernel,
             initrd: Some(parts.agent),
             cmdline: format!("{} {}", machine::own_kernel_words(config.transport()), bothy_guest::KEY_AGENT),
-        },
+        }),
     };
     let snapshot = args.snapshot.as_ref().map(|path| {
         // It has the guest's memory in it.
@@ -234,10 +234,12 @@ fn resources(
         kvm,
         origin,
         snapshot: snapshot.transpose()?,
-        disks,
-        nets,
-        vsock: listener.context("can't listen for the guest")?,
-        console_size: None,
+        backends: Backends {
+            disks,
+            nets,
+            vsock: listener.context("can't listen for the guest")?,
+            console_size: None,
+        },
         at_end: Some(at_end),
         count: args.timing.is_some(),
     })
