@@ -33,6 +33,16 @@ pub(crate) fn compile(source: &str, program: &Path) {
     run("cc", &["-O1", "-Wall", "-static", "-o", program, source]);
 }
 
+/// Makes a static 32-bit program of a C source in this directory that needs no C library.
+#[track_caller]
+pub(crate) fn compile_for_32_bits(source: &str, program: &Path) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/linux").join(source);
+    let [source, program] = [source.as_path(), program].map(|path| path.to_str().unwrap());
+    let kind = ["-m32", "-O1", "-Wall", "-ffreestanding", "-fno-stack-protector", "-fno-pie", "-no-pie"];
+    let files = ["-nostdlib", "-static", "-o", program, source];
+    run("cc", &[&kind[..], &files[..]].concat());
+}
+
 /// Runs it to its end, which must be a success.
 #[track_caller]
 pub(crate) fn run(program: &str, words: &[&str]) {

@@ -18,7 +18,7 @@ const HIERARCHY: &str = "/run/cgroup";
 const CONTAINER: &str = "/run/cgroup/container";
 
 /// What containers may want to see or bound within their own.
-const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "io", "memory", "pids", "hugetlb"];
+const CONTROLLERS: [&str; 8] = ["cpu", "cpuset", "io", "memory", "pids", "hugetlb", "misc", "rdma"];
 
 /// Kept from the container: a sixteenth of the memory, within these bounds.
 const RESERVE_BYTES: [u64; 2] = [12 << 20, 64 << 20];

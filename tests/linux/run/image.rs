@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use super::features;
 use crate::guest::guest_dir;
 use crate::support::{Bothy, could_not_run, installed, is_root};
 use crate::tools::compile;
@@ -125,6 +126,7 @@ fn fill(root: &Path) {
     busybox(root);
     let inside = root.join("bin/inside");
     compile("run/inside.c", &inside);
+    features::compile(&root.join("bin"));
     for (path, content, mode) in [
         ("etc/passwd", PASSWD, 0o644),
         ("etc/group", GROUP, 0o644),

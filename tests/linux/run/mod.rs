@@ -4,6 +4,7 @@
 //! image     the image of all these tests, made once by umoci, and the store that it is in
 //! bundle    the same image run by runc, with what docker gives a container
 //! inside    a static C program: lists files, opens vsock connections, and eats what it can
+//! features  C programs: what there is of the kernel, in 64 bits and in 32
 //! table     the same command lines by both
 //! ```
 
@@ -13,6 +14,7 @@ mod image;
 mod balloon;
 mod debian;
 mod failures;
+mod features;
 mod files;
 mod flags;
 mod hostile;
