@@ -326,7 +326,7 @@ fn parse_net(text: &str) -> Result<net::Config, String> {
         let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is no KEY=VALUE"))?;
         let address = || value.parse().map_err(|_| format!("`{value}` is not an IP address, in `{part}`"));
         match key {
-            "tap" => net.tap = value.to_owned(),
+            "tap" => net.backend = value.to_owned().into(),
             "queues" => {
                 let number = value.parse().map_err(|_| format!("`{value}` is not a number of queues"))?;
                 net.queues = Some(number);
@@ -339,7 +339,7 @@ fn parse_net(text: &str) -> Result<net::Config, String> {
             _ => return Err(format!("`{key}` is none of tap, mac, queues, rate, ip, gw and dns")),
         }
     }
-    if net.tap.is_empty() {
+    if net.backend == net::Backend::default() {
         return Err("tap=NAME or tap=auto is missing".into());
     }
     Ok(net)
@@ -453,7 +453,10 @@ mod tests {
     #[test]
     fn device_words_are_taken_apart_and_unknown_ones_refused() {
         let net = parse_net("tap=t0,mac=02:00:00:00:00:01,ip=10.0.0.2/24,gw=10.0.0.1,dns=10.0.0.1").unwrap();
-        assert_eq!((net.tap.as_str(), net.ip.unwrap().to_string().as_str()), ("t0", "10.0.0.2/24"));
+        assert_eq!(
+            (net.backend.to_string().as_str(), net.ip.unwrap().to_string().as_str()),
+            ("t0", "10.0.0.2/24")
+        );
         for text in
             ["", "mac=02:00:00:00:00:01", "tap=t0,x=1", "tap=t0,ip=10.0.0.2", "tap=t0,gw=x", "tap=t0,mac=1"]
         {

@@ -207,10 +207,6 @@ pub enum ConfigError {
     Vsock(#[from] vsock::ConfigError),
 }
 
-/// Disks and network devices together; three more interrupts belong to the entropy device, the vsock device and the balloon, and one to a virtio
-/// console.
-const MAX_DEVICES: usize = layout::VIRTIO_GSIS.len() - 3;
-
 const DEFAULT_MEMORY: MemorySize = MemorySize { mib: 512 };
 
 impl MemorySize {
@@ -302,6 +298,13 @@ impl VmConfig {
         self.transport.unwrap_or(if self.kernel.is_none() { Transport::Pci } else { Transport::Mmio })
     }
 
+    /// How many virtio devices there are besides disks and network devices; the entropy device always is.
+    fn other_devices(&self) -> usize {
+        let others =
+            [self.vsock.is_some(), self.console() == Console::Virtio, self.balloon() != Balloon::Off];
+        1 + others.into_iter().filter(|is_there| *is_there).count()
+    }
+
     /// Finds everything that is wrong without opening anything. `host_mib` is the host's memory.
     pub fn validate(&self, host_mib: u64) -> Result<(), ConfigError> {
         let memory = self.memory.map_or(DEFAULT_MEMORY, |memory| memory.size);
@@ -321,7 +324,7 @@ impl VmConfig {
             return Err(ConfigError::Cpus(cpus));
         }
         let count = self.disk.len() + self.net.len();
-        let max = MAX_DEVICES - usize::from(self.console() == Console::Virtio);
+        let max = layout::VIRTIO_GSIS.len() - self.other_devices();
         if count > max {
             return Err(ConfigError::TooManyDevices { count, max });
         }

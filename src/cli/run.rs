@@ -248,7 +248,7 @@ mod tests {
         let args = parse("bothy run -it -m 128M -e A=1 -e B --net tap=t0,ip=10.0.0.2/24 x");
         assert!(args.interactive && args.tty);
         assert_eq!(args.env, ["A=1", "B"]);
-        assert!(matches!(args.net, Network::Tap(net) if net.tap == "t0"));
+        assert!(matches!(args.net, Network::Tap(net) if net.backend.to_string() == "t0"));
     }
 
     #[test]

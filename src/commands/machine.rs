@@ -54,7 +54,7 @@ pub(super) fn own_kernel(kernel: Blob) -> anyhow::Result<KernelImage> {
 pub(super) fn taps(nets: &mut [net::Config]) -> anyhow::Result<Vec<net::Tap>> {
     let open = |net: &mut net::Config| {
         let tap = net::Tap::open(net).context("--net")?;
-        tap.name().clone_into(&mut net.tap);
+        net.backend = net::Backend::Tap(tap.name().to_owned());
         Ok(tap)
     };
     nets.iter_mut().map(open).collect()

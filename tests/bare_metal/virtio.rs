@@ -339,8 +339,15 @@ fn a_vm_with_the_most_devices_has_them_all() {
     let mut expected = vec![2; 16];
     expected.extend([4, 19, 5]);
     assert_eq!((output[0], words(&output[1..])), (b'r', expected));
-    let (bothy, _kernel) = Guest::new(&Script::new()).boot();
-    bothy.args(&disks).args(["--disk", &disk]).run().code(2).says("--disk");
+    // One more has the place of the vsock device.
+    let boot = || {
+        let (bothy, kernel) = Guest::new(&Script::new()).boot();
+        (bothy.args(&disks).args(["--disk", &format!("{disk},ro")]), kernel)
+    };
+    let (bothy, _kernel) = boot();
+    bothy.run().output();
+    let (bothy, _kernel) = boot();
+    bothy.args([std::ffi::OsStr::new("--vsock"), vsock.as_os_str()]).run().code(2).says("--disk");
 }
 
 #[test]

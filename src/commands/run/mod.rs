@@ -94,7 +94,7 @@ pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
             (None, machine::taps(&mut config.net)?, agent)
         }
         // It opens its taps itself, those that there are.
-        Vmm::Qemu if config.net.iter().any(|net| net.tap == net::tap::AUTO) => {
+        Vmm::Qemu if config.net.iter().any(|net| net.backend == net::Backend::OwnTap) => {
             bail!("--net: tap=auto is not for QEMU")
         }
         Vmm::Qemu => Qemu::listen().map(|(qemu, agent)| (Some(qemu), Vec::new(), agent))?,

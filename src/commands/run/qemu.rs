@@ -80,7 +80,7 @@ impl Qemu {
             command
                 .args([
                     "-netdev",
-                    &format!("tap,id=n{number},ifname={},script=no,downscript=no,vhost=on", net.tap),
+                    &format!("tap,id=n{number},ifname={},script=no,downscript=no,vhost=on", net.backend),
                 ])
                 .args(["-device", &format!("virtio-net-device,netdev=n{number},mac={}", net.mac())]);
         }

@@ -18,6 +18,7 @@ pub mod tap;
 #[cfg(test)]
 mod testing;
 
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU64};
@@ -57,8 +58,9 @@ pub const MAX_QUEUES: u16 = 64;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The tap's name on the host, where it must exist; or [`tap::AUTO`], for one of the VM's own.
-    pub tap: String,
+    /// What is behind it on the host.
+    #[serde(rename = "tap")]
+    pub backend: Backend,
     /// The guest's Ethernet address; one that depends on the tap's name where it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddr>,
@@ -77,6 +79,52 @@ pub struct Config {
     /// The guest's name server, for its init.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<IpAddr>,
+}
+
+/// What is behind a network device on the host; in words the tap's name, or `auto`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum Backend {
+    /// The tap of this name, which must exist.
+    Tap(String),
+    /// A tap of the VM's own.
+    OwnTap,
+}
+
+const OWN_TAP: &str = "auto";
+
+impl Backend {
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Tap(name) => name,
+            Self::OwnTap => OWN_TAP,
+        }
+    }
+}
+
+impl Default for Backend {
+    /// A name that is none.
+    fn default() -> Self {
+        Self::Tap(String::new())
+    }
+}
+
+impl From<String> for Backend {
+    fn from(text: String) -> Self {
+        if text == OWN_TAP { Self::OwnTap } else { Self::Tap(text) }
+    }
+}
+
+impl From<Backend> for String {
+    fn from(backend: Backend) -> Self {
+        backend.as_str().to_owned()
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// Bits in a second, written with a unit like `500K`, `100M` or `10G` (of 1000, as networks count).
@@ -135,10 +183,10 @@ pub enum ConfigError {
 impl Config {
     /// Checks what can be checked without opening anything.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let name = self.tap.as_str();
+        let name = self.backend.as_str();
         let printable = name.bytes().all(|b| b.is_ascii_graphic() && !b"/:%".contains(&b));
         if name.is_empty() || name.len() >= libc::IFNAMSIZ || !printable || name == "." || name == ".." {
-            return Err(ConfigError::Name(self.tap.clone()));
+            return Err(ConfigError::Name(name.to_owned()));
         }
         if let Some(mac) = self.mac.filter(|mac| !mac.is_unicast()) {
             return Err(ConfigError::Mac(mac));
@@ -161,7 +209,7 @@ impl Config {
 
     /// The guest's Ethernet address.
     pub fn mac(&self) -> MacAddr {
-        self.mac.unwrap_or_else(|| default_mac(&self.tap))
+        self.mac.unwrap_or_else(|| default_mac(self.backend.as_str()))
     }
 }
 
@@ -202,7 +250,7 @@ impl Net {
         let mtu = tap.mtu();
         let limit = || Arc::new(Throttle::new(None, config.rate.map(BitRate::bytes_per_second)));
         let limits = [limit(), limit()];
-        let log = |name: &str| BoundedLog::new(format!("{name} ({})", config.tap));
+        let log = |name: &str| BoundedLog::new(format!("{name} ({})", config.backend));
         let with_wake = |queue| {
             let evt = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
             Ok((Arc::new(queue), Arc::new(evt)))

@@ -10,7 +10,7 @@ const HEADER: usize = net::HEADER_LEN as usize;
 
 fn config(mac: Option<&str>) -> Config {
     let mac = mac.map(|mac| mac.parse().unwrap());
-    Config { tap: "t0".to_owned(), mac, ..Config::default() }
+    Config { backend: Backend::Tap("t0".to_owned()), mac, ..Config::default() }
 }
 
 /// A device on a new tap that is up, and the host's side of it.
@@ -400,7 +400,7 @@ fn a_configuration_is_checked_before_anything_is_opened() {
     .unwrap();
     assert_eq!(good.validate(), Ok(()));
     for name in ["", "a-name-of-16-byt", "a/b", "a b", "..", "a\n", "tap%d"] {
-        let bad = Config { tap: name.to_owned(), ..good.clone() };
+        let bad = Config { backend: Backend::Tap(name.to_owned()), ..good.clone() };
         assert_eq!(bad.validate(), Err(ConfigError::Name(name.to_owned())));
     }
     for mac in [MacAddr([1, 0, 0, 0, 0, 1]), MacAddr([0xff; 6]), MacAddr([0; 6])] {

@@ -2,7 +2,7 @@
 //!
 //! Opened in the command's process, then handed to the VM's process as a descriptor. An interface that is named is never made: what
 //! doesn't exist is an error, and so is what is not a tap, not ours, or taken. Closing the descriptor frees the tap; the
-//! interface stays. [`AUTO`] in a name's place makes one, which takes CAP_NET_ADMIN: it is up, has the address that the guest has for its
+//! interface stays. One of the VM's own is made, which takes CAP_NET_ADMIN: it is up, has the address that the guest has for its
 //! gateway (if it has one), and is gone with the descriptor. Packets get no further than this host unless it forwards them.
 
 use std::fs::{File, OpenOptions};
@@ -15,11 +15,9 @@ use bothy_guest::netlink::Netlink;
 use thiserror::Error;
 
 use super::interface::{self, done, request};
-use super::{Config, offload};
+use super::{Backend, Config, offload};
 use crate::virtio::core::spec::net;
 
-/// In place of a name: a tap of the VM's own.
-pub const AUTO: &str = "auto";
 /// What the kernel makes a name of that is free.
 const NAMES: &str = "bothy%d";
 
@@ -82,11 +80,13 @@ pub(super) struct TapQueue(File);
 impl Tap {
     /// Opens the tap that `config` names, or makes one. In the command's process.
     pub fn open(config: &Config) -> Result<Self, OpenError> {
-        if config.tap == AUTO { Self::make(config) } else { Self::existing(config) }
+        match &config.backend {
+            Backend::Tap(name) => Self::existing(name, config),
+            Backend::OwnTap => Self::make(config),
+        }
     }
 
-    fn existing(config: &Config) -> Result<Self, OpenError> {
-        let name = config.tap.as_str();
+    fn existing(name: &str, config: &Config) -> Result<Self, OpenError> {
         let io = |call| move |source| OpenError::Io { name: name.to_owned(), call, source };
         // TUNSETIFF with the right to do so makes what is missing, in silence: look first.
         let index = interface::index(name).ok_or_else(|| OpenError::Missing(name.to_owned()))?;
@@ -121,7 +121,7 @@ impl Tap {
     }
 
     fn make(config: &Config) -> Result<Self, OpenError> {
-        let io = |call| move |source| OpenError::Io { name: AUTO.to_owned(), call, source };
+        let io = |call| move |source| OpenError::Io { name: NAMES.to_owned(), call, source };
         let no_right = |call| {
             move |source: io::Error| match source.raw_os_error() {
                 Some(libc::EPERM) => OpenError::NoRight,
@@ -129,11 +129,11 @@ impl Tap {
             }
         };
         let several = config.queues() > 1;
-        let first = tun(AUTO)?;
+        let first = tun(NAMES)?;
         let name = attach(&first, NAMES, several).map_err(no_right("TUNSETIFF"))?;
         let mut queues = vec![TapQueue(first)];
         for _ in 1..config.queues() {
-            let next = tun(AUTO)?;
+            let next = tun(NAMES)?;
             attach(&next, &name, several).map_err(io("TUNSETIFF"))?;
             queues.push(TapQueue(next));
         }

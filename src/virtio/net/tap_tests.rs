@@ -4,7 +4,7 @@ use crate::virtio::core::testing::{as_plain_user, wait_until};
 use std::io::{Read, Write};
 
 fn config(name: &str) -> Config {
-    Config { tap: name.to_owned(), ..Config::default() }
+    Config { backend: name.to_owned().into(), ..Config::default() }
 }
 
 fn refused(name: &str) -> OpenError {
@@ -54,12 +54,12 @@ fn a_tap_of_its_own_is_made_with_the_gateways_address_and_goes_with_its_descript
             for queues in [1, 3] {
                 let (ip, gw) = ("10.9.8.2/24".parse().unwrap(), "10.9.8.1".parse().unwrap());
                 let queues = std::num::NonZeroU16::new(queues);
-                let config = Config { queues, ip: Some(ip), gw: Some(gw), ..config(AUTO) };
+                let config = Config { queues, ip: Some(ip), gw: Some(gw), ..config("auto") };
                 let first = Tap::open(&config).unwrap();
                 assert_eq!((first.name(), first.queues.len()), ("bothy0", config.queues().into()));
                 // Only what is an interface's own address can be bound to.
                 drop(std::net::UdpSocket::bind((gw, 0)).unwrap());
-                let second = Tap::open(&self::config(AUTO)).unwrap();
+                let second = Tap::open(&self::config("auto")).unwrap();
                 assert_eq!(second.name(), "bothy1");
                 // Only from an interface that is up.
                 let wire = Wire::new("bothy1");
@@ -77,7 +77,7 @@ fn a_tap_of_its_own_is_made_with_the_gateways_address_and_goes_with_its_descript
 #[test]
 fn a_tap_of_its_own_takes_the_right_to_make_one() {
     in_network_namespace("a_tap_of_its_own_takes_the_right_to_make_one", || {
-        let error = as_plain_user(|| refused(AUTO));
+        let error = as_plain_user(|| refused("auto"));
         // Where /dev/net/tun is root's alone, it doesn't get as far.
         assert!(matches!(error, OpenError::NoRight | OpenError::TunDenied), "{error:?}");
     });
