@@ -1,7 +1,8 @@
 //! bothy: a type-2 hypervisor for containers, on Linux' KVM.
 //!
 //! ```text
-//! main -> cli -> commands -> { bench, vmm, guest_files, image, agent, spec, report }
+//! main -> cli -> commands -> { bench, launch, vmm, image, agent, spec, report }
+//! launch -> { vmm, guest_files, image }   (opens what a VM is made of)
 //! vmm -> { config, vcpu, boot, snapshot } -> { virtio devices, devices } -> virtio::core -> bus -> memory
 //! { vmm, vcpu } -> kvm -> memory         (nobody else names kvm, but for `bothy doctor`)
 //! bench -> spec                          (the filters of processes are run as those that bothy makes)
@@ -28,6 +29,7 @@ pub mod devices;
 pub mod guest_files;
 pub mod image;
 pub mod kvm;
+pub mod launch;
 pub mod memory;
 pub mod outcome;
 pub mod poll;

@@ -8,7 +8,6 @@ mod doctor;
 mod images;
 mod licenses;
 mod load;
-mod machine;
 mod pack;
 mod progress;
 mod prune;
@@ -24,8 +23,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::cli::{Cli, Command};
-use crate::{random, sink};
+use crate::cli::{Cli, Command, TimingFormat};
+use crate::report::timing::Timing;
+use crate::sink;
 
 pub use completions::answer_shell;
 
@@ -108,9 +108,12 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// A name of twice as many digits, that nobody can guess.
-fn random_name<const N: usize>() -> std::io::Result<String> {
-    Ok(random::bytes::<N>()?.iter().map(|byte| format!("{byte:02x}")).collect())
+/// Tells where the time went.
+fn say_timing(timing: &Timing, format: TimingFormat) {
+    match format {
+        TimingFormat::Text => say(timing.to_string().trim_end()),
+        TimingFormat::Json => say(&timing.json()),
+    }
 }
 
 /// A number of bytes for people: `4.2 MB`, with the units that docker uses.

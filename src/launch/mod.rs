@@ -1,4 +1,12 @@
-//! What `bothy boot` and `bothy run` need alike to make a virtual machine.
+//! From a request to what a virtual machine is made of: open files, taps, kernels, the words for a kernel.
+//!
+//! - [`container`] is a machine for containers, with their agent;
+//! - `scratch` is a disk for what they write.
+//!
+//! What is opened here is opened with the rights of the caller's process; the VM's own opens nothing by path.
+
+pub mod container;
+mod scratch;
 
 use std::fs::File;
 use std::path::Path;
@@ -6,19 +14,16 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use bothy_guest::net::NetConfig;
 
-use super::say;
 use crate::boot::image::{Blob, KernelImage};
-use crate::cli::TimingFormat;
 use crate::config::Transport;
 use crate::kvm;
-use crate::report::timing::Timing;
 use crate::virtio::net;
 
 /// What bothy's own kernel is told, whatever it is for.
 ///
 /// Level 3 keeps the complaint off the console that there is no PCI. With a single CPU the kernel would take the lock prefix off up to 8,000
 /// instructions, each through a page table of its own: an eighth of its boot, and of no use to a machine that lives shortly.
-pub(super) fn own_kernel_words(transport: Transport) -> &'static str {
+pub fn own_kernel_words(transport: Transport) -> &'static str {
     match transport {
         Transport::Mmio => "panic=-1 loglevel=3 pci=off noreplace-smp",
         Transport::Pci => "panic=-1 loglevel=3 noreplace-smp",
@@ -26,7 +31,7 @@ pub(super) fn own_kernel_words(transport: Transport) -> &'static str {
 }
 
 /// Fails where the host's KVM is known not to run Linux. `more` is one more way out, for the user.
-pub(super) fn must_run_linux(more: &str) -> anyhow::Result<()> {
+pub fn must_run_linux(more: &str) -> anyhow::Result<()> {
     match kvm::cannot_run_linux() {
         Some(why) => bail!(
             "this host can't run Linux guests: {why}; use a host with hardware KVM, or an emulated one (tests/host/run){more}"
@@ -36,22 +41,22 @@ pub(super) fn must_run_linux(more: &str) -> anyhow::Result<()> {
 }
 
 /// The kernel that `--kernel` names.
-pub(super) fn kernel_at(path: &Path) -> anyhow::Result<KernelImage> {
+pub fn kernel_at(path: &Path) -> anyhow::Result<KernelImage> {
     given_kernel(Blob::open(path).context("--kernel")?)
 }
 
 /// A kernel of the user's.
-pub(super) fn given_kernel(kernel: Blob) -> anyhow::Result<KernelImage> {
+pub fn given_kernel(kernel: Blob) -> anyhow::Result<KernelImage> {
     KernelImage::inspect(kernel).context("--kernel")
 }
 
 /// bothy's own kernel.
-pub(super) fn own_kernel(kernel: Blob) -> anyhow::Result<KernelImage> {
+pub fn own_kernel(kernel: Blob) -> anyhow::Result<KernelImage> {
     KernelImage::inspect(kernel).context("bothy's own guest")
 }
 
 /// The taps of the VM's network devices, in their order. Those that are made here get their names.
-pub(super) fn taps(nets: &mut [net::Config]) -> anyhow::Result<Vec<net::Tap>> {
+pub fn taps(nets: &mut [net::Config]) -> anyhow::Result<Vec<net::Tap>> {
     let open = |net: &mut net::Config| {
         let tap = net::Tap::open(net).context("--net")?;
         net.backend = net::Backend::Tap(tap.name().to_owned());
@@ -61,20 +66,12 @@ pub(super) fn taps(nets: &mut [net::Config]) -> anyhow::Result<Vec<net::Tap>> {
 }
 
 /// /dev/kvm.
-pub(super) fn kvm() -> anyhow::Result<File> {
+pub fn kvm() -> anyhow::Result<File> {
     kvm::open(Path::new("/dev/kvm")).context("can't use KVM")
 }
 
-/// Tells where the time went.
-pub(super) fn say_timing(timing: &Timing, format: TimingFormat) {
-    match format {
-        TimingFormat::Text => say(timing.to_string().trim_end()),
-        TimingFormat::Json => say(&timing.json()),
-    }
-}
-
 /// What the guest's init is told of a network device.
-pub(super) fn network(net: &net::Config) -> NetConfig {
+pub fn network(net: &net::Config) -> NetConfig {
     NetConfig {
         mac: net.mac(),
         addresses: net.ip.into_iter().collect(),
@@ -84,7 +81,7 @@ pub(super) fn network(net: &net::Config) -> NetConfig {
 }
 
 /// The memory of this host, by sysinfo(2): /proc/meminfo says the same, and takes longer than parsing the command line.
-pub(super) fn host_memory_mib() -> u64 {
+pub fn host_memory_mib() -> u64 {
     let info = rustix::system::sysinfo();
     (info.totalram * u64::from(info.mem_unit)) >> 20
 }

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use rustix::fs::{Mode, OFlags};
 
-use super::random_name;
 use crate::boot::image::Blob;
 use crate::config::MemorySize;
+use crate::random;
 
 /// The most that is copied at once, in bytes.
 const PIECE: usize = 64 << 10;
@@ -53,7 +53,7 @@ fn unlinked(dir: &Path) -> io::Result<File> {
         Ok(file) => Ok(file.into()),
         // File systems that can't do it.
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR | rustix::io::Errno::INVAL) => {
-            let path = dir.join(format!(".bothy-scratch-{}", random_name::<8>()?));
+            let path = dir.join(format!(".bothy-scratch-{}", random::name::<8>()?));
             let file =
                 rustix::fs::open(&path, flags | OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR)?;
             std::fs::remove_file(&path)?;

@@ -16,10 +16,11 @@ use rustix::mount::{UnmountFlags, unmount};
 
 use super::network::Network;
 use crate::bench::program::{Call, last_line, run_to_end};
-use crate::commands::{random_name, run};
+use crate::commands::run;
 use crate::guest_files::{DIR_VARIABLE, GuestFiles};
 use crate::image::rootfs::{self, Limits};
 use crate::image::{ImageLease, LoadOptions, Naming, Platform, Policy, PullOptions};
+use crate::random;
 
 /// The name of the image that is made here, in a store of its own.
 const IMAGE: &str = "localhost/bothy-bench:latest";
@@ -52,7 +53,7 @@ pub(super) struct Image {
 impl Work {
     /// Makes everything for an image; without one there is one of nothing but an /etc/passwd.
     pub(super) fn make(image: Option<Image>, with_network: bool) -> anyhow::Result<Self> {
-        let id = random_name::<6>().context("can't get random numbers")?;
+        let id = random::name::<6>().context("can't get random numbers")?;
         // As for scratch disks: /tmp may be in memory, and files in there can't be out of the page cache.
         let base = std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
         let base = base.canonicalize().with_context(|| format!("can't use {}", base.display()))?;

@@ -11,12 +11,13 @@ use anyhow::{Context, anyhow};
 use bothy_guest::protocol::WindowSize;
 
 use self::attend::Ended;
-use super::{Failure, machine, say};
+use super::{Failure, say, say_timing};
 use crate::boot;
 use crate::boot::image::{Blob, KernelImage};
 use crate::cli::{BootArgs, TimingFormat};
 use crate::config::{Console, VmConfig};
 use crate::guest_files::GuestFiles;
+use crate::launch;
 use crate::report::timing::Timing;
 use crate::sys::signals::Signals;
 use crate::sys::terminal::{self, RawTerminal};
@@ -54,7 +55,7 @@ fn configuration(args: &BootArgs) -> Result<VmConfig, Failure> {
         None => VmConfig::default(),
     };
     let config = file.overridden_by(args.to_config());
-    config.validate(machine::host_memory_mib()).map_err(|error| Failure::Usage(error.into()))?;
+    config.validate(launch::host_memory_mib()).map_err(|error| Failure::Usage(error.into()))?;
     Ok(config)
 }
 
@@ -75,14 +76,14 @@ fn open(config: &mut VmConfig, args: &BootArgs) -> Result<Resources, Failure> {
     let own_guest = config.kernel.is_none();
     let (kernel, initrd) = kernel_and_initrd(config)?;
     if kernel.is_linux && !args.force {
-        machine::must_run_linux("; or try anyhow with --force")?;
+        launch::must_run_linux("; or try anyhow with --force")?;
     }
-    let nets = machine::taps(&mut config.net)?;
+    let nets = launch::taps(&mut config.net)?;
     let cmdline = command_line(config, own_guest);
     boot::check_cmdline(&cmdline).map_err(|error| Failure::Usage(error.into()))?;
     let disks =
         config.disk.iter().map(|disk| blk::Disk::open(disk).context("--disk")).collect::<Result<_, _>>()?;
-    let kvm = machine::kvm()?;
+    let kvm = launch::kvm()?;
     // Last, so that no failure leaves its socket behind.
     let listen = |vsock: &vsock::Config| {
         vsock.listen().with_context(|| format!("--vsock: can't listen at {}", vsock.path.display()))
@@ -101,10 +102,10 @@ fn kernel_and_initrd(config: &VmConfig) -> anyhow::Result<(KernelImage, Option<B
         anyhow::bail!("--initrd: {} is empty", empty.path.display());
     }
     match &config.kernel {
-        Some(path) => Ok((machine::kernel_at(path)?, initrd)),
+        Some(path) => Ok((launch::kernel_at(path)?, initrd)),
         None => {
             let guest = GuestFiles::find()?;
-            Ok((machine::own_kernel(guest.kernel)?, initrd.or(Some(guest.initramfs))))
+            Ok((launch::own_kernel(guest.kernel)?, initrd.or(Some(guest.initramfs))))
         }
     }
 }
@@ -120,10 +121,10 @@ fn command_line(config: &VmConfig, own_guest: bool) -> String {
         Console::None => {}
     }
     if own_guest {
-        words.push(machine::own_kernel_words(config.transport()).to_owned());
+        words.push(launch::own_kernel_words(config.transport()).to_owned());
         words.extend(terminal_words());
     }
-    words.extend(config.net.iter().map(|net| format!("{}={}", bothy_guest::KEY_NET, machine::network(net))));
+    words.extend(config.net.iter().map(|net| format!("{}={}", bothy_guest::KEY_NET, launch::network(net))));
     // Until the console's driver is there.
     let early = (config.console() == Console::Virtio).then(|| "earlyprintk=ttyS0,115200".to_owned());
     let append = config.append.clone();
@@ -160,7 +161,7 @@ fn conclude(ended: &Ended, timing: Option<TimingFormat>) -> u8 {
         say(&format!("bothy: {message}"));
     }
     if let Some(format) = timing {
-        machine::say_timing(&Timing::new(&ended.times, timeline::now_ns(), ended.counts.as_deref()), format);
+        say_timing(&Timing::new(&ended.times, timeline::now_ns(), ended.counts.as_deref()), format);
     }
     match (ended.outcome.exit_code(), &ended.unwritten) {
         (code, None) => code,

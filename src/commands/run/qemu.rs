@@ -9,11 +9,10 @@ use std::process::Command;
 use anyhow::Context;
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use super::Parts;
 use crate::agent::Agent;
 use crate::boot::image::Blob;
-use crate::commands::machine;
 use crate::config::{Balloon, Transport, VmConfig};
+use crate::launch::{self, container::Parts};
 use crate::random;
 use crate::vmm::process::VmProcess;
 
@@ -57,7 +56,7 @@ impl Qemu {
                 "-append",
                 &format!(
                     "{} {}={}",
-                    machine::own_kernel_words(Transport::Mmio),
+                    launch::own_kernel_words(Transport::Mmio),
                     bothy_guest::KEY_AGENT,
                     self.port
                 ),

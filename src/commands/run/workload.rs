@@ -6,9 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 
 use anyhow::bail;
 
-use super::RunConfig;
 use super::environment::Environment;
 use crate::cli::RunArgs;
+use crate::image::RunConfig;
 
 /// A command, but for its standard streams.
 #[derive(Debug)]
