@@ -13,7 +13,7 @@ use crate::size::{self, Base, NotASize};
 use crate::virtio::{blk, net, vsock};
 
 pub use bench::{BenchArgs, Engine};
-pub use run::{Network, RunArgs, SecurityOption, Vmm};
+pub use run::{Network, RunArgs, SecurityOption};
 
 /// Boots Linux in a KVM virtual machine as quickly as a container starts.
 #[derive(Debug, Parser)]
@@ -43,6 +43,9 @@ pub enum Command {
     /// Exit codes: the command's own; 128 and the signal's number if a signal ended it; 127 there is no such command, 126 it can't be executed, 125 anything
     /// else.
     Run(Box<RunArgs>),
+    /// The same with QEMU's microvm, for `bothy bench` to compare with
+    #[command(hide = true)]
+    RunQemu(Box<RunArgs>),
     /// Measure virtual machines and containers side by side on this machine
     ///
     /// The same static program runs in a virtual machine of bothy's, in containers of runc and crun, and as a plain process, in turn; the report says what

@@ -103,26 +103,14 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", hide = true, conflicts_with = "read_only")]
     pub lend: Option<PathBuf>,
     /// Write the virtual machine to this file as soon as its agent is there, and go on
-    #[arg(long, value_name = "FILE", hide = true, conflicts_with = "vmm")]
+    #[arg(long, value_name = "FILE", hide = true)]
     pub snapshot: Option<PathBuf>,
     /// Go on from what --snapshot has written of a virtual machine of the same image, processors, memory and devices, instead of booting
-    #[arg(long, value_name = "FILE", hide = true, conflicts_with_all = ["vmm", "snapshot"])]
+    #[arg(long, value_name = "FILE", hide = true, conflicts_with = "snapshot")]
     pub from: Option<PathBuf>,
-    /// Who runs the virtual machine; QEMU is for `bothy bench` to compare with
-    #[arg(long, value_name = "VMM", hide = true, default_value = "bothy")]
-    pub vmm: Vmm,
     /// The image, by name or as `bothy load` takes it, and the command to run in place of its own
     #[arg(value_name = "IMAGE [COMMAND [ARG...]]", required = true, trailing_var_arg = true)]
     pub words: Vec<OsString>,
-}
-
-/// Who runs a virtual machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Vmm {
-    /// This program.
-    Bothy,
-    /// QEMU's microvm.
-    Qemu,
 }
 
 /// A word of `--security-opt`.

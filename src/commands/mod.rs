@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::cli::{Cli, Command, TimingFormat};
+use crate::cli::{Cli, Command, RunArgs, TimingFormat};
 use crate::report::timing::Timing;
 use crate::sink;
 
@@ -74,9 +74,8 @@ pub fn run(cli: Cli, exec_ns: u64) -> Result<u8, Failure> {
             start_log(args.log_file.as_deref())?;
             boot::boot(&args, exec_ns)
         }
-        Command::Run(args) => with_log(|| Ok(run::run(&args, exec_ns)?)).map_err(|failure| match failure {
-            Failure::Usage(error) | Failure::Setup(error) | Failure::Run(error) => Failure::Run(error),
-        }),
+        Command::Run(args) => run_with(&args, exec_ns, &mut run::Own::default()),
+        Command::RunQemu(args) => run_with(&args, exec_ns, &mut bench::Qemu::default()),
         Command::Bench(args) => with_log(|| bench::bench(&args)),
         Command::Load(args) => with_log(|| load::load(&args)),
         Command::Pull(args) => with_log(|| pull::pull(&args)),
@@ -89,6 +88,12 @@ pub fn run(cli: Cli, exec_ns: u64) -> Result<u8, Failure> {
         Command::Licenses => licenses::licenses(),
         Command::Pack { out } => pack::pack(&out),
     }
+}
+
+fn run_with(args: &RunArgs, exec_ns: u64, hypervisor: &mut dyn run::Hypervisor) -> Result<u8, Failure> {
+    with_log(|| Ok(run::run(args, exec_ns, hypervisor)?)).map_err(|failure| match failure {
+        Failure::Usage(error) | Failure::Setup(error) | Failure::Run(error) => Failure::Run(error),
+    })
 }
 
 /// Runs a command that has no log file of its own.

@@ -13,8 +13,6 @@ use crate::bench::results::Peer;
 /// Memory of each virtual machine, and of one whose load takes much of it.
 const MEMORY: &str = "128M";
 const LARGE_MEMORY: &str = "512M";
-/// Makes it QEMU's.
-const QEMU: &[&str] = &["--vmm=qemu"];
 /// The disk of a load that writes files.
 const SCRATCH: &str = "256M";
 
@@ -40,7 +38,7 @@ pub(super) fn qemu(work: &Work) -> Program {
     const PROGRAM: &str = "qemu-system-x86_64";
     let version = version(PROGRAM, &["--version"]);
     let missing = match &version {
-        Ok(_) => try_out(call(work, Place::Qemu, QEMU)(&["hello"])),
+        Ok(_) => try_out(call(work, Place::Qemu, &[])(&["hello"])),
         Err(why) => Some(why.clone()),
     };
     let peer = Peer {
@@ -53,7 +51,7 @@ pub(super) fn qemu(work: &Work) -> Program {
     };
     let mut files = work.bothy_files();
     files.extend(program_files(PROGRAM.as_ref()));
-    Program::new(peer, call(work, Place::Qemu, QEMU))
+    Program::new(peer, call(work, Place::Qemu, &[]))
         .reads(files)
         .keeps(Ok(work.bothy_keeps()))
         .with_guest(&work.lent_image())
@@ -104,7 +102,8 @@ fn call(
         }
         let is_large = ["hold", "disk"].iter().any(|large| load.first() == Some(large));
         let memory = if is_large { LARGE_MEMORY } else { MEMORY };
-        command.args(["run", "--pull", "never", "-m", memory, "-u", "0", "-w", "/"]).args(flags);
+        command.arg(if place == Place::Qemu { "run-qemu" } else { "run" });
+        command.args(["--pull", "never", "-m", memory, "-u", "0", "-w", "/"]).args(flags);
         command.arg("--lend").arg(&lent).args(["--entrypoint", LOAD]);
         if load == ["disk"] {
             command.args(["--scratch", SCRATCH]);

@@ -12,8 +12,10 @@ mod bundle;
 mod engines;
 mod machines;
 mod network;
+mod qemu;
 mod work;
 
+pub(super) use self::qemu::Qemu;
 use std::cell::Cell;
 use std::fs;
 use std::io::IsTerminal;

@@ -32,7 +32,7 @@ pub(super) struct Network {
 }
 
 /// Whose place in the network it is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     /// A process in the host's namespace.
     Host,

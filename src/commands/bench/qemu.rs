@@ -1,4 +1,4 @@
-//! QEMU's microvm in the place of bothy's own virtual machine: the same kernel, initramfs, image and agent, for `bothy bench` to compare with.
+//! `bothy run-qemu`: QEMU's microvm in the place of bothy's own virtual machine, with the same kernel, initramfs, image and agent, to compare with.
 //! Its vsock device is the kernel's (/dev/vhost-vsock), which takes root or the group kvm.
 
 use std::fs::File;
@@ -6,14 +6,18 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Command;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::agent::Agent;
 use crate::boot::image::Blob;
+use crate::commands::run::{Hypervisor, Place};
 use crate::config::{Balloon, Transport, VmConfig};
-use crate::launch::{self, container::Parts};
+use crate::launch;
+use crate::launch::container::{ContainerVm, Parts};
 use crate::random;
+use crate::timeline::Timeline;
+use crate::virtio::net;
 use crate::vmm::process::VmProcess;
 
 /// Its program.
@@ -21,31 +25,44 @@ const PROGRAM: &str = "qemu-system-x86_64";
 /// Contexts up to here are taken by the vsock protocol.
 const FIRST_GUEST: u32 = 3;
 
-/// What is known before it runs.
-pub(super) struct Qemu {
+/// QEMU in the place of bothy's own VMM.
+#[derive(Default)]
+pub(in crate::commands) struct Qemu {
+    /// The guest's context, and the port where its agent is awaited.
     guest: u32,
     port: u32,
+    /// What it opens by path.
+    open: Vec<OwnedFd>,
 }
 
-impl Qemu {
-    /// Chooses the guest's number, and listens for it.
-    pub(super) fn listen() -> anyhow::Result<(Self, Agent)> {
+impl Hypervisor for Qemu {
+    /// QEMU opens its taps itself, those that there are.
+    fn listen(&mut self, config: &mut VmConfig, _place: &Place) -> anyhow::Result<Agent> {
+        if config.net.iter().any(|net| net.backend == net::Backend::OwnTap) {
+            bail!("--net: tap=auto is not for QEMU");
+        }
         // One that is taken makes QEMU fail; among so many that hardly happens.
         let random = u32::from_le_bytes(random::bytes().context("can't get random numbers")?);
-        let guest = (random >> 1).max(FIRST_GUEST);
-        let (agent, port) = Agent::listen_to_guest(guest).context("can't listen for the guest's agent")?;
-        Ok((Self { guest, port }, agent))
+        self.guest = (random >> 1).max(FIRST_GUEST);
+        let listening = Agent::listen_to_guest(self.guest);
+        let (agent, port) = listening.context("can't listen for the guest's agent")?;
+        self.port = port;
+        Ok(agent)
     }
 
-    /// Starts it. The files must stay open until it has opened them: those of the result.
-    pub(super) fn start(
-        &self,
+    fn start(
+        &mut self,
+        vm: &ContainerVm<'_>,
         config: &VmConfig,
-        parts: &Parts,
-    ) -> anyhow::Result<(VmProcess, Vec<OwnedFd>)> {
-        let mut open = Vec::new();
-        let kernel = whole(&parts.kernel, &mut open)?;
-        let initrd = whole(&parts.agent, &mut open)?;
+        parts: Parts,
+        _place: &Place,
+        _timeline: Timeline,
+    ) -> anyhow::Result<VmProcess> {
+        if vm.from.is_some() || vm.snapshot.is_some() {
+            bail!("--from and --snapshot are not for QEMU");
+        }
+        let kernel = whole(&parts.kernel, &mut self.open)?;
+        let initrd = whole(&parts.agent, &mut self.open)?;
         let mut command = Command::new(PROGRAM);
         command
             .args(["-M", "microvm,accel=kvm,pit=off,pic=off,rtc=off,isa-serial=off,auto-kernel-cmdline=off"])
@@ -65,9 +82,10 @@ impl Qemu {
         if config.balloon() == Balloon::On {
             command.args(["-device", "virtio-balloon-device,free-page-reporting=on,deflate-on-oom=on"]);
         }
-        for (number, disk) in parts.disks.iter().enumerate() {
+        for (number, disk) in parts.disks.into_iter().enumerate() {
             let read_only = if disk.read_only { "on" } else { "off" };
             let file = path_of(&disk.file);
+            self.open.push(disk.file);
             command
                 .args([
                     "-drive",
@@ -83,8 +101,7 @@ impl Qemu {
                 ])
                 .args(["-device", &format!("virtio-net-device,netdev=n{number},mac={}", net.mac())]);
         }
-        let vm = VmProcess::of_program(command).with_context(|| format!("can't start {PROGRAM}"))?;
-        Ok((vm, open))
+        VmProcess::of_program(command).with_context(|| format!("can't start {PROGRAM}"))
     }
 }
 

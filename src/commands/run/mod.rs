@@ -5,7 +5,6 @@
 //! workload   the image's defaults and the flags -> arguments, environment, directory, user
 //! security   the flags -> what the container and its processes may do
 //! place      a directory for sockets, named after the container
-//! qemu       QEMU in the place of bothy's own virtual machine
 //! session    hello, set-up, run; signals; the end
 //! streams    the command's standard streams, carried by threads
 //! ```
@@ -16,7 +15,6 @@
 mod environment;
 pub(super) mod image;
 mod place;
-mod qemu;
 mod security;
 mod session;
 mod streams;
@@ -29,14 +27,12 @@ use anyhow::{Context, bail};
 use bothy_guest::protocol::{Setup, WindowSize};
 use bothy_guest::spec::Rights;
 
-use self::place::Place;
-pub(super) use self::place::base as runtime_dir;
-use self::qemu::Qemu;
+pub(super) use self::place::{Place, base as runtime_dir};
 use self::session::{Finished, Job, Session};
 use self::workload::Workload;
 use super::{say, say_timing};
 use crate::agent::Agent;
-use crate::cli::{Network, RunArgs, TimingFormat, Vmm};
+use crate::cli::{Network, RunArgs, TimingFormat};
 use crate::config::VmConfig;
 use crate::image::rootfs::Limits;
 use crate::image::{Image, LoadOptions, Naming, PullOptions};
@@ -53,8 +49,52 @@ use crate::vmm::process::VmProcess;
 
 /// The size of a terminal that doesn't tell its own.
 const USUAL_SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
+/// What runs a container's virtual machine.
+pub(super) trait Hypervisor {
+    /// Listens for the agent, and opens the machine's taps, whose names `config` then has.
+    fn listen(&mut self, config: &mut VmConfig, place: &Place) -> anyhow::Result<Agent>;
+
+    /// Starts the machine. What its process opens by path stays open as long as this value is there.
+    fn start(
+        &mut self,
+        vm: &ContainerVm<'_>,
+        config: &VmConfig,
+        parts: Parts,
+        place: &Place,
+        timeline: Timeline,
+    ) -> anyhow::Result<VmProcess>;
+}
+
+/// bothy.
+#[derive(Default)]
+pub(super) struct Own {
+    taps: Vec<net::Tap>,
+}
+
+impl Hypervisor for Own {
+    fn listen(&mut self, config: &mut VmConfig, place: &Place) -> anyhow::Result<Agent> {
+        let agent = Agent::listen(&place.vsock()).context("can't listen for the guest's agent")?;
+        self.taps = launch::taps(&mut config.net)?;
+        Ok(agent)
+    }
+
+    fn start(
+        &mut self,
+        vm: &ContainerVm<'_>,
+        config: &VmConfig,
+        parts: Parts,
+        place: &Place,
+        timeline: Timeline,
+    ) -> anyhow::Result<VmProcess> {
+        let own = place.share().context("can't share a lock")?;
+        let at_end = AtEnd { descriptors: own.descriptors().into(), act: Box::new(move || own.remove()) };
+        let resources = vm.resources(config, parts, std::mem::take(&mut self.taps), at_end)?;
+        VmProcess::spawn(config, resources, timeline).context("can't start the VM's process")
+    }
+}
+
 /// Runs the command and gives its exit code. Every error is bothy's own.
-pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
+pub(super) fn run(args: &RunArgs, exec_ns: u64, hypervisor: &mut dyn Hypervisor) -> anyhow::Result<u8> {
     let timeline = Timeline::default();
     timeline.record_at(Mark::Exec, exec_ns);
     if args.interactive && args.tty && !io::stdin().is_terminal() {
@@ -91,33 +131,10 @@ pub(super) fn run(args: &RunArgs, exec_ns: u64) -> anyhow::Result<u8> {
     config.validate(launch::host_memory_mib())?;
     let parts = Parts::open(&vm, lease)?;
     launch::must_run_linux("")?;
-    let (qemu, nets, mut agent) = match args.vmm {
-        Vmm::Bothy => {
-            let agent = Agent::listen(&place.vsock()).context("can't listen for the guest's agent")?;
-            (None, launch::taps(&mut config.net)?, agent)
-        }
-        // It opens its taps itself, those that there are.
-        Vmm::Qemu if config.net.iter().any(|net| net.backend == net::Backend::OwnTap) => {
-            bail!("--net: tap=auto is not for QEMU")
-        }
-        Vmm::Qemu => Qemu::listen().map(|(qemu, agent)| (Some(qemu), Vec::new(), agent))?,
-    };
+    let mut agent = hypervisor.listen(&mut config, &place)?;
     let job = job(args, workload, rights, host_name, &config, &mut agent)?;
     let signals = Signals::all().context("can't take signals")?;
-    // What QEMU opens must stay open here.
-    let (vm, _open) = match qemu {
-        None => {
-            let own = place.share().context("can't share a lock")?;
-            let at_end = AtEnd { descriptors: own.descriptors().into(), act: Box::new(move || own.remove()) };
-            let resources = vm.resources(&config, parts, nets, at_end)?;
-            let vm = VmProcess::spawn(&config, resources, timeline);
-            (vm.context("can't start the VM's process")?, None)
-        }
-        Some(qemu) => {
-            let (vm, open) = qemu.start(&config, &parts)?;
-            (vm, Some((open, parts)))
-        }
-    };
+    let vm = hypervisor.start(&vm, &config, parts, &place, timeline)?;
     let raw = match args.tty && args.interactive {
         true => RawTerminal::enter().context("can't make the terminal raw")?,
         false => None,

@@ -20,7 +20,7 @@ const MAX_NAME: usize = 40;
 
 /// The directory. It goes when this is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(in crate::commands) struct Place {
     path: PathBuf,
     own: Own,
 }
