@@ -1,8 +1,8 @@
 //! Unix sockets at paths, for processes of the same user alone.
 //!
-//! A path may lie in a directory where others write, /tmp for example. So a socket has mode 0600 from the moment that it
-//! exists, each peer's user is looked up (SO_PEERCRED), and a path that is a symbolic link is refused. Root may connect,
-//! and may serve: it could do as it likes anyway.
+//! A path may lie in a directory where others write, /tmp for example. So a socket has mode 0600
+//! from the moment that it exists, each peer's user is looked up (SO_PEERCRED), and a path that is
+//! a symbolic link is refused. Root may connect, and may serve: it could do as it likes anyway.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};

@@ -12,7 +12,8 @@ use syn::{Attribute, Item, UseTree, Visibility};
 const EVERYWHERE: &[&str] =
     &["bounded_log", "outcome", "poll", "random", "sink", "size", "sys", "thread", "timeline"];
 
-/// A module, or a part of one, and the modules that it may name. The first line that fits a file counts.
+/// A module, or a part of one, and the modules that it may name. The first line that fits a file
+/// counts.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("main", &["cli", "commands"]),
     ("cli", &["bench", "config", "image", "spec", "virtio::blk", "virtio::net", "virtio::vsock"]),
@@ -98,7 +99,8 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
 
 /// The source files of a crate, and what each names of the others.
 struct Tree {
-    /// By module path: `image::registry` is src/image/registry/mod.rs or src/image/registry.rs, and the crate's root is empty.
+    /// By module path: `image::registry` is src/image/registry/mod.rs or src/image/registry.rs, and
+    /// the crate's root is empty.
     files: BTreeMap<String, File>,
 }
 
@@ -167,8 +169,8 @@ impl Tree {
         }
     }
 
-    /// What each file uses. A file may use what its own parents define, as methods of a type that stands there do; and a parent uses its
-    /// children.
+    /// What each file uses. A file may use what its own parents define, as methods of a type that
+    /// stands there do; and a parent uses its children.
     fn uses(&self) -> BTreeMap<&str, BTreeSet<&str>> {
         let mut uses = BTreeMap::new();
         for (module, file) in &self.files {
@@ -221,7 +223,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// A name from the crate's root, of one that begins with `crate`, `self`, `super`, a module of this file, or the crate's own name.
+    /// A name from the crate's root, of one that begins with `crate`, `self`, `super`, a module of
+    /// this file, or the crate's own name.
     fn resolve(&self, path: &[String]) -> Option<String> {
         let mut base: Vec<&str> = self.module.split("::").filter(|part| !part.is_empty()).collect();
         let mut rest = path;
@@ -455,7 +458,8 @@ fn names_are_found_wherever_they_stand() {
     assert_eq!(tree.circles(), [["a::one", "a::two", "b", "c"]]);
 }
 
-/// Where guests, images and registries can cause what is logged: all of it goes through a `BoundedLog`.
+/// Where guests, images and registries can cause what is logged: all of it goes through a
+/// `BoundedLog`.
 const BOUNDED: &[&str] = &["agent", "devices", "image", "vcpu", "virtio"];
 
 #[test]

@@ -1,5 +1,5 @@
-//! Descriptors, which point from one document to another or to a blob, and the platforms that stand in them (OCI image-spec,
-//! descriptor.md, image-index.md).
+//! Descriptors, which point from one document to another or to a blob, and the platforms that stand
+//! in them (OCI image-spec, descriptor.md, image-index.md).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -137,7 +137,8 @@ impl Platform {
         self.os == "linux" && self.architecture == "amd64"
     }
 
-    /// How well `offered` fits, if it does; less is better. Without a variant, the one for the oldest processors is best.
+    /// How well `offered` fits, if it does; less is better. Without a variant, the one for the
+    /// oldest processors is best.
     pub(super) fn distance(&self, offered: &Platform) -> Option<u8> {
         if (&self.os, &self.architecture) != (&offered.os, &offered.architecture) {
             return None;

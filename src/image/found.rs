@@ -8,7 +8,8 @@ use super::store::DigestOf;
 /// An image that can be loaded.
 #[derive(Debug)]
 pub(super) struct Found {
-    /// The manifest's; docker's archives have none, so there it is the configuration's, which docker calls the image's ID.
+    /// The manifest's; docker's archives have none, so there it is the configuration's, which
+    /// docker calls the image's ID.
     pub(super) digest: Digest,
     pub(super) digest_of: DigestOf,
     /// The full names that it has where it was found.

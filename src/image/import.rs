@@ -1,4 +1,5 @@
-//! From an image's files to an image in the store: its layers become a file system, and its documents a record.
+//! From an image's files to an image in the store: its layers become a file system, and its
+//! documents a record.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -157,7 +158,8 @@ impl Loading<'_> {
         if platform.runs_here() { Ok(()) } else { Err(LoadError::Foreign(platform.clone())) }
     }
 
-    /// Puts an image into the store, which `index` has led to; `build` makes its file system if it isn't there yet.
+    /// Puts an image into the store, which `index` has led to; `build` makes its file system if it
+    /// isn't there yet.
     pub(super) fn put(
         &self,
         found: Found,
@@ -183,8 +185,8 @@ impl Loading<'_> {
         Ok(Loaded { image, names, moved, built, lease })
     }
 
-    /// How long the layers are, as they are stored. One that isn't as long as its descriptor says, or layers that are longer than an image may
-    /// be, aren't worth the reading.
+    /// How long the layers are, as they are stored. One that isn't as long as its descriptor says,
+    /// or layers that are longer than an image may be, aren't worth the reading.
     fn stored_len(&self, files: &dyn Files, layers: &[LayerSource]) -> Result<u64, LoadError> {
         let limit = self.options.limits.max_bytes;
         let mut total = 0_u64;
@@ -226,11 +228,13 @@ impl Loading<'_> {
             };
             let counted = Counted { inner: opened.reader, progress: self.progress };
             let reader = LayerReader::new(counted, expected, verified.clone())?;
-            // Whoever reads header by header has the bytes decompressed and hashed in larger pieces all the same.
+            // Whoever reads header by header has the bytes decompressed and hashed in larger pieces
+            // all the same.
             Ok(Layer { name: blob_name(layer), tar: Box::new(BufReader::with_capacity(MAX_PIECE, reader)) })
         };
         if let Err(error) = rootfs::build(layers.iter().map(open), out, &self.limits()) {
-            // Nonsense in a layer is most likely damage: it was met before the end, where the digests are checked.
+            // Nonsense in a layer is most likely damage: it was met before the end, where the
+            // digests are checked.
             let is_about_layer = matches!(error, RootfsError::Entry { .. } | RootfsError::Read { .. });
             if let Some(layer) = layers.get(verified.get()).filter(|_| is_about_layer) {
                 check_blob(files, layer)?;

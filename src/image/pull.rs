@@ -32,7 +32,8 @@ pub struct PullOptions {
     /// Whether registries on other machines may be without TLS, and get saved credentials all the
     /// same.
     pub insecure: bool,
-    /// As for any image. It gets the name under which it is pulled, unless there is another one to get.
+    /// As for any image. It gets the name under which it is pulled, unless there is another one to
+    /// get.
     pub load: LoadOptions,
 }
 
@@ -98,7 +99,8 @@ fn pull_from(
     })
 }
 
-/// Whether this image is what the digest, of its manifest or of an index that has led to it, means for the platform.
+/// Whether this image is what the digest, of its manifest or of an index that has led to it, means
+/// for the platform.
 fn is_it(image: &Image, digest: &Digest, platform: &Platform) -> bool {
     image.digest == *digest || image.platform == *platform
 }

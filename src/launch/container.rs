@@ -1,4 +1,5 @@
-//! A machine for containers: their image, a disk for what they write, the agent, and a socket for it.
+//! A machine for containers: their image, a disk for what they write, the agent, and a socket for
+//! it.
 
 use std::fs::File;
 use std::io;
@@ -191,8 +192,9 @@ impl Parts {
     }
 }
 
-/// A snapshot that nobody else can have written: what it holds becomes the state of a process of the user's. (Another process of the same
-/// user can write it, as it can do anything else that the user may.)
+/// A snapshot that nobody else can have written: what it holds becomes the state of a process of
+/// the user's. (Another process of the same user can write it, as it can do anything else that the
+/// user may.)
 fn snapshot_at(path: &Path) -> anyhow::Result<File> {
     // Opened without waiting: a pipe is none.
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;

@@ -1,9 +1,11 @@
-//! From a request to what a virtual machine is made of: open files, taps, kernels, the words for a kernel.
+//! From a request to what a virtual machine is made of: open files, taps, kernels, the words for a
+//! kernel.
 //!
 //! - [`container`] is a machine for containers, with their agent;
 //! - `scratch` is a disk for what they write.
 //!
-//! What is opened here is opened with the rights of the caller's process; the VM's own opens nothing by path.
+//! What is opened here is opened with the rights of the caller's process; the VM's own opens
+//! nothing by path.
 
 pub mod container;
 mod scratch;
@@ -21,8 +23,9 @@ use crate::virtio::net;
 
 /// What bothy's own kernel is told, whatever it is for.
 ///
-/// Level 3 keeps the complaint off the console that there is no PCI. With a single CPU the kernel would take the lock prefix off up to 8,000
-/// instructions, each through a page table of its own: an eighth of its boot, and of no use to a machine that lives shortly.
+/// Level 3 keeps the complaint off the console that there is no PCI. With a single CPU the kernel
+/// would take the lock prefix off up to 8,000 instructions, each through a page table of its own:
+/// an eighth of its boot, and of no use to a machine that lives shortly.
 pub fn own_kernel_words(transport: Transport) -> &'static str {
     match transport {
         Transport::Mmio => "panic=-1 loglevel=3 pci=off noreplace-smp",
@@ -80,7 +83,8 @@ pub fn network(net: &net::Config) -> NetConfig {
     }
 }
 
-/// The memory of this host, by sysinfo(2): /proc/meminfo says the same, and takes longer than parsing the command line.
+/// The memory of this host, by sysinfo(2): /proc/meminfo says the same, and takes longer than
+/// parsing the command line.
 pub fn host_memory_mib() -> u64 {
     let info = rustix::system::sysinfo();
     (info.totalram * u64::from(info.mem_unit)) >> 20

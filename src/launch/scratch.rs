@@ -1,7 +1,9 @@
-//! The disk of `--scratch`: an unlinked file, sparse, that begins with the guest's empty file system. It is gone with its last descriptor, whatever
-//! happens to us. The guest grows the file system to the disk's size.
+//! The disk of `--scratch`: an unlinked file, sparse, that begins with the guest's empty file
+//! system. It is gone with its last descriptor, whatever happens to us. The guest grows the file
+//! system to the disk's size.
 //!
-//! It lies in `$TMPDIR`, or where that isn't said in /var/tmp: /tmp may be in memory, which a scratch disk is to spare.
+//! It lies in `$TMPDIR`, or where that isn't said in /var/tmp: /tmp may be in memory, which a
+//! scratch disk is to spare.
 
 use std::fs::File;
 use std::io;

@@ -1,7 +1,9 @@
-//! Locks of files: waiting for one, trying for one, and the leases that keep a file from being removed.
+//! Locks of files: waiting for one, trying for one, and the leases that keep a file from being
+//! removed.
 //!
-//! A lock on a file says nothing about its name: between opening and locking, the file may have been removed and another put in its place. So
-//! whoever gets a lock looks whether the name still leads to the same file. With that, holding a file's lock exclusively is leave to remove it.
+//! A lock on a file says nothing about its name: between opening and locking, the file may have
+//! been removed and another put in its place. So whoever gets a lock looks whether the name still
+//! leads to the same file. With that, holding a file's lock exclusively is leave to remove it.
 
 use std::fs::{File, FileTimes, OpenOptions};
 use std::io;
@@ -58,7 +60,8 @@ impl Guard {
     }
 }
 
-/// The right to remove a file: nobody else uses it, and nobody can begin to. `None` if somebody does, or it is gone.
+/// The right to remove a file: nobody else uses it, and nobody can begin to. `None` if somebody
+/// does, or it is gone.
 pub fn try_own(path: &Path) -> Result<Option<File>, FileError> {
     let own = || -> io::Result<Option<File>> {
         // NFS has exclusive locks only for what can be written.
@@ -73,7 +76,8 @@ pub fn try_own(path: &Path) -> Result<Option<File>, FileError> {
     own().map_err(FileError::new("lock", path))
 }
 
-/// A file of the store that isn't removed as long as this, or a copy of its descriptor in any process, is there.
+/// A file of the store that isn't removed as long as this, or a copy of its descriptor in any
+/// process, is there.
 #[derive(Debug)]
 pub struct Lease {
     file: File,
@@ -112,7 +116,8 @@ impl FileStore {
                     result => result?,
                 }
                 if is_still_at(&file, &path)? {
-                    // It says when the file was last used; on a store that can't be written it says nothing.
+                    // It says when the file was last used; on a store that can't be written it says
+                    // nothing.
                     let _unwritable = file.set_times(FileTimes::new().set_modified(SystemTime::now()));
                     return Ok(Some(file));
                 }
@@ -122,8 +127,8 @@ impl FileStore {
         Ok(file.map(|file| Lease { file, path }))
     }
 
-    /// The file of that name, leased; `make` writes it if there is none. When several processes want it at once, one makes it and the others wait.
-    /// True if it was made just now.
+    /// The file of that name, leased; `make` writes it if there is none. When several processes
+    /// want it at once, one makes it and the others wait. True if it was made just now.
     pub fn once<E: From<FileError>>(
         &self,
         part: Part,

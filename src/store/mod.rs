@@ -1,4 +1,5 @@
-//! Files that are published by rename and leased by flock(2): what images are kept in, and other things that are made once and used by many.
+//! Files that are published by rename and leased by flock(2): what images are kept in, and other
+//! things that are made once and used by many.
 //!
 //! ```text
 //! DIR/lock          held (exclusively, for moments) by a process that changes what belongs together, or removes anything
@@ -7,13 +8,15 @@
 //! DIR/tmp/          files in the making, each locked by its maker; none where the file system has files without a name (O_TMPFILE)
 //! ```
 //!
-//! A file appears under its name only when it is complete, verified and on disk (write, fsync, link or rename, fsync the directory), and never
-//! changes afterwards. So a process that is killed at any moment leaves at most a temporary file or an empty one in `locks/`, which nobody has
-//! locked; the next [`FileStore::open`] removes it.
+//! A file appears under its name only when it is complete, verified and on disk (write, fsync, link
+//! or rename, fsync the directory), and never changes afterwards. So a process that is killed at
+//! any moment leaves at most a temporary file or an empty one in `locks/`, which nobody has locked;
+//! the next [`FileStore::open`] removes it.
 //!
-//! All locks are flock(2) locks. They belong to the open file description: they end with the process, however it ends, and go with a
-//! descriptor into another one. A [`Lease`] is a shared lock on a file of the store; what is leased is never removed. Lock order: a
-//! file's own lock in `locks/`, then the store's; leases are only ever tried for, so nothing can wait in a circle.
+//! All locks are flock(2) locks. They belong to the open file description: they end with the
+//! process, however it ends, and go with a descriptor into another one. A [`Lease`] is a shared
+//! lock on a file of the store; what is leased is never removed. Lock order: a file's own lock in
+//! `locks/`, then the store's; leases are only ever tried for, so nothing can wait in a circle.
 
 mod lease;
 mod temporary;
@@ -76,7 +79,8 @@ impl FileStore {
                 made.map_err(FileError::new("create", &path))?;
             }
         }
-        // What was killed has left little, if anything; a user who can't remove it can use the store all the same.
+        // What was killed has left little, if anything; a user who can't remove it can use the
+        // store all the same.
         for part in [Part::TMP, Part::LOCKS] {
             let _left = store.sweep(part).inspect_err(|error| log::debug!("{error}"));
         }
@@ -106,7 +110,8 @@ impl FileStore {
         read().map_err(FileError::new("read", &path))
     }
 
-    /// Removes a file, if it is there. The caller owns it ([`try_own`]), or the store is locked and nothing leases it.
+    /// Removes a file, if it is there. The caller owns it ([`try_own`]), or the store is locked and
+    /// nothing leases it.
     pub fn remove(&self, part: Part, name: &str) -> Result<(), FileError> {
         let path = self.path(part, name);
         match fs::remove_file(&path) {

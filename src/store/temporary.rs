@@ -1,5 +1,5 @@
-//! Files in the making: without a name, or with a temporary one and locked by their maker; complete on disk before they get their name.
-//! And the sweeping of those whose maker is gone.
+//! Files in the making: without a name, or with a temporary one and locked by their maker; complete
+//! on disk before they get their name. And the sweeping of those whose maker is gone.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -14,8 +14,8 @@ use rustix::io::Errno;
 use super::lease::{Guard, is_still_at, try_lock, try_own};
 use super::{FileError, FileStore, Part, sync_dir};
 
-/// A file without a name that counts, or without any name where the file system can do that: then nothing is left of it by `kill -9`.
-/// Gone when dropped.
+/// A file without a name that counts, or without any name where the file system can do that: then
+/// nothing is left of it by `kill -9`. Gone when dropped.
 #[derive(Debug)]
 pub struct Temporary {
     file: File,
@@ -84,7 +84,8 @@ fn next_name(dir: &Path) -> PathBuf {
     dir.join(format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)))
 }
 
-/// Gives a file without a name its first one (open(2), "O_TMPFILE": without privileges, only by this path).
+/// Gives a file without a name its first one (open(2), "O_TMPFILE": without privileges, only by
+/// this path).
 fn link(file: &File, path: &Path) -> rustix::io::Result<()> {
     let own = format!("{DESCRIPTORS}/{}", file.as_raw_fd());
     linkat(CWD, own, CWD, path, AtFlags::SYMLINK_FOLLOW)
@@ -117,7 +118,8 @@ impl FileStore {
             let create = || -> io::Result<Option<File>> {
                 let mut options = OpenOptions::new();
                 let file = match options.create_new(true).read(true).write(true).mode(0o600).open(&path) {
-                    // Of a process before us with the same number, in another PID namespace perhaps.
+                    // Of a process before us with the same number, in another PID namespace
+                    // perhaps.
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
                     result => result?,
                 };
@@ -159,8 +161,8 @@ impl FileStore {
         Ok(guard)
     }
 
-    /// Removes the files of a part that nobody has locked. Needs no lock of the store's: whoever makes or waits for such a file looks whether it is
-    /// still there.
+    /// Removes the files of a part that nobody has locked. Needs no lock of the store's: whoever
+    /// makes or waits for such a file looks whether it is still there.
     pub fn sweep(&self, part: Part) -> Result<(), FileError> {
         for name in self.list(part)? {
             if let Some(_stale) = try_own(&self.path(part, &name))? {

@@ -1,10 +1,11 @@
-//! Descriptors by their numbers: what a child closes, and what takes the place of a standard stream.
+//! Descriptors by their numbers: what a child closes, and what takes the place of a standard
+//! stream.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
-/// Closes every descriptor that isn't in `keep`. For a child that [`fork`](super::process::fork) has made, and that never goes back to
-/// what its parent did.
+/// Closes every descriptor that isn't in `keep`. For a child that [`fork`](super::process::fork)
+/// has made, and that never goes back to what its parent did.
 pub fn keep_only(keep: impl IntoIterator<Item = RawFd>) {
     let mut keep: Vec<RawFd> = keep.into_iter().collect();
     keep.sort_unstable();
@@ -12,8 +13,8 @@ pub fn keep_only(keep: impl IntoIterator<Item = RawFd>) {
     for fd in keep.into_iter().chain([RawFd::MAX]) {
         if fd > first {
             #[expect(unsafe_code, reason = "std has no close_range")]
-            // SAFETY: what is closed here belongs to values of the parent's that the child never uses or drops again: they live in frames to which
-            // it doesn't return.
+            // SAFETY: what is closed here belongs to values of the parent's that the child never
+            // uses or drops again: they live in frames to which it doesn't return.
             let ret = unsafe { libc::close_range(first.unsigned_abs(), (fd - 1).unsigned_abs(), 0) };
             if ret != 0 {
                 log::debug!("close_range: {}", io::Error::last_os_error());
@@ -26,7 +27,8 @@ pub fn keep_only(keep: impl IntoIterator<Item = RawFd>) {
 /// Makes the number `fd`, which is a standard stream's or a sink's, a copy of `other`.
 pub fn replace(fd: RawFd, other: &impl AsFd) {
     #[expect(unsafe_code, reason = "a standard stream is replaced by its number")]
-    // SAFETY: dup2 closes `fd` and makes it a copy of `other`: the number stays open all the time, and std's handles of the standard streams go by it.
+    // SAFETY: dup2 closes `fd` and makes it a copy of `other`: the number stays open all the time,
+    // and std's handles of the standard streams go by it.
     let ret = unsafe { libc::dup2(other.as_fd().as_raw_fd(), fd) };
     if ret < 0 {
         log::debug!("dup2: {}", io::Error::last_os_error());

@@ -12,8 +12,8 @@ pub fn resident(file: &File) -> io::Result<Vec<u8>> {
         return Ok(pages);
     }
     #[expect(unsafe_code, reason = "neither std nor rustix has mincore")]
-    // SAFETY: a new mapping at an address of the kernel's choice, which nothing reads or writes; mincore fills a byte for each page of it, and
-    // `pages` has as many.
+    // SAFETY: a new mapping at an address of the kernel's choice, which nothing reads or writes;
+    // mincore fills a byte for each page of it, and `pages` has as many.
     unsafe {
         let at =
             libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0);

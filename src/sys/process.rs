@@ -14,11 +14,12 @@ use super::signals;
 #[derive(Debug)]
 pub struct Child(Pid);
 
-/// Of a process that forks. A test runs in a thread of its own, and the harness's other one waits for it.
+/// Of a process that forks. A test runs in a thread of its own, and the harness's other one waits
+/// for it.
 const MOST_THREADS: u64 = if cfg!(test) { 2 } else { 1 };
 
-/// Forks: `None` is the child, which has all that this process has. A process with several threads is refused, since the child would
-/// have one of them, and the locks of all.
+/// Forks: `None` is the child, which has all that this process has. A process with several threads
+/// is refused, since the child would have one of them, and the locks of all.
 pub fn fork() -> io::Result<Option<Child>> {
     if threads()? > MOST_THREADS {
         return Err(io::Error::other("a process that forks must have a single thread"));
@@ -33,7 +34,8 @@ pub fn fork() -> io::Result<Option<Child>> {
     }
 }
 
-/// How many threads this process has: each has a directory, which is a link to its parent's (proc(5)).
+/// How many threads this process has: each has a directory, which is a link to its parent's
+/// (proc(5)).
 fn threads() -> io::Result<u64> {
     use std::os::unix::fs::MetadataExt;
     Ok(std::fs::metadata("/proc/self/task")?.nlink().saturating_sub(2))
@@ -66,7 +68,8 @@ impl Child {
     }
 }
 
-/// Ends this process, a child of [`fork`], at once: nothing that its parent has registered or buffered is done a second time.
+/// Ends this process, a child of [`fork`], at once: nothing that its parent has registered or
+/// buffered is done a second time.
 pub fn exit_now(status: i32) -> ! {
     #[expect(unsafe_code, reason = "std's exit runs handlers that belong to the parent")]
     // SAFETY: nothing runs after it; what the kernel releases is what is to be released.
@@ -75,10 +78,12 @@ pub fn exit_now(status: i32) -> ! {
     }
 }
 
-/// The program that a command starts gets all signals, and is killed when this process ends, whatever ends it.
+/// The program that a command starts gets all signals, and is killed when this process ends,
+/// whatever ends it.
 pub fn tie(command: &mut Command) {
     #[expect(unsafe_code, reason = "std sets neither a child's signal mask nor when it dies")]
-    // SAFETY: between fork and exec only calls that are safe after a fork, and no memory but their own.
+    // SAFETY: between fork and exec only calls that are safe after a fork, and no memory but their
+    // own.
     unsafe {
         command.pre_exec(|| {
             signals::unblock_all();
@@ -87,8 +92,8 @@ pub fn tie(command: &mut Command) {
     }
 }
 
-/// One malloc arena for all threads that this process will have: a second one costs each of them two system calls and some page faults.
-/// To be called while it has a single thread.
+/// One malloc arena for all threads that this process will have: a second one costs each of them
+/// two system calls and some page faults. To be called while it has a single thread.
 pub fn share_one_heap() {
     #[expect(unsafe_code, reason = "malloc is tuned through the C library")]
     // SAFETY: the call only sets a number, which the C library reads when it makes an arena.
@@ -97,12 +102,15 @@ pub fn share_one_heap() {
     }
 }
 
-/// The calling thread, when it wakes, no longer takes a processor from a thread that runs (`SCHED_BATCH`): where none is free it waits for its
-/// turn. For a thread that a vCPU wakes with work of which more is to come: it would run for the first piece, sleep, and be woken for the next.
+/// The calling thread, when it wakes, no longer takes a processor from a thread that runs
+/// (`SCHED_BATCH`): where none is free it waits for its turn. For a thread that a vCPU wakes with
+/// work of which more is to come: it would run for the first piece, sleep, and be woken for the
+/// next.
 #[expect(unsafe_code, reason = "neither std nor rustix has sched_setscheduler")]
 pub fn set_batch_policy() {
     let parameters = libc::sched_param { sched_priority: 0 };
-    // SAFETY: they take no pointer but one to a struct of ours, which is read. Where something forbids it the thread is as it was.
+    // SAFETY: they take no pointer but one to a struct of ours, which is read. Where something
+    // forbids it the thread is as it was.
     unsafe {
         // A policy that somebody has chosen for bothy stays.
         if libc::sched_getscheduler(0) == libc::SCHED_OTHER {

@@ -1,19 +1,20 @@
-//! Signals as a descriptor that can be waited for: those that ask a process to end, or all that can be passed on. And, for a process that starts other
-//! programs, as a flag.
+//! Signals as a descriptor that can be waited for: those that ask a process to end, or all that can
+//! be passed on. And, for a process that starts other programs, as a flag.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Blocked signals that are read as bytes instead. Those that our caller ignores (nohup, a shell's background jobs) stay ignored. Threads that are
-/// started afterwards have them blocked too.
+/// Blocked signals that are read as bytes instead. Those that our caller ignores (nohup, a shell's
+/// background jobs) stay ignored. Threads that are started afterwards have them blocked too.
 pub struct Signals(File);
 
 /// What ends a program that doesn't say otherwise, when somebody wishes it to.
 const ENDS: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
 
-/// What is nobody's message to the command: it can't be caught, it is about our own children, pipes and sockets, or it is the processor that complains.
+/// What is nobody's message to the command: it can't be caught, it is about our own children, pipes
+/// and sockets, or it is the processor that complains.
 const OWN: [libc::c_int; 10] = [
     libc::SIGKILL,
     libc::SIGSTOP,
@@ -30,15 +31,17 @@ const OWN: [libc::c_int; 10] = [
 /// Whether somebody wishes an end, after [`watch_for_ends`].
 static END_IS_WISHED: AtomicBool = AtomicBool::new(false);
 
-/// From here on signals that ask for an end only say so, in what [`end_is_wished`] gives. Programs that are started meet them as ever: a blocked signal
-/// would stay blocked for them. Those that our caller ignores stay ignored.
+/// From here on signals that ask for an end only say so, in what [`end_is_wished`] gives. Programs
+/// that are started meet them as ever: a blocked signal would stay blocked for them. Those that our
+/// caller ignores stay ignored.
 pub fn watch_for_ends() -> io::Result<()> {
     extern "C" fn note(_signal: libc::c_int) {
         END_IS_WISHED.store(true, Ordering::Relaxed);
     }
     for signal in ENDS {
         #[expect(unsafe_code, reason = "std has no signal handlers")]
-        // SAFETY: an action of zeros is valid, and both are live; the handler only stores to an atomic.
+        // SAFETY: an action of zeros is valid, and both are live; the handler only stores to an
+        // atomic.
         let ret = unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             match libc::sigaction(signal, std::ptr::null(), &raw mut action) {
@@ -67,7 +70,8 @@ pub fn end_is_wished() -> bool {
 /// All signals reach this process, or this program, again.
 pub fn unblock_all() {
     #[expect(unsafe_code, reason = "std has no signal mask")]
-    // SAFETY: `none` is initialised by sigemptyset before it is read; the calls touch no other memory.
+    // SAFETY: `none` is initialised by sigemptyset before it is read; the calls touch no other
+    // memory.
     unsafe {
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
@@ -97,8 +101,10 @@ impl Signals {
 
     fn take_over(signals: impl Iterator<Item = libc::c_int>) -> io::Result<Self> {
         #[expect(unsafe_code, reason = "std has no signal mask and no signalfd")]
-        // SAFETY: `set` is initialised by sigemptyset before it is read, and an action of zeros is valid; the calls touch no other memory, and the
-        // descriptor that signalfd makes is owned by the `File` alone. A number that the C library keeps for itself is refused by sigaction or sigaddset.
+        // SAFETY: `set` is initialised by sigemptyset before it is read, and an action of zeros is
+        // valid; the calls touch no other memory, and the descriptor that signalfd makes is owned
+        // by the `File` alone. A number that the C library keeps for itself is refused by sigaction
+        // or sigaddset.
         unsafe {
             let mut set: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&raw mut set);

@@ -1,8 +1,9 @@
-//! The user's terminal as a guest's console: raw while the VM runs, and as it was afterwards, whatever happens.
+//! The user's terminal as a guest's console: raw while the VM runs, and as it was afterwards,
+//! whatever happens.
 //!
-//! "Whatever happens" includes `kill -9` of the command, after which no code of it runs. So a terminal that is made raw gets
-//! a guard: a process that does nothing but wait for the command's end, and then restores the terminal, unless the command has
-//! done so itself.
+//! "Whatever happens" includes `kill -9` of the command, after which no code of it runs. So a
+//! terminal that is made raw gets a guard: a process that does nothing but wait for the command's
+//! end, and then restores the terminal, unless the command has done so itself.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -25,8 +26,8 @@ pub struct RawTerminal {
 }
 
 impl RawTerminal {
-    /// Makes the terminal behind standard input raw; `None` if it is none. Forks the guard, so the process must have a
-    /// single thread.
+    /// Makes the terminal behind standard input raw; `None` if it is none. Forks the guard, so the
+    /// process must have a single thread.
     pub fn enter() -> io::Result<Option<Self>> {
         let terminal = stdin();
         if !isatty(terminal) {
@@ -54,7 +55,8 @@ impl Drop for RawTerminal {
     }
 }
 
-/// The size of the terminal behind standard output, or else standard input; `None` if neither is one that has a size.
+/// The size of the terminal behind standard output, or else standard input; `None` if neither is
+/// one that has a size.
 pub fn size() -> Option<WindowSize> {
     [stdout(), stdin()].into_iter().find_map(|fd| {
         let size = tcgetwinsize(fd).ok()?;
@@ -74,8 +76,8 @@ fn spawn_guard(terminal: BorrowedFd<'_>, saved: &Termios, raw: &Termios) -> io::
     let Some(_child) = fork()? else {
         // Nothing waits for a descriptor that the guard has.
         keep_only([terminal.as_raw_fd(), read_end.as_raw_fd()]);
-        // A session of its own: the terminal's signals and its job control leave it alone. (The kernel lets it set the
-        // mode because the terminal isn't its controlling one.)
+        // A session of its own: the terminal's signals and its job control leave it alone. (The
+        // kernel lets it set the mode because the terminal isn't its controlling one.)
         let _leads_one_already = setsid();
         let mut byte = [0];
         let is_done = matches!(File::from(read_end).read(&mut byte), Ok(1));

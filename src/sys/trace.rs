@@ -68,8 +68,9 @@ fn trace(
     data: *mut libc::sock_filter,
 ) -> io::Result<libc::c_long> {
     #[expect(unsafe_code, reason = "neither std nor rustix has ptrace")]
-    // SAFETY: of the requests here only one writes to our memory, and that within the filter whose length it has told before: filters are counted from the
-    // oldest, are only added, and never change.
+    // SAFETY: of the requests here only one writes to our memory, and that within the filter whose
+    // length it has told before: filters are counted from the oldest, are only added, and never
+    // change.
     let ret = unsafe { libc::ptrace(request, pid, address, data) };
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
 }

@@ -1,5 +1,6 @@
-//! `bothy run-qemu`: QEMU's microvm in the place of bothy's own virtual machine, with the same kernel, initramfs, image and agent, to compare with.
-//! Its vsock device is the kernel's (/dev/vhost-vsock), which takes root or the group kvm.
+//! `bothy run-qemu`: QEMU's microvm in the place of bothy's own virtual machine, with the same
+//! kernel, initramfs, image and agent, to compare with. Its vsock device is the kernel's
+//! (/dev/vhost-vsock), which takes root or the group kvm.
 
 use std::fs::File;
 use std::io;

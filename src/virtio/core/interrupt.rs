@@ -1,4 +1,5 @@
-//! What a device tells its driver while it runs, besides used chains: interrupts, changes of its configuration, and that it has to be reset.
+//! What a device tells its driver while it runs, besides used chains: interrupts, changes of its
+//! configuration, and that it has to be reset.
 
 use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
@@ -9,8 +10,8 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::bounded_log::BoundedLog;
 use crate::bus::MsiRoute;
 
-/// Raises one kind of interrupt of one device. Only the transport that made it knows whether it stands for a line
-/// with a status bit (MMIO) or for a vector (MSI-X).
+/// Raises one kind of interrupt of one device. Only the transport that made it knows whether it
+/// stands for a line with a status bit (MMIO) or for a vector (MSI-X).
 #[derive(Clone)]
 pub struct Interrupt(Way);
 
@@ -26,7 +27,8 @@ impl Interrupt {
         Self(Way::Line { evt, status, bit })
     }
 
-    /// An interrupt that is the one of `vectors` that `chosen` says at that moment, and none when there is no such. For transports.
+    /// An interrupt that is the one of `vectors` that `chosen` says at that moment, and none when
+    /// there is no such. For transports.
     pub fn vector(vectors: Arc<[MsiRoute]>, chosen: Arc<AtomicU16>) -> Self {
         Self(Way::Vector { vectors, chosen })
     }
@@ -35,7 +37,8 @@ impl Interrupt {
     pub fn signal(&self) {
         let evt = match &self.0 {
             Way::Line { evt, status, bit } => {
-                // The bit must be visible before the guest's handler can run, and the eventfd write orders it so.
+                // The bit must be visible before the guest's handler can run, and the eventfd write
+                // orders it so.
                 status.fetch_or(*bit, Ordering::SeqCst);
                 evt.as_ref()
             }
@@ -47,16 +50,18 @@ impl Interrupt {
             }
         };
         if let Err(error) = evt.write(1) {
-            // EAGAIN: the counter is full, so an edge is pending anyway. Nothing else can happen to an eventfd.
+            // EAGAIN: the counter is full, so an edge is pending anyway. Nothing else can happen to
+            // an eventfd.
             log::debug!("interrupt eventfd: {error}");
         }
     }
 }
 
-/// Changes a configuration space so that the driver never takes half of an old one and half of a new one for a whole.
+/// Changes a configuration space so that the driver never takes half of an old one and half of a
+/// new one for a whole.
 ///
-/// The generation counter (virtio 1.2 §2.5.2, §4.2.2.1) and the space change under one lock, which the transport also
-/// takes for each read of either.
+/// The generation counter (virtio 1.2 §2.5.2, §4.2.2.1) and the space change under one lock, which
+/// the transport also takes for each read of either.
 #[derive(Clone)]
 pub struct ConfigChange {
     generation: Arc<Mutex<u32>>,
@@ -69,8 +74,8 @@ impl ConfigChange {
         Self { generation: Arc::new(Mutex::new(0)), interrupt }
     }
 
-    /// Runs `change`, which writes the new values to where `read_config` finds them, and then tells the driver. Callable from
-    /// any thread of the device; not from `read_config`.
+    /// Runs `change`, which writes the new values to where `read_config` finds them, and then tells
+    /// the driver. Callable from any thread of the device; not from `read_config`.
     pub fn apply(&self, change: impl FnOnce()) {
         let mut generation = self.generation();
         change();
@@ -85,8 +90,8 @@ impl ConfigChange {
     }
 }
 
-/// Says that a device can't go on until the driver resets it: the status bit DEVICE_NEEDS_RESET and, when the driver is
-/// running, a configuration interrupt (virtio 1.2 §2.1.2).
+/// Says that a device can't go on until the driver resets it: the status bit DEVICE_NEEDS_RESET
+/// and, when the driver is running, a configuration interrupt (virtio 1.2 §2.1.2).
 #[derive(Clone)]
 pub struct NeedsReset {
     raised: Arc<AtomicBool>,
