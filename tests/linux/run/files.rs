@@ -12,7 +12,8 @@ use crate::support::scratch;
 /// A file capability (`cap_net_raw+ep`), as `struct vfs_cap_data`.
 const CAPABILITY: &str = "0x0100000200200000000000000000000000000000";
 /// What the container has of its own.
-const OWN: [&str; 6] = ["/proc", "/sys", "/dev", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
+const OWN: [&str; 7] =
+    ["/proc", "/sys", "/dev", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/mtab"];
 
 fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
