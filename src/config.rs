@@ -298,7 +298,8 @@ impl VmConfig {
         self.transport.unwrap_or(if self.kernel.is_none() { Transport::Pci } else { Transport::Mmio })
     }
 
-    /// How many virtio devices there are besides disks and network devices; the entropy device always is.
+    /// How many virtio devices there are besides disks and network devices; the entropy device is
+    /// always there.
     fn other_devices(&self) -> usize {
         let others =
             [self.vsock.is_some(), self.console() == Console::Virtio, self.balloon() != Balloon::Off];

@@ -107,28 +107,26 @@ impl VmProcess {
 
     /// Waits for a process that died without a report, and says what became of it.
     pub fn autopsy(self) -> String {
-        let words = self.words.is_some().then(|| self.last_word());
-        let Ok(status) = self.child.wait() else { return "was lost".into() };
+        let Self { child, words, .. } = self;
+        let Ok(status) = child.wait() else { return "was lost".into() };
         if let Some(signal) = status.terminating_signal() {
             return format!("died of signal {signal}");
         }
         match (status.exit_status().unwrap_or_default(), words) {
-            (code, Some(words)) => format!("ended with status {code}: {words}"),
+            (code, Some(words)) => format!("ended with status {code}: {}", last_word(&words)),
             (PANICKED, None) => "panicked: this is a bug in bothy".into(),
             (code, None) => format!("ended with status {code} and no report"),
         }
     }
+}
 
-    /// The last line that another program has said.
-    fn last_word(&self) -> String {
-        let mut text = Vec::new();
-        if let Some(mut words) = self.words.as_ref() {
-            // What can't be read is as good as nothing.
-            let _unreadable = words.seek(SeekFrom::Start(0)).and_then(|_| words.read_to_end(&mut text));
-        }
-        let text = String::from_utf8_lossy(&text);
-        text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it says nothing").trim().to_owned()
-    }
+/// The last line that another program has said, which has ended.
+fn last_word(mut words: &File) -> String {
+    let mut text = Vec::new();
+    // What can't be read is as good as nothing.
+    let _unreadable = words.seek(SeekFrom::Start(0)).and_then(|_| words.read_to_end(&mut text));
+    let text = String::from_utf8_lossy(&text);
+    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it says nothing").trim().to_owned()
 }
 
 fn run(

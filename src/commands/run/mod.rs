@@ -54,7 +54,7 @@ pub(super) trait Hypervisor {
     /// Listens for the agent, and opens the machine's taps, whose names `config` then has.
     fn listen(&mut self, config: &mut VmConfig, place: &Place) -> anyhow::Result<Agent>;
 
-    /// Starts the machine. What its process opens by path stays open as long as this value is there.
+    /// Starts the machine. What its process opens by path stays open as long as this value.
     fn start(
         &mut self,
         vm: &ContainerVm<'_>,
