@@ -22,6 +22,7 @@ const INTERFACE_WAIT: Duration = Duration::from_secs(2);
 const INTERFACE_POLL: Duration = Duration::from_millis(2);
 
 /// A network interface of the machine.
+#[derive(Debug)]
 pub(crate) struct Interface {
     pub(crate) name: String,
     pub(crate) mac: MacAddr,
@@ -30,7 +31,7 @@ pub(crate) struct Interface {
 }
 
 /// What became of the network.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Network {
     pub(crate) interfaces: Vec<Interface>,
     /// The DNS servers of all interfaces.

@@ -22,7 +22,7 @@ use crate::spec::{Container, Rights};
 pub const PORT: u32 = 1024;
 
 /// Of everything in this file. The host ends a guest that says another one.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The longest message that the agent accepts, in bytes: arguments and environment may have 2 MiB, as on Linux.
 pub const MAX_REQUEST: usize = 4 << 20;
@@ -59,75 +59,112 @@ impl std::fmt::Debug for Token {
     }
 }
 
+/// A process of a container: both numbers are the host's choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// The container's number, as in [`Request::Create`].
+    pub container: u32,
+    /// The process's number in its container.
+    pub process: u32,
+}
+
+impl std::fmt::Display for ProcessId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of container {}", self.process, self.container)
+    }
+}
+
 /// From the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// What the guest is to be, once and first. Answered by [`Report::Ready`] or [`Report::Failed`].
-    Setup(Box<Setup>),
-    /// Run a command. Answered by [`Report::Started`] or [`Report::NotStarted`], later by [`Report::Ended`].
+    /// Set up the machine, once and first. Answered by [`Report::Ready`] or [`Report::Failed`].
+    Machine(Box<Machine>),
+    /// Create a container: its root, files and cgroup. No process of it runs yet. Answered by
+    /// [`Report::Created`] or [`Report::NotCreated`].
+    Create {
+        /// The container's number; one that no other container of this machine has had.
+        container: u32,
+        /// The container.
+        setup: Box<ContainerSetup>,
+    },
+    /// Run a command. Answered by [`Report::Started`] or [`Report::NotStarted`], later by
+    /// [`Report::Ended`].
     ///
-    /// The first one becomes PID 1 of the container's namespaces, and with its end all others in them end. Later ones join them.
+    /// The first process of a container becomes PID 1 of its namespaces, and all its other
+    /// processes end with it. Later processes join those namespaces.
     Run {
-        /// For the host to choose; not that of a command which still runs.
-        id: u32,
+        /// Not that of a process that still runs.
+        id: ProcessId,
         /// The command.
         command: Box<Command>,
     },
-    /// Send a signal to a command. One that has ended already is no error, and nothing answers.
+    /// Send a signal to a process. One that has ended already is no error, and nothing answers.
     Signal {
-        /// The command's.
-        id: u32,
+        /// The process.
+        id: ProcessId,
         /// As Linux on x86-64 numbers them.
         signal: i32,
     },
-    /// The host's window has another size now. Nothing answers.
+    /// Set the size of a process's terminal. Nothing answers.
     Resize {
-        /// The command's.
-        id: u32,
-        /// Its terminal's.
+        /// The process.
+        id: ProcessId,
+        /// The new size.
         size: WindowSize,
     },
     /// Answered by [`Report::Figures`].
     Figures,
-    /// End all commands, write and unmount the disks, and power off. The machine's end answers.
+    /// End all processes, write and unmount the disks, and power off. The machine's end answers.
     PowerOff,
 }
 
 /// From the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
-    /// The file systems are mounted, the network is up.
+    /// The machine is set up, and its network is up.
     Ready,
-    /// They are not, and never will be.
+    /// The machine could not be set up, and never will be.
     Failed {
+        /// Why.
+        message: String,
+    },
+    /// The container exists.
+    Created {
+        /// The container's number.
+        container: u32,
+    },
+    /// The container could not be created, and its number stays unused.
+    NotCreated {
+        /// The container's number.
+        container: u32,
         /// Why.
         message: String,
     },
     /// The command's program runs: execve(2) succeeded.
     Started {
-        /// The command's.
-        id: u32,
+        /// The process.
+        id: ProcessId,
     },
     /// It does not, and never will.
     NotStarted {
-        /// The command's.
-        id: u32,
+        /// The process.
+        id: ProcessId,
         /// Whose fault it is.
         reason: NotStarted,
         /// Why, with the path or name that could not be had.
         message: String,
     },
-    /// The command has ended. Its streams' last bytes may still be on their way.
+    /// The process has ended. Its streams' last bytes may still be on their way.
     Ended {
-        /// The command's.
-        id: u32,
+        /// The process.
+        id: ProcessId,
         /// How.
         status: ExitStatus,
     },
     /// Answer to [`Request::Figures`].
     Figures(Figures),
     /// Much memory has become free: the host may have it. Nothing answers.
-    Spare {
+    Reclaimable {
         /// So much, in MiB.
         mib: u32,
     },
@@ -164,19 +201,24 @@ impl ExitStatus {
     }
 }
 
-/// What the guest is to be.
+/// What all containers of a machine share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Setup {
+pub struct Machine {
     /// Since 1970, in nanoseconds: the time of day.
     pub time_ns: u64,
     /// For the kernel's random numbers: clones of a snapshot must not share theirs.
     pub seed: [u8; 32],
     /// Each as [`crate::net::NetConfig`] writes it. `lo` is always up.
     pub networks: Vec<String>,
+}
+
+/// A container to create.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerSetup {
     /// The container's root.
     pub root: Root,
-    /// The container.
-    pub container: Container,
+    /// Its namespaces, mounts and protections.
+    pub spec: Container,
 }
 
 /// What the container's root is made of.
@@ -262,7 +304,7 @@ pub struct Figures {
     pub memory_available: u64,
     /// All CPUs together, since the start, in microseconds: not idle, not waiting.
     pub cpu_busy_us: u64,
-    /// In the container.
+    /// In all containers.
     pub processes: u32,
 }
 
@@ -344,7 +386,11 @@ mod tests {
     use super::*;
 
     fn report() -> Report {
-        Report::NotStarted { id: 7, reason: NotStarted::NotFound, message: "no such program: ls".into() }
+        Report::NotStarted {
+            id: ProcessId { container: 1, process: 7 },
+            reason: NotStarted::NotFound,
+            message: "no such program: ls".into(),
+        }
     }
 
     #[test]

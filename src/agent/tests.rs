@@ -1,8 +1,10 @@
 use std::io::{Read, Write};
 
-use bothy_guest::protocol::{VERSION, send};
+use bothy_guest::protocol::{ProcessId, VERSION, send};
 
 use super::*;
+
+const INIT: ProcessId = ProcessId { container: 1, process: 1 };
 
 struct Peer {
     agent: Agent,
@@ -44,10 +46,10 @@ fn requests_and_reports_pass_on_the_control_connection() {
     let request: Request = protocol::receive(&mut control, protocol::MAX_REQUEST).unwrap();
     assert_eq!(request, Request::Figures);
     send(&mut control, &Report::Ready).unwrap();
-    send(&mut control, &Report::Started { id: 1 }).unwrap();
+    send(&mut control, &Report::Started { id: INIT }).unwrap();
     let events = peer.events();
     assert!(
-        matches!(events[..], [Event::Report(Report::Ready), Event::Report(Report::Started { id: 1 })]),
+        matches!(events[..], [Event::Report(Report::Ready), Event::Report(Report::Started { id: INIT })]),
         "{events:?}"
     );
 }
@@ -64,7 +66,7 @@ fn a_request_larger_than_the_sockets_buffer_arrives_whole() {
         rights: bothy_guest::spec::Rights::default(),
         stdio: protocol::Stdio::Pipes { stdin: None, stdout: Token([1; 16]), stderr: Token([2; 16]) },
     };
-    let request = Request::Run { id: 1, command: Box::new(command) };
+    let request = Request::Run { id: INIT, command: Box::new(command) };
     peer.agent.send(&request).unwrap();
     let reader = std::thread::spawn(move || -> Request {
         protocol::receive(&mut control, protocol::MAX_REQUEST).unwrap()

@@ -1,9 +1,10 @@
-//! The commands of a container: started, told about, signalled, and seen to their end.
+//! The processes of all containers that the host has asked for: start, report, signal, reap.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 
-use bothy_guest::protocol::{Command, ExitStatus, Report, Stdio, Token, WindowSize};
+use bothy_guest::protocol::{Command, ExitStatus, ProcessId, Report, Stdio, Token, WindowSize};
 use rustix::event::PollFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -11,7 +12,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use super::dial::Host;
 use super::refusal::{Failing, Refusal, shortened};
 use super::setup::Container;
-use super::start::{self, Child, News, Place, Streams};
+use super::start::{self, Child, Message, Place, Streams};
 use super::streams::Stream;
 use crate::watch::{Ready, Watch};
 use crate::{say, sys};
@@ -21,12 +22,12 @@ pub(crate) struct Commands {
     host: Host,
     running: Vec<Running>,
     streams: Vec<Stream>,
-    /// Whether the first command has run: its namespaces end with it.
-    begun: bool,
+    /// Containers whose first process has ended, and their namespaces with it.
+    ended: BTreeSet<u32>,
 }
 
 struct Running {
-    id: u32,
+    id: ProcessId,
     child: Child,
     is_first: bool,
     phase: Phase,
@@ -39,7 +40,7 @@ enum Phase {
     /// It has not become its program yet.
     Starting,
     Started,
-    /// It could not, which has been told.
+    /// It could not, which has been reported.
     Refused,
 }
 
@@ -51,7 +52,7 @@ struct Terminal {
 
 impl Commands {
     pub(crate) fn new(host: Host) -> Self {
-        Self { host, running: Vec::new(), streams: Vec::new(), begun: false }
+        Self { host, running: Vec::new(), streams: Vec::new(), ended: BTreeSet::new() }
     }
 
     /// Whether any command still runs.
@@ -67,7 +68,7 @@ impl Commands {
     pub(crate) fn watch<'a>(&'a self, watch: &mut Watch<'a>) {
         for running in &self.running {
             if running.phase == Phase::Starting {
-                watch.add(&running.child.news, PollFlags::IN);
+                watch.add(&running.child.messages, PollFlags::IN);
             }
         }
         self.streams.iter().for_each(|stream| stream.watch(watch));
@@ -77,8 +78,8 @@ impl Commands {
     pub(crate) fn act(&mut self, ready: &Ready) -> Vec<Report> {
         let mut reports = Vec::new();
         for running in &mut self.running {
-            if running.phase == Phase::Starting && !ready.of(&running.child.news).is_empty() {
-                running.hear(&self.host, &mut self.streams, &mut reports);
+            if running.phase == Phase::Starting && !ready.of(&running.child.messages).is_empty() {
+                running.read(&self.host, &mut self.streams, &mut reports);
             }
         }
         self.streams.iter_mut().for_each(|stream| stream.act(ready));
@@ -87,21 +88,31 @@ impl Commands {
     }
 
     /// Begins to start a command.
-    pub(crate) fn run(&mut self, container: &Container, id: u32, command: &Command) -> Result<(), Refusal> {
+    pub(crate) fn run(
+        &mut self,
+        container: &Container,
+        id: ProcessId,
+        command: &Command,
+    ) -> Result<(), Refusal> {
         // What has been refused is only still to be reaped.
-        let mut running = self.running.iter().filter(|running| running.phase != Phase::Refused);
+        let mut running = self
+            .running
+            .iter()
+            .filter(|running| running.phase != Phase::Refused && running.id.container == id.container);
         if running.clone().any(|running| running.id == id) {
-            return Err(Refusal::other(format!("there is a command {id} already")));
+            return Err(Refusal::other(format!("there is a process {id} already")));
         }
         let first = running.find(|running| running.is_first);
         let place = match first {
             Some(first) if first.phase == Phase::Started => Place::Beside(first.child.pidfd.as_fd()),
             Some(_) => return Err(Refusal::other("the container has not started yet")),
-            None if self.begun => return Err(Refusal::other("the container has ended")),
+            None if self.ended.contains(&id.container) => {
+                return Err(Refusal::other("the container has ended"));
+            }
             None => Place::First,
         };
         let (streams, relays, awaited) = self.open(&command.stdio)?;
-        let child = start::start(command, &streams, container, place)?;
+        let child = start::start(id, command, &streams, container, place)?;
         self.streams.extend(relays);
         let is_first = matches!(place, Place::First);
         self.running.push(Running { id, child, is_first, phase: Phase::Starting, awaited });
@@ -138,7 +149,7 @@ impl Commands {
     }
 
     /// Sends a signal to a command that still runs.
-    pub(crate) fn signal(&self, id: u32, signal: i32) {
+    pub(crate) fn signal(&self, id: ProcessId, signal: i32) {
         if let Some(running) = self.running.iter().find(|running| running.id == id)
             && (1..=64).contains(&signal)
         {
@@ -152,21 +163,22 @@ impl Commands {
         self.running.iter().for_each(|running| self.signal(running.id, signal));
     }
 
-    /// Asks all of them to end. The first one is PID 1 of its namespace, to which SIGTERM means nothing unless it asks for it: it is killed
+    /// Asks all of them to end. The first one of a container is PID 1 of its namespace, to which SIGTERM means nothing unless it asks for it: it is killed
     /// if it doesn't.
     pub(crate) fn terminate(&self) {
         for running in &self.running {
             let status =
                 fs::read_to_string(format!("/proc/{}/status", running.child.pid)).unwrap_or_default();
-            let deaf = running.is_first && running.phase == Phase::Started && !hears(&status, libc::SIGTERM);
-            self.signal(running.id, if deaf { libc::SIGKILL } else { libc::SIGTERM });
+            let ignores =
+                running.is_first && running.phase == Phase::Started && !handles(&status, libc::SIGTERM);
+            self.signal(running.id, if ignores { libc::SIGKILL } else { libc::SIGTERM });
             // A stopped command acts on no signal but SIGKILL until it is continued.
             self.signal(running.id, libc::SIGCONT);
         }
     }
 
     /// Tells a command's terminal how large it is now.
-    pub(crate) fn resize(&self, id: u32, size: WindowSize) {
+    pub(crate) fn resize(&self, id: ProcessId, size: WindowSize) {
         if let Some(terminal) = self.streams.iter().find_map(|stream| stream.terminal_of(id)) {
             let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
             // A terminal that nobody has open any more needs no size.
@@ -183,10 +195,12 @@ impl Commands {
         let mut running = self.running.swap_remove(at);
         // What it said before its end comes before it.
         if running.phase == Phase::Starting {
-            running.hear(&self.host, &mut self.streams, &mut reports);
+            running.read(&self.host, &mut self.streams, &mut reports);
         }
         if running.phase != Phase::Refused {
-            self.begun |= running.is_first;
+            if running.is_first {
+                self.ended.insert(running.id.container);
+            }
             reports.push(Report::Ended { id: running.id, status });
         }
         reports
@@ -194,7 +208,7 @@ impl Commands {
 }
 
 /// Whether a process, by its /proc/PID/status, handles the signal, or blocks it in order to take it in another way. What can't be read does.
-fn hears(status: &str, signal: i32) -> bool {
+fn handles(status: &str, signal: i32) -> bool {
     let mask = |key| {
         let text = status.lines().find_map(|line: &str| line.strip_prefix(key))?;
         u64::from_str_radix(text.trim(), 16).ok()
@@ -204,16 +218,16 @@ fn hears(status: &str, signal: i32) -> bool {
 }
 
 impl Running {
-    /// Hears all that the child has said.
-    fn hear(&mut self, host: &Host, streams: &mut Vec<Stream>, reports: &mut Vec<Report>) {
+    /// Reads all that the child has sent.
+    fn read(&mut self, host: &Host, streams: &mut Vec<Stream>, reports: &mut Vec<Report>) {
         while self.phase == Phase::Starting {
-            match start::receive(&self.child.news) {
-                News::Nothing => return,
-                News::Terminal(master) => match self.connect(host, master) {
+            match start::receive(&self.child.messages) {
+                Message::Nothing => return,
+                Message::Terminal(master) => match self.connect(host, master) {
                     Ok(stream) => streams.extend(stream),
                     Err(error) => say!("a terminal has no connection: {}", error.message),
                 },
-                News::Refused(refusal) => {
+                Message::Refused(refusal) => {
                     self.phase = Phase::Refused;
                     reports.push(Report::NotStarted {
                         id: self.id,
@@ -221,7 +235,7 @@ impl Running {
                         message: shortened(refusal.message),
                     });
                 }
-                News::Gone => {
+                Message::Gone => {
                     self.phase = Phase::Started;
                     reports.push(Report::Started { id: self.id });
                 }
@@ -240,13 +254,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_hears_what_it_catches_or_blocks() {
+    fn a_process_handles_what_it_catches_or_blocks() {
         let status = |blocked: u64, caught: u64| {
             format!("Name:\tx\nSigBlk:\t{blocked:016x}\nSigCgt:\t{caught:016x}\n")
         };
-        assert!(hears(&status(0, 0x4000), libc::SIGTERM));
-        assert!(hears(&status(0x4000, 0), libc::SIGTERM));
-        assert!(!hears(&status(0x8000, 0x2000), libc::SIGTERM));
-        assert!(hears("", libc::SIGTERM));
+        assert!(handles(&status(0, 0x4000), libc::SIGTERM));
+        assert!(handles(&status(0x4000, 0), libc::SIGTERM));
+        assert!(!handles(&status(0x8000, 0x2000), libc::SIGTERM));
+        assert!(handles("", libc::SIGTERM));
     }
 }

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use bothy_guest::protocol;
-use bothy_guest::spec::{Container, Device, Link, Mount, Protect, Protection, Sysctl};
+use bothy_guest::spec::{Device, Link, Mount, Protect, Protection, Sysctl};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, major, makedev, minor, mknodat, openat, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -19,8 +19,9 @@ use rustix::mount::{
 use rustix::process::{chdir, chroot, fchdir};
 use rustix::system::sethostname;
 
-use super::paths::{FILES, LENT, OWN_FILES, ROOT};
+use super::paths::{OWN_FILES, Paths, RUN};
 use super::refusal::{Failing, Refusal};
+use super::setup::Container;
 use super::tree::{self, Tree, attach, detached};
 use crate::sys;
 
@@ -30,21 +31,22 @@ const NULL: &str = "/dev/null";
 /// Of /dev/null.
 const NULL_DEVICE: (u32, u32) = (1, 3);
 
-/// Makes this process's namespaces those of the container. The umask must be 0. With `lent`, something is mounted at [`LENT`].
-pub(crate) fn enter(container: &Container, lent: bool) -> Result<Tree, Refusal> {
-    sethostname(container.host_name.as_bytes()).failing("cannot set the host name")?;
+/// Makes this process's namespaces those of the container. The umask must be 0.
+pub(crate) fn enter(container: &Container) -> Result<Tree, Refusal> {
+    let Container { spec, paths, lent, .. } = container;
+    sethostname(spec.host_name.as_bytes()).failing("cannot set the host name")?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).failing("mounts")?;
-    let files = own_files().failing(FILES)?;
-    let lent = lent.then(|| own(LENT)).transpose().failing(LENT)?;
-    enter_root().failing("cannot enter the container's root")?;
+    let files = own_files(paths).failing(paths.files())?;
+    let lent = lent.then(|| own(&paths.lent())).transpose().failing(paths.lent())?;
+    enter_root(paths).failing("cannot enter the container's root")?;
     let mut tree = Tree::new().failing("/")?;
-    for mount in &container.mounts {
+    for mount in &spec.mounts {
         mount_new(&mut tree, mount).failing(format_args!("cannot mount {}", mount.target))?;
     }
-    for device in &container.devices {
+    for device in &spec.devices {
         make_device(&tree, device).failing(&device.path)?;
     }
-    for link in &container.links {
+    for link in &spec.links {
         make_link(&tree, link).failing(&link.path)?;
     }
     for (file, (_, path)) in files.iter().zip(OWN_FILES) {
@@ -62,10 +64,10 @@ pub(crate) fn enter(container: &Container, lent: bool) -> Result<Tree, Refusal> 
             .and_then(|at| tree.attach(lent, &at, protocol::LENT));
         attached.failing(format_args!("cannot mount {}", protocol::LENT))?;
     }
-    for sysctl in &container.sysctls {
+    for sysctl in &spec.sysctls {
         set_sysctl(&tree, sysctl)?;
     }
-    for protection in &container.protections {
+    for protection in &spec.protections {
         protect(&mut tree, protection).failing(format_args!("cannot protect {}", protection.path))?;
     }
     Ok(tree)
@@ -84,8 +86,9 @@ pub(crate) fn bind_console(tree: &Tree, terminal: &OwnedFd) -> io::Result<()> {
 }
 
 /// The container's own files, each as a mount that is attached nowhere yet.
-fn own_files() -> io::Result<Vec<OwnedFd>> {
-    OWN_FILES.iter().map(|(name, _)| own(&format!("{FILES}/{name}"))).collect()
+fn own_files(paths: &Paths) -> io::Result<Vec<OwnedFd>> {
+    let files = paths.files();
+    OWN_FILES.iter().map(|(name, _)| own(&format!("{files}/{name}"))).collect()
 }
 
 /// What is at this path of the agent's, as a mount that is attached nowhere yet.
@@ -94,10 +97,10 @@ fn own(path: &str) -> io::Result<OwnedFd> {
     detached(file.as_fd())
 }
 
-/// Puts the container's root in place of everything. This is how a system leaves its initramfs, too: the root of an initramfs can be covered, and
+/// Puts the container's root in place of everything, the roots of other containers included. This is how a system leaves its initramfs, too: the root of an initramfs can be covered, and
 /// neither be moved nor pivoted away. Nothing leads below it again: `..` of the topmost root is itself.
-fn enter_root() -> io::Result<()> {
-    let (root, run) = (tree::directory(CWD, ROOT)?, tree::directory(CWD, "/run")?);
+fn enter_root(paths: &Paths) -> io::Result<()> {
+    let (root, run) = (tree::directory(CWD, &paths.root())?, tree::directory(CWD, RUN)?);
     for path in ["/proc", "/sys", "/dev"] {
         unmount(path, UnmountFlags::DETACH)?;
     }

@@ -4,7 +4,7 @@ use std::fs;
 
 use bothy_guest::protocol::Figures;
 
-use super::cgroup::Cgroup;
+use super::cgroup::Cgroups;
 
 /// Of /proc/stat's times, as every Linux on x86-64 counts them.
 const TICK_US: u64 = 10_000;
@@ -17,7 +17,7 @@ pub(crate) fn read() -> Figures {
         memory_total: meminfo_bytes(&memory, "MemTotal:"),
         memory_available: meminfo_bytes(&memory, "MemAvailable:"),
         cpu_busy_us: busy_us(&stat),
-        processes: Cgroup::processes(),
+        processes: Cgroups::processes(),
     }
 }
 

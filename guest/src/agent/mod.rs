@@ -15,11 +15,12 @@ mod figures;
 mod interpreted;
 mod paths;
 mod program;
+mod reclaimable;
 mod refusal;
 mod relay;
 mod root;
 mod setup;
-mod spare;
+
 mod start;
 mod streams;
 mod texts;
@@ -30,7 +31,7 @@ use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
 
-use bothy_guest::protocol::{Command, NotStarted, Report, Request, Setup};
+use bothy_guest::protocol::{self, Command, ContainerSetup, NotStarted, ProcessId, Report, Request};
 use rustix::event::PollFlags;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
@@ -42,12 +43,11 @@ use crate::signals::End;
 use crate::signals::{Event, Events};
 use crate::sys::{self, Reaped};
 use crate::watch::{Ready, Watch};
-use cgroup::Cgroup;
+use cgroup::Cgroups;
 use commands::Commands;
 use control::Control;
+use reclaimable::{Reclaimable, Sweep};
 use refusal::{Refusal, shortened};
-use setup::Container;
-use spare::{Spare, Sweep};
 
 /// How long commands have between SIGTERM and SIGKILL, and after that to be gone. The host gives the whole machine ten seconds.
 const GRACE: Duration = Duration::from_secs(3);
@@ -61,16 +61,16 @@ struct Agent {
     control: Control,
     commands: Commands,
     machine: Machine,
-    spare: Spare,
+    reclaimable: Reclaimable,
     sweep: Sweep,
     ending: Option<Ending>,
 }
 
 /// How far the machine has come.
 enum Machine {
-    /// It waits for [`Request::Setup`], which is answered by the error if there is one.
-    Waiting(Result<Option<Cgroup>, Refusal>),
-    Ready(Container),
+    /// It waits for [`Request::Machine`], which is answered by the error if there is one.
+    Waiting(Result<Option<Cgroups>, Refusal>),
+    Ready(setup::Machine),
     /// It is not what the host wanted, and never will be.
     Failed,
 }
@@ -102,13 +102,13 @@ pub(crate) fn run(events: Events, host: Host) -> io::Result<()> {
     // The connection is made while the machine is prepared.
     let control = Control::new(host.clone());
     let machine = Machine::Waiting(setup::prepare());
-    let spare = Spare::new(Instant::now());
+    let reclaimable = Reclaimable::new(Instant::now());
     let mut agent = Agent {
         events,
         control,
         commands: Commands::new(host),
         machine,
-        spare,
+        reclaimable,
         sweep: Sweep::new(Instant::now()),
         ending: None,
     };
@@ -116,7 +116,9 @@ pub(crate) fn run(events: Events, host: Host) -> io::Result<()> {
         let ready = agent.wait()?;
         agent.act(&ready);
         if let Some(end) = agent.next_step() {
-            root::unmount_all();
+            if let Machine::Ready(machine) = &agent.machine {
+                machine.unmount_all();
+            }
             power::now(end);
         }
     }
@@ -136,7 +138,7 @@ impl Agent {
             }
         }
         if matches!(self.machine, Machine::Ready(_)) {
-            watch.until(self.spare.look_at());
+            watch.until(self.reclaimable.look_at());
             self.sweep.act_at().into_iter().for_each(|time| watch.until(time));
         }
         watch.wait()
@@ -144,7 +146,7 @@ impl Agent {
 
     fn act(&mut self, ready: &Ready) {
         for request in self.control.act(ready) {
-            self.obey(request);
+            self.on_request(request);
         }
         for report in self.commands.act(ready) {
             self.control.report(&report);
@@ -166,15 +168,22 @@ impl Agent {
 
     fn mind_memory(&mut self, now: Instant) {
         self.sweep.act(now);
-        if let Some(mib) = self.spare.look(now, spare::free_bytes) {
-            self.control.report(&Report::Spare { mib });
+        if let Some(mib) = self.reclaimable.look(now, reclaimable::free_bytes) {
+            self.control.report(&Report::Reclaimable { mib });
         }
     }
 
-    fn obey(&mut self, request: Request) {
+    fn on_request(&mut self, request: Request) {
         match request {
-            Request::Setup(setup) => {
-                let report = self.set_up(*setup);
+            Request::Machine(machine) => {
+                let report = self.set_up(&machine);
+                self.control.report(&report);
+            }
+            Request::Create { container, setup } => {
+                let report = match self.create(container, *setup) {
+                    Ok(()) => Report::Created { container },
+                    Err(refusal) => Report::NotCreated { container, message: shortened(refusal.message) },
+                };
                 self.control.report(&report);
             }
             Request::Run { id, command } => {
@@ -189,16 +198,18 @@ impl Agent {
         }
     }
 
-    fn set_up(&mut self, setup: Setup) -> Report {
+    fn set_up(&mut self, machine: &protocol::Machine) -> Report {
         let failed = |message: String| Report::Failed { message: shortened(message) };
         match std::mem::replace(&mut self.machine, Machine::Failed) {
-            Machine::Waiting(prepared) => match prepared.and_then(|cgroup| setup::set_up(setup, cgroup)) {
-                Ok(container) => {
-                    self.machine = Machine::Ready(container);
-                    Report::Ready
+            Machine::Waiting(prepared) => {
+                match prepared.and_then(|cgroups| setup::Machine::set_up(machine, cgroups)) {
+                    Ok(machine) => {
+                        self.machine = Machine::Ready(machine);
+                        Report::Ready
+                    }
+                    Err(refusal) => failed(refusal.message),
                 }
-                Err(refusal) => failed(refusal.message),
-            },
+            }
             ready @ Machine::Ready(_) => {
                 self.machine = ready;
                 failed("the machine is set up already".into())
@@ -207,13 +218,27 @@ impl Agent {
         }
     }
 
-    fn run_command(&mut self, id: u32, command: &Command) -> Result<(), Refusal> {
+    /// The machine, if it is set up and isn't ending.
+    fn ready(&mut self) -> Result<(&mut setup::Machine, &mut Commands), Refusal> {
         if self.ending.is_some() {
             return Err(Refusal::new(NotStarted::Other, "the machine ends"));
         }
-        match &self.machine {
-            Machine::Ready(container) => self.commands.run(container, id, command),
+        match &mut self.machine {
+            Machine::Ready(machine) => Ok((machine, &mut self.commands)),
             Machine::Waiting(_) | Machine::Failed => Err(Refusal::other("the machine is not set up")),
+        }
+    }
+
+    fn create(&mut self, container: u32, setup: ContainerSetup) -> Result<(), Refusal> {
+        let (machine, _) = self.ready()?;
+        machine.create(container, setup)
+    }
+
+    fn run_command(&mut self, id: ProcessId, command: &Command) -> Result<(), Refusal> {
+        let (machine, commands) = self.ready()?;
+        match machine.container(id.container) {
+            Some(container) => commands.run(container, id, command),
+            None => Err(Refusal::other(format!("there is no container {}", id.container))),
         }
     }
 
@@ -240,7 +265,7 @@ impl Agent {
         let late = now >= ending.until;
         if ending.step == Step::Asked && self.commands.any() && late {
             self.commands.signal_all(libc::SIGKILL);
-            Cgroup::kill();
+            Cgroups::kill();
             (ending.step, ending.until) = (Step::Killed, now + KILLED);
         } else if ending.step != Step::Draining && (!self.commands.any() || late) {
             (ending.step, ending.until) = (Step::Draining, now + DRAIN);

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::io;
 
-use bothy_guest::protocol::{NotStarted, Report};
+use bothy_guest::protocol::{NotStarted, ProcessId, Report};
 
 /// Longer messages are cut: a name in them may be as long as an argument.
 const MAX_MESSAGE: usize = 4096;
@@ -25,7 +25,7 @@ impl Refusal {
     }
 
     /// As it goes to the host.
-    pub(crate) fn report(self, id: u32) -> Report {
+    pub(crate) fn report(self, id: ProcessId) -> Report {
         Report::NotStarted { id, reason: self.reason, message: shortened(self.message) }
     }
 }

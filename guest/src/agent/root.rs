@@ -14,65 +14,68 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
-use super::paths::{LENT, OWN_FILES, ROOT};
+use super::paths::{OWN_FILES, Paths};
 use super::refusal::{Failing, Refusal};
 use super::tree;
 use crate::{say, sys};
 
-const IMAGE: &str = "/run/image";
-const UPPER: &str = "/run/upper";
 /// The directories that a container's root must have. Docker, too, puts an empty one in the place of a file or a link.
 const SKELETON: [&str; 4] = ["proc", "sys", "dev", "etc"];
 /// What older programs read for a table of mounts, in /etc, and where it is.
 const MTAB: (&str, &str) = ("mtab", "/proc/mounts");
 const SECTOR_BYTES: u64 = 512;
 
-/// Mounts it at [`ROOT`].
-pub(crate) fn build(root: &Root) -> Result<(), Refusal> {
+/// Mounts it at [`Paths::root`]. On an error nothing stays mounted.
+pub(crate) fn build(root: &Root, paths: &Paths) -> Result<(), Refusal> {
+    mount_all(root, paths).inspect_err(|_| unmount_all(paths))
+}
+
+fn mount_all(root: &Root, paths: &Paths) -> Result<(), Refusal> {
     if let Some(lent) = &root.lent {
         mount_at(
             &device(lent)?,
-            LENT,
+            &paths.lent(),
             "erofs",
             MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID,
             "",
         )?;
     }
-    mount_at(&device(&root.image)?, IMAGE, "erofs", MountFlags::RDONLY, "")?;
+    let (image, upper, merged) = (paths.image(), paths.upper(), paths.root());
+    mount_at(&device(&root.image)?, &image, "erofs", MountFlags::RDONLY, "")?;
     match &root.upper {
         Upper::Scratch(name) => {
             // Nothing of it outlives the machine: no barriers, and no inode tables written ahead.
-            mount_at(&self::device(name)?, UPPER, "ext4", MountFlags::NOATIME, "nobarrier,noinit_itable")?;
-            grow(name).failing(format_args!("cannot grow the file system on {name}"))?;
+            mount_at(&self::device(name)?, &upper, "ext4", MountFlags::NOATIME, "nobarrier,noinit_itable")?;
+            grow(name, &upper).failing(format_args!("cannot grow the file system on {name}"))?;
         }
         Upper::Memory | Upper::ReadOnly => {
-            mount_at("tmpfs", UPPER, "tmpfs", MountFlags::empty(), "mode=700")?;
+            mount_at("tmpfs", &upper, "tmpfs", MountFlags::empty(), "mode=700")?;
         }
     }
     let make = || {
         for name in ["upper", "work"] {
-            fs::create_dir_all(Path::new(UPPER).join(name))?;
+            fs::create_dir_all(Path::new(&upper).join(name))?;
         }
         // The upper directory is the root that programs see: it looks as the image's.
-        let image = fs::metadata(IMAGE)?;
-        let upper = Path::new(UPPER).join("upper");
-        fs::set_permissions(&upper, fs::Permissions::from_mode(image.mode()))?;
-        std::os::unix::fs::chown(&upper, Some(image.uid()), Some(image.gid()))
+        let metadata = fs::metadata(&image)?;
+        let directory = Path::new(&upper).join("upper");
+        fs::set_permissions(&directory, fs::Permissions::from_mode(metadata.mode()))?;
+        std::os::unix::fs::chown(&directory, Some(metadata.uid()), Some(metadata.gid()))
     };
-    make().failing(UPPER)?;
-    let options = format!("lowerdir={IMAGE},upperdir={UPPER}/upper,workdir={UPPER}/work,redirect_dir=on");
-    mount_at("overlay", ROOT, "overlay", MountFlags::empty(), &options)?;
-    complete(root.lent.is_some()).failing("cannot complete the container's root")?;
+    make().failing(&upper)?;
+    let options = format!("lowerdir={image},upperdir={upper}/upper,workdir={upper}/work,redirect_dir=on");
+    mount_at("overlay", &merged, "overlay", MountFlags::empty(), &options)?;
+    complete(&merged, root.lent.is_some()).failing("cannot complete the container's root")?;
     if root.upper == Upper::ReadOnly {
-        mount_remount(ROOT, MountFlags::BIND | MountFlags::RDONLY, c"").failing(ROOT)?;
+        mount_remount(&merged, MountFlags::BIND | MountFlags::RDONLY, c"").failing(&merged)?;
     }
     Ok(())
 }
 
 /// Gives the root what a container must find in every one. Each name is one part below a directory that is open: no link of the image leads
 /// anywhere from here.
-fn complete(lent: bool) -> io::Result<()> {
-    let root = tree::directory(CWD, ROOT)?;
+fn complete(root: &str, lent: bool) -> io::Result<()> {
+    let root = tree::directory(CWD, root)?;
     for name in SKELETON {
         complete_directory(&root, name)?;
     }
@@ -109,15 +112,15 @@ fn complete_directory(root: &OwnedFd, name: &str) -> io::Result<()> {
     Ok(mkdirat(root, name, Mode::from_raw_mode(0o755))?)
 }
 
-/// Unmounts everything that is kept outside of memory. What is still in use is written and made read-only.
-pub(crate) fn unmount_all() {
+/// Unmounts a container's file systems. One that is still in use is written and made read-only.
+pub(crate) fn unmount_all(paths: &Paths) {
     // What isn't mounted needs no unmounting.
-    let _ = unmount(ROOT, UnmountFlags::empty());
-    let _ = mount_remount(UPPER, MountFlags::RDONLY, c"");
-    let _ = unmount(UPPER, UnmountFlags::empty());
-    let _ = unmount(IMAGE, UnmountFlags::empty());
-    let _ = unmount(LENT, UnmountFlags::empty());
-    sys::sync();
+    let upper = paths.upper();
+    let _ = unmount(paths.root(), UnmountFlags::empty());
+    let _ = mount_remount(&upper, MountFlags::RDONLY, c"");
+    let _ = unmount(&upper, UnmountFlags::empty());
+    let _ = unmount(paths.image(), UnmountFlags::empty());
+    let _ = unmount(paths.lent(), UnmountFlags::empty());
 }
 
 fn device(name: &str) -> Result<String, Refusal> {
@@ -135,15 +138,15 @@ fn mount_at(source: &str, target: &str, kind: &str, flags: MountFlags, data: &st
     mount().failing(format_args!("cannot mount {source} as {kind}"))
 }
 
-/// Grows the mounted file system to its device's size.
-fn grow(device: &str) -> io::Result<()> {
+/// Grows the file system of this device, mounted at `at`, to the device's size.
+fn grow(device: &str, at: &str) -> io::Result<()> {
     let sectors: u64 = fs::read_to_string(format!("/sys/class/block/{device}/size"))?
         .trim()
         .parse()
         .map_err(io::Error::other)?;
-    let block_bytes = statvfs(UPPER)?.f_frsize.max(1);
+    let block_bytes = statvfs(at)?.f_frsize.max(1);
     let blocks = sectors.saturating_mul(SECTOR_BYTES) / block_bytes;
-    match sys::grow_ext4(File::open(UPPER)?.as_fd(), blocks) {
+    match sys::grow_ext4(File::open(at)?.as_fd(), blocks) {
         // It is larger already.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             say!("{device}: its file system can't be made {blocks} blocks long");

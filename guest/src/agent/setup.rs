@@ -1,23 +1,22 @@
-//! What the guest is to be: clock, random numbers, network, the container's root, and the files that belong to this container.
+//! Sets up the machine (clock, random numbers, network) and creates containers (root, files, cgroup).
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
 
-use bothy_guest::protocol::Setup;
+use bothy_guest::protocol::{self, ContainerSetup};
 use bothy_guest::spec;
 use rustix::mount::{MountFlags, mount};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
-use super::cgroup::Cgroup;
-use super::paths::FILES;
+use super::cgroup::{Cgroup, Cgroups};
+use super::paths::{Paths, RUN};
 use super::refusal::{Failing, Refusal};
 use super::{devices, root, texts};
 use crate::network::{self, Interface, Network};
 use crate::{mounts, say, sys};
 
-/// Where the agent keeps its mount points and files.
-const RUN: &str = "/run";
 /// A clock that differs less is left as it is.
 const CLOCK_TOLERANCE_NS: u128 = 100_000_000;
 const NS_PER_SECOND: u64 = 1_000_000_000;
@@ -26,18 +25,27 @@ const NS_PER_SECOND: u64 = 1_000_000_000;
 /// that.
 const QUIET_OUT_OF_MEMORY: (&str, &str) = ("/proc/sys/vm/oom_dump_tasks", "0");
 
-/// What commands need of a machine that is set up.
+/// A machine that is set up, and its containers.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    cgroups: Option<Cgroups>,
+    network: Network,
+    containers: BTreeMap<u32, Container>,
+}
+
+/// What commands need of their container.
 #[derive(Debug)]
 pub(crate) struct Container {
     pub(crate) spec: spec::Container,
     pub(crate) cgroup: Option<Cgroup>,
-    /// Something is mounted at [`LENT`](super::paths::LENT).
+    pub(crate) paths: Paths,
+    /// Something is mounted at [`Paths::lent`].
     pub(crate) lent: bool,
 }
 
 /// Does what every machine needs, whatever it will be: before the host has said what, so that it is done while the connection is made, or
 /// already part of a snapshot.
-pub(crate) fn prepare() -> Result<Option<Cgroup>, Refusal> {
+pub(crate) fn prepare() -> Result<Option<Cgroups>, Refusal> {
     mounts::devices().failing("devices")?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     fs::create_dir_all(RUN).failing(RUN)?;
@@ -47,33 +55,69 @@ pub(crate) fn prepare() -> Result<Option<Cgroup>, Refusal> {
     if let Err(error) = fs::write(path, value) {
         say!("{path}: {error}");
     }
-    // Without it the container runs, but unbounded.
-    Ok(Cgroup::make().map_err(|error| say!("no cgroup for the container: {error}")).ok())
+    // Without cgroups containers run, but unbounded.
+    Ok(Cgroups::make().map_err(|error| say!("no cgroups for containers: {error}")).ok())
 }
 
-/// Makes the machine what the host says, from what [`prepare`] has made.
-pub(crate) fn set_up(setup: Setup, cgroup: Option<Cgroup>) -> Result<Container, Refusal> {
-    set_clock(setup.time_ns).failing("cannot set the clock")?;
-    sys::add_entropy(&setup.seed).failing("cannot feed the random numbers")?;
-    root::build(&setup.root)?;
-    let network = network::bring_up(setup.networks.iter().map(String::as_str));
-    if !network.failures.is_empty() {
-        return Err(Refusal::other(network.failures.join("; ")));
-    }
-    let Setup { root, container: spec, .. } = setup;
-    write_files(&spec.host_name, &network).failing(FILES)?;
-    if let Some(cgroup) = &cgroup {
-        cgroup.bound();
-    }
-    match (&cgroup, &spec.device_rules) {
-        (Some(cgroup), Some(rules)) => {
-            devices::restrict(cgroup, rules).failing("cannot restrict devices")?;
+impl Machine {
+    /// Sets up the machine, from what [`prepare`] has made.
+    pub(crate) fn set_up(machine: &protocol::Machine, cgroups: Option<Cgroups>) -> Result<Self, Refusal> {
+        set_clock(machine.time_ns).failing("cannot set the clock")?;
+        sys::add_entropy(&machine.seed).failing("cannot feed the random numbers")?;
+        let network = network::bring_up(machine.networks.iter().map(String::as_str));
+        if !network.failures.is_empty() {
+            return Err(Refusal::other(network.failures.join("; ")));
         }
-        // Without a cgroup nothing could hold them.
-        (None, Some(_)) => return Err(Refusal::other("cannot restrict devices: there is no cgroup")),
-        (_, None) => {}
+        if let Some(cgroups) = &cgroups {
+            cgroups.bound();
+        }
+        Ok(Self { cgroups, network, containers: BTreeMap::new() })
     }
-    Ok(Container { spec, cgroup, lent: root.lent.is_some() })
+
+    /// Creates a container.
+    pub(crate) fn create(&mut self, number: u32, setup: ContainerSetup) -> Result<(), Refusal> {
+        if self.containers.contains_key(&number) {
+            return Err(Refusal::other(format!("there is a container {number} already")));
+        }
+        let ContainerSetup { root, spec } = setup;
+        let paths = Paths::of(number);
+        root::build(&root, &paths)?;
+        let cgroup = self.complete(number, &spec, &paths).inspect_err(|_| root::unmount_all(&paths))?;
+        let container = Container { spec, cgroup, paths, lent: root.lent.is_some() };
+        self.containers.insert(number, container);
+        Ok(())
+    }
+
+    fn complete(
+        &self,
+        number: u32,
+        spec: &spec::Container,
+        paths: &Paths,
+    ) -> Result<Option<Cgroup>, Refusal> {
+        let files = paths.files();
+        write_files(&files, &spec.host_name, &self.network).failing(files)?;
+        let add = |cgroups: &Cgroups| cgroups.add(number);
+        let cgroup = self.cgroups.as_ref().map(add).transpose().failing("cannot make a cgroup")?;
+        match (&cgroup, &spec.device_rules) {
+            (Some(cgroup), Some(rules)) => {
+                devices::restrict(cgroup, rules).failing("cannot restrict devices")?;
+            }
+            // Without a cgroup nothing could hold them.
+            (None, Some(_)) => return Err(Refusal::other("cannot restrict devices: there is no cgroup")),
+            (_, None) => {}
+        }
+        Ok(cgroup)
+    }
+
+    /// The container with this number.
+    pub(crate) fn container(&self, number: u32) -> Option<&Container> {
+        self.containers.get(&number)
+    }
+
+    /// Unmounts what containers keep outside of memory.
+    pub(crate) fn unmount_all(&self) {
+        self.containers.values().for_each(|container| root::unmount_all(&container.paths));
+    }
 }
 
 fn set_clock(time_ns: u64) -> io::Result<()> {
@@ -89,15 +133,15 @@ fn set_clock(time_ns: u64) -> io::Result<()> {
     Ok(clock_settime(ClockId::Realtime, time)?)
 }
 
-fn write_files(host_name: &str, network: &Network) -> io::Result<()> {
+fn write_files(files: &str, host_name: &str, network: &Network) -> io::Result<()> {
     let addresses: Vec<IpAddr> = network
         .interfaces
         .iter()
         .flat_map(|Interface { addresses, .. }| addresses)
         .map(|ip| ip.addr)
         .collect();
-    fs::create_dir_all(FILES)?;
-    fs::write(format!("{FILES}/hostname"), texts::hostname(host_name))?;
-    fs::write(format!("{FILES}/hosts"), texts::hosts(host_name, &addresses))?;
-    fs::write(format!("{FILES}/resolv.conf"), network::resolv_conf(&network.dns))
+    fs::create_dir_all(files)?;
+    fs::write(format!("{files}/hostname"), texts::hostname(host_name))?;
+    fs::write(format!("{files}/hosts"), texts::hosts(host_name, &addresses))?;
+    fs::write(format!("{files}/resolv.conf"), network::resolv_conf(&network.dns))
 }

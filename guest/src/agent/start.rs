@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic;
 
-use bothy_guest::protocol::{self, Command, MAX_REPORT, Report, WindowSize};
+use bothy_guest::protocol::{self, Command, MAX_REPORT, ProcessId, Report, WindowSize};
 use bothy_guest::spec::{Filter, Rights};
 use rustix::fs::{Gid, Mode, OFlags, Uid, fchown, fcntl_setfl, fstat, fstatfs};
 use rustix::io::Errno;
@@ -61,12 +61,12 @@ pub(crate) struct Child {
     pub(crate) pid: i32,
     pub(crate) pidfd: OwnedFd,
     /// Gives what [`receive`] reads.
-    pub(crate) news: OwnedFd,
+    pub(crate) messages: OwnedFd,
 }
 
-/// What a child says before it becomes its program.
-pub(crate) enum News {
-    /// Nothing, for now.
+/// What a child sends before it becomes its program.
+pub(crate) enum Message {
+    /// None, for now.
     Nothing,
     /// It has this terminal, the side that isn't the program's.
     Terminal(OwnedFd),
@@ -78,22 +78,23 @@ pub(crate) enum News {
 
 /// Forks.
 pub(crate) fn start(
+    id: ProcessId,
     command: &Command,
     streams: &Streams,
     container: &Container,
     place: Place<'_>,
 ) -> Result<Child, Refusal> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let (news, childs) =
+    let (messages, childs) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).failing("socketpair")?;
     let forked = fork(container, place).failing("cannot start a process")?;
     match forked {
-        Forked::Parent { pid, pidfd } => Ok(Child { pid, pidfd, news }),
+        Forked::Parent { pid, pidfd } => Ok(Child { pid, pidfd, messages }),
         Forked::Child => {
             // A panic in here is no reason to end the machine.
             panic::set_hook(Box::new(|_| sys::exit_now(125)));
             let Err(refusal) = become_command(command, streams, container, place, &childs);
-            if let Ok(bytes) = protocol::encode(&refusal.report(0)) {
+            if let Ok(bytes) = protocol::encode(&refusal.report(id)) {
                 let _ = send(&childs, &bytes, None);
             }
             sys::exit_now(125)
@@ -122,26 +123,27 @@ fn fork(container: &Container, place: Place<'_>) -> io::Result<Forked> {
 }
 
 /// What the child has said by now. Does not wait.
-pub(crate) fn receive(news: &OwnedFd) -> News {
+pub(crate) fn receive(messages: &OwnedFd) -> Message {
     let mut bytes = vec![0; MAX_REPORT];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(news, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC);
+    let received =
+        recvmsg(messages, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC);
     let length = match received {
-        Err(Errno::AGAIN | Errno::INTR) => return News::Nothing,
-        Err(_) => return News::Gone,
+        Err(Errno::AGAIN | Errno::INTR) => return Message::Nothing,
+        Err(_) => return Message::Gone,
         Ok(received) => received.bytes,
     };
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(mut fds) = message
             && let Some(terminal) = fds.next()
         {
-            return News::Terminal(terminal);
+            return Message::Terminal(terminal);
         }
     }
     match protocol::receive(&mut bytes.get(..length).unwrap_or_default(), MAX_REPORT) {
-        Ok(Report::NotStarted { reason, message, .. }) => News::Refused(Refusal { reason, message }),
-        _ => News::Gone,
+        Ok(Report::NotStarted { reason, message, .. }) => Message::Refused(Refusal { reason, message }),
+        _ => Message::Gone,
     }
 }
 
@@ -175,7 +177,7 @@ fn become_command(
     let tree = match place {
         Place::First => {
             sys::unshare_cgroup().failing("cgroup namespace")?;
-            container::enter(&container.spec, container.lent)?
+            container::enter(container)?
         }
         Place::Beside(init) => {
             join(init).failing("cannot join the container")?;

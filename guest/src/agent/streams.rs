@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use bothy_guest::protocol::{self, Opening, Token};
+use bothy_guest::protocol::{self, Opening, ProcessId, Token};
 use rustix::event::PollFlags;
 use rustix::io::ioctl_fionbio;
 
@@ -24,7 +24,7 @@ const END_OF_INPUT: u8 = 4;
 /// One stream.
 pub(crate) struct Stream {
     /// The command's whose terminal it is.
-    terminal_of: Option<u32>,
+    terminal_of: Option<ProcessId>,
     connection: Connection,
     to_host: Relay,
     /// What the command writes, while it is open.
@@ -60,14 +60,14 @@ impl Stream {
         token: Token,
         master: OwnedFd,
         input: bool,
-        id: u32,
+        id: ProcessId,
     ) -> io::Result<Self> {
         let sink = if input { Some((master.try_clone()?, true)) } else { None };
         Ok(Self { terminal_of: Some(id), ..Self::open(host, token, Some(master), sink)? })
     }
 
     /// The terminal of this command, if this is its stream and the command still has it.
-    pub(crate) fn terminal_of(&self, id: u32) -> Option<&OwnedFd> {
+    pub(crate) fn terminal_of(&self, id: ProcessId) -> Option<&OwnedFd> {
         self.source.as_ref().filter(|_| self.terminal_of == Some(id))
     }
 

@@ -6,10 +6,10 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command as Process;
 
-use bothy_guest::protocol::{ExitStatus, NotStarted, Report};
+use bothy_guest::protocol::{ExitStatus, NotStarted, ProcessId, Report};
 use bothy_guest::spec::{Container, Protect, Protection};
 
-use crate::machine::{Kind, Machine, Options, needs_machine, read_until, text};
+use crate::machine::{Kind, Machine, Options, id, needs_machine, read_until, text};
 
 /// Prints one line for whatever a container must not have, and `checked` at the end.
 const CHECK: &str = r#"
@@ -101,7 +101,7 @@ fn lay(root: &Path, name: &str, trap: Trap) -> io::Result<()> {
 /// The accounts that are needed to start anything by name are those of numbers.
 fn checked(options: &Options, what: &str) {
     let mut machine = Machine::with(options);
-    let (status, output) = machine.finish(1, &["/bin/sh", "-c", CHECK], |_| ());
+    let (status, output) = machine.finish(id(1), &["/bin/sh", "-c", CHECK], |_| ());
     assert_eq!((status, output.as_str()), (ExitStatus::Code(0), "checked\n"), "{what}");
 }
 
@@ -194,9 +194,9 @@ fn own_files_are_mounted_over_whatever_is_in_their_place() {
     drop(machine);
     let fill = |root: &Path| fs::create_dir(root.join("etc/hosts"));
     let mut machine = Machine::with(&Options { fill, ..Options::default() });
-    let _streams = machine.run(1, &["true"], |_| ());
+    let _streams = machine.run(id(1), &["true"], |_| ());
     let message = "cannot mount /etc/hosts: the image has a directory there".into();
-    assert_eq!(machine.report(), Report::NotStarted { id: 1, reason: NotStarted::Other, message });
+    assert_eq!(machine.report(), Report::NotStarted { id: id(1), reason: NotStarted::Other, message });
 }
 
 #[test]
@@ -226,9 +226,9 @@ fn a_mask_that_is_missing_counts_only_where_a_kernel_may_lack_it() {
     ];
     for (change, expected) in changes {
         let mut machine = Machine::with(&Options { change, ..Options::default() });
-        let _streams = machine.run(1, &["true"], |_| ());
+        let _streams = machine.run(id(1), &["true"], |_| ());
         let message = expected.into();
-        assert_eq!(machine.report(), Report::NotStarted { id: 1, reason: NotStarted::Other, message });
+        assert_eq!(machine.report(), Report::NotStarted { id: id(1), reason: NotStarted::Other, message });
     }
 }
 
@@ -239,9 +239,9 @@ fn no_descriptor_of_the_agent_s_is_a_way_out() {
     // These numbers lead somewhere in a process on its way to its program.
     for number in 3..16 {
         let cwd = format!("/proc/self/fd/{number}");
-        let _streams = machine.run(1, &["true"], |command| command.cwd = cwd.clone().into_bytes());
+        let _streams = machine.run(id(1), &["true"], |command| command.cwd = cwd.clone().into_bytes());
         match machine.report() {
-            Report::NotStarted { id: 1, reason: NotStarted::Other, message } => {
+            Report::NotStarted { id: ProcessId { process: 1, .. }, reason: NotStarted::Other, message } => {
                 assert!(message.starts_with("working directory"), "{cwd}: {message}");
             }
             other => panic!("{cwd}: {other:?}"),
@@ -255,13 +255,13 @@ fn no_descriptor_of_the_agent_s_is_a_way_out() {
         })
     };
     let mut machine = Machine::with(&Options { fill, ..Options::default() });
-    let mut first = machine.run_with(1, &["cat"], true, |_| ());
-    assert_eq!(machine.report(), Report::Started { id: 1 });
+    let mut first = machine.run_with(id(1), &["cat"], true, |_| ());
+    assert_eq!(machine.report(), Report::Started { id: id(1) });
     for number in 3..16 {
         let _streams =
-            machine.run(2, &["true"], |command| command.cwd = format!("/link{number}").into_bytes());
+            machine.run(id(2), &["true"], |command| command.cwd = format!("/link{number}").into_bytes());
         match machine.report() {
-            Report::NotStarted { id: 2, reason: NotStarted::Other, message } => {
+            Report::NotStarted { id: ProcessId { process: 2, .. }, reason: NotStarted::Other, message } => {
                 assert!(message.starts_with("working directory"), "{message}");
             }
             other => panic!("{number}: {other:?}"),
@@ -276,12 +276,12 @@ fn traps_of_a_running_container_hold_up_no_command_that_joins_it() {
     let mut machine = Machine::new();
     let script = "rm /dev/null /etc/passwd; mkfifo /dev/null /etc/passwd; rm /etc/group; ln -s /proc/self/environ /etc/group; \
         echo ready; read line";
-    let mut first = machine.run_with(1, &["sh", "-c", script], true, |_| ());
-    assert_eq!(machine.report(), Report::Started { id: 1 });
+    let mut first = machine.run_with(id(1), &["sh", "-c", script], true, |_| ());
+    assert_eq!(machine.report(), Report::Started { id: id(1) });
     read_until(&mut first.stdout, "ready\n");
-    let _streams = machine.run(2, &["true"], |_| ());
+    let _streams = machine.run(id(2), &["true"], |_| ());
     let message = "pipes: the container's /dev/null is another file".into();
-    assert_eq!(machine.report(), Report::NotStarted { id: 2, reason: NotStarted::Other, message });
-    let mut streams = machine.run_with(3, &["echo", "joined"], true, |_| ());
+    assert_eq!(machine.report(), Report::NotStarted { id: id(2), reason: NotStarted::Other, message });
+    let mut streams = machine.run_with(id(3), &["echo", "joined"], true, |_| ());
     assert_eq!(text(&mut streams.stdout), "joined\n");
 }

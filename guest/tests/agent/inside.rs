@@ -3,9 +3,9 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use bothy_guest::protocol::{ExitStatus, NotStarted, Report};
+use bothy_guest::protocol::{ExitStatus, NotStarted, ProcessId, Report};
 
-use crate::machine::{Kind, Machine, Options, could_not_run, needs_machine};
+use crate::machine::{Kind, Machine, Options, could_not_run, id, needs_machine};
 
 #[test]
 fn a_command_is_alone_with_itself() {
@@ -58,7 +58,7 @@ fn the_kernel_is_out_of_reach() {
 fn a_command_runs_as_its_user_in_its_directory() {
     needs_machine!();
     let script = "id; pwd; echo $HOME; echo through >/dev/stdout; grep -E 'Cap(Prm|Eff|Bnd)' /proc/self/status | tr -s '\\t' ' '";
-    let (status, output) = Machine::new().finish(1, &["sh", "-c", script], |command| {
+    let (status, output) = Machine::new().finish(id(1), &["sh", "-c", script], |command| {
         command.user = "web".into();
         command.cwd = b"/srv/new/dir".to_vec();
     });
@@ -73,7 +73,7 @@ fn a_command_runs_as_its_user_in_its_directory() {
 #[test]
 fn an_environment_with_a_home_keeps_it_and_gets_nothing_else() {
     needs_machine!();
-    let (_, output) = Machine::new().finish(1, &["/bin/env"], |command| {
+    let (_, output) = Machine::new().finish(id(1), &["/bin/env"], |command| {
         command.env = vec![b"A=1".to_vec(), b"HOME=/x".to_vec()];
     });
     assert_eq!(output, "A=1\nHOME=/x\n");
@@ -102,11 +102,11 @@ fn users_and_programs_that_cannot_be_had_are_refused_for_what_they_are() {
         ),
     ];
     for (program, user, cwd, reason, message) in cases {
-        let _streams = machine.run(1, &[program], |command| {
+        let _streams = machine.run(id(1), &[program], |command| {
             command.user = user.into();
             command.cwd = cwd.as_bytes().to_vec();
         });
-        assert_eq!(machine.report(), Report::NotStarted { id: 1, reason, message: message.into() });
+        assert_eq!(machine.report(), Report::NotStarted { id: id(1), reason, message: message.into() });
     }
 }
 
@@ -206,12 +206,12 @@ fn an_image_s_links_lead_nowhere_and_what_it_lacks_is_made() {
         ..Options::default()
     };
     let mut machine = Machine::with(&options);
-    let _streams = machine.run(1, &["sh", "-c", "true"], |_| ());
+    let _streams = machine.run(id(1), &["sh", "-c", "true"], |_| ());
     // Whether it starts or not is the image's own matter; the agent goes on.
     match machine.report() {
         Report::NotStarted { reason: NotStarted::Other, .. } => {}
-        Report::Started { id: 1 } => {
-            assert_eq!(machine.report(), Report::Ended { id: 1, status: ExitStatus::Code(0) });
+        Report::Started { id: ProcessId { process: 1, .. } } => {
+            assert_eq!(machine.report(), Report::Ended { id: id(1), status: ExitStatus::Code(0) });
         }
         other => panic!("{other:?}"),
     }
@@ -223,10 +223,10 @@ fn an_image_s_links_lead_nowhere_and_what_it_lacks_is_made() {
         fill: |root| fs::copy("/bin/busybox", root.join("busybox")).map(drop),
         ..Options::default()
     };
-    let (status, output) = Machine::with(&options).finish(1, &["/busybox", "ls", "/"], |_| ());
+    let (status, output) = Machine::with(&options).finish(id(1), &["/busybox", "ls", "/"], |_| ());
     assert_eq!((status, output.as_str()), (ExitStatus::Code(0), "busybox\ndev\netc\nproc\nsys\n"));
     let options = Options { upper: Kind::ReadOnly, ..options };
-    let (status, output) = Machine::with(&options).finish(1, &["/busybox", "ls", "/"], |_| ());
+    let (status, output) = Machine::with(&options).finish(id(1), &["/busybox", "ls", "/"], |_| ());
     assert_eq!((status, output.as_str()), (ExitStatus::Code(0), "busybox\ndev\netc\nproc\nsys\n"));
 }
 

@@ -14,7 +14,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bothy::spec::docker;
 use bothy::spec::seccomp::Seccomp;
 use bothy_guest::protocol::{
-    self, Command, ExitStatus, MAX_REPORT, Opening, Report, Request, Root, Setup, Stdio, Token, Upper,
+    self, Command, ContainerSetup, ExitStatus, MAX_REPORT, Opening, ProcessId, Report, Request, Root, Stdio,
+    Token, Upper,
 };
 use bothy_guest::spec::Container;
 use tempfile::TempDir;
@@ -79,6 +80,11 @@ pub fn could_not_run(test: &str, reason: &str) {
 
 fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata) == 0)
+}
+
+/// A process of the first container.
+pub const fn id(process: u32) -> ProcessId {
+    ProcessId { container: 1, process }
 }
 
 /// Fills a directory with what an image has.
@@ -183,17 +189,28 @@ impl Machine {
         // The network is the test's own; other parameters belong to this whole machine.
         container.sysctls.retain(|sysctl| sysctl.name.starts_with("net."));
         (options.change)(&mut container);
-        let setup = Setup {
+        machine.send(&Request::Machine(Box::new(protocol::Machine {
             time_ns: u64::try_from(time.as_nanos()).unwrap(),
             seed: [7; 32],
             networks: Vec::new(),
-            root: Root { image: machine.devices[0].clone(), upper, lent },
-            container,
-        };
-        machine.privileged = options.privileged;
-        machine.send(&Request::Setup(Box::new(setup)));
+        })));
         assert_eq!(machine.report(), Report::Ready);
+        machine.privileged = options.privileged;
+        let root = Root { image: machine.image(), upper, lent };
+        assert_eq!(machine.create(1, root, container), Report::Created { container: 1 });
         machine
+    }
+
+    /// The block device with the image.
+    pub fn image(&self) -> String {
+        self.devices[0].clone()
+    }
+
+    /// Creates a container, and returns the answer.
+    pub fn create(&mut self, container: u32, root: Root, spec: Container) -> Report {
+        let setup = Box::new(ContainerSetup { root, spec });
+        self.send(&Request::Create { container, setup });
+        self.report()
     }
 
     fn start(directory: TempDir, devices: Vec<String>, one: MutexGuard<'static, ()>) -> Self {
@@ -296,13 +313,13 @@ impl Machine {
     }
 
     /// Sends a command; its streams are there when this returns.
-    pub fn run(&mut self, id: u32, args: &[&str], change: impl FnOnce(&mut Command)) -> Streams {
+    pub fn run(&mut self, id: ProcessId, args: &[&str], change: impl FnOnce(&mut Command)) -> Streams {
         self.run_with(id, args, false, change)
     }
 
     pub fn run_with(
         &mut self,
-        id: u32,
+        id: ProcessId,
         args: &[&str],
         stdin: bool,
         change: impl FnOnce(&mut Command),
@@ -321,7 +338,7 @@ impl Machine {
     /// Runs a command to its end: how it ended, and both outputs.
     pub fn finish(
         &mut self,
-        id: u32,
+        id: ProcessId,
         args: &[&str],
         change: impl FnOnce(&mut Command),
     ) -> (ExitStatus, String) {
@@ -337,7 +354,7 @@ impl Machine {
 
     /// Runs a script in the container's shell, as the first command.
     pub fn sh(&mut self, script: &str) -> String {
-        let (status, output) = self.finish(1, &["sh", "-c", script], |_| ());
+        let (status, output) = self.finish(id(1), &["sh", "-c", script], |_| ());
         assert_eq!(status, ExitStatus::Code(0), "{output}");
         output
     }
@@ -368,7 +385,11 @@ impl Drop for Machine {
             let _ = Process::new("losetup").arg("--detach").arg(format!("/dev/{device}")).status();
         }
         for hierarchy in ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"] {
-            let _ = fs::remove_dir(Path::new(hierarchy).join("container"));
+            let parent = Path::new(hierarchy).join("containers");
+            for entry in fs::read_dir(&parent).into_iter().flatten().flatten() {
+                let _ = fs::remove_dir(entry.path());
+            }
+            let _ = fs::remove_dir(parent);
         }
     }
 }

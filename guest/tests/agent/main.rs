@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod basics;
+mod containers;
 mod hostile;
 mod inside;
 mod machine;

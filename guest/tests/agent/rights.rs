@@ -7,11 +7,11 @@ use bothy::spec::seccomp::{Conditions, Profile, Seccomp};
 use bothy_guest::protocol::{Command, ExitStatus, NotStarted, Report};
 use bothy_guest::spec::{Container, Limit, Sysctl};
 
-use crate::machine::{Machine, Options, needs_machine};
+use crate::machine::{Machine, Options, id, needs_machine};
 
 /// Runs a script with these rights.
 fn run(change: impl FnOnce(&mut Command), script: &str) -> String {
-    let (status, output) = Machine::new().finish(1, &["sh", "-c", script], change);
+    let (status, output) = Machine::new().finish(id(1), &["sh", "-c", script], change);
     assert_eq!(status, ExitStatus::Code(0), "{output}");
     output
 }
@@ -70,9 +70,12 @@ fn a_filter_that_forbids_the_way_to_the_program_is_told() {
     .unwrap();
     let mut machine = Machine::new();
     let filter = profile.compile(&Conditions::default()).unwrap();
-    let _streams = machine.run(1, &["/bin/true"], |command| command.rights.seccomp = Some(filter));
+    let _streams = machine.run(id(1), &["/bin/true"], |command| command.rights.seccomp = Some(filter));
     let message = r#"exec: "/bin/true": permission denied"#.into();
-    assert_eq!(machine.report(), Report::NotStarted { id: 1, reason: NotStarted::NotExecutable, message });
+    assert_eq!(
+        machine.report(),
+        Report::NotStarted { id: id(1), reason: NotStarted::NotExecutable, message }
+    );
 }
 
 #[test]
@@ -140,8 +143,8 @@ fn kernel_parameters_are_set_in_the_container_s_namespaces() {
         ),
     ] {
         let mut machine = Machine::with(&Options { change, ..Options::default() });
-        let _streams = machine.run(1, &["true"], |_| ());
+        let _streams = machine.run(id(1), &["true"], |_| ());
         let message = expected.into();
-        assert_eq!(machine.report(), Report::NotStarted { id: 1, reason: NotStarted::Other, message });
+        assert_eq!(machine.report(), Report::NotStarted { id: id(1), reason: NotStarted::Other, message });
     }
 }

@@ -24,7 +24,7 @@ use std::io::{self, IsTerminal};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
-use bothy_guest::protocol::{Setup, WindowSize};
+use bothy_guest::protocol::{ContainerSetup, Machine, WindowSize};
 use bothy_guest::spec::Rights;
 
 pub(super) use self::place::{Place, base as runtime_dir};
@@ -159,15 +159,17 @@ fn job(
 ) -> anyhow::Result<Job> {
     let random = "can't get random numbers";
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    let setup = Setup {
+    let machine = Machine {
         time_ns: u64::try_from(now.as_nanos()).unwrap_or_default(),
         seed: random::bytes().context(random)?,
         networks: config.net.iter().map(|net| launch::network(net).to_string()).collect(),
+    };
+    let container = ContainerSetup {
         root: launch::container::root(config, args.read_only),
-        container: security::container(args, host_name),
+        spec: security::container(args, host_name),
     };
     let size = args.tty.then(|| terminal::size().unwrap_or(USUAL_SIZE));
-    Job::new(setup, workload, rights, args.interactive, size, || agent.token().context(random))
+    Job::new(machine, container, workload, rights, args.interactive, size, || agent.token().context(random))
 }
 
 fn report(finished: &Finished, timing: Option<TimingFormat>) {

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bothy_guest::protocol::{
-    Command, ExitStatus, Hello, NotStarted, Report as Said, Request, Setup, Stdio, Token, VERSION, WindowSize,
+    Command, ContainerSetup, ExitStatus, Hello, Machine, NotStarted, ProcessId, Report as Said, Request,
+    Stdio, Token, VERSION, WindowSize,
 };
 use bothy_guest::spec::Rights;
 
@@ -20,8 +21,8 @@ use crate::timeline::{Times, now_ns};
 use crate::vmm::control::{Counts, Heard, News, Order, Report};
 use crate::vmm::process::VmProcess;
 
-/// The command's number; there is only one.
-const ID: u32 = 1;
+/// The first process of the VM's first container.
+const INIT: ProcessId = ProcessId { container: 1, process: 1 };
 /// How long the VM may take to end when it was told to.
 const KILL_GRACE: Duration = Duration::from_secs(1);
 /// How long the agent may take to open the streams of a command that has ended already.
@@ -33,7 +34,8 @@ const PATIENCE: u32 = 3;
 
 /// What the agent is to be told.
 pub(super) struct Job {
-    setup: Setup,
+    machine: Machine,
+    container: ContainerSetup,
     command: Command,
     purposes: Vec<(Token, Purpose)>,
 }
@@ -41,7 +43,8 @@ pub(super) struct Job {
 impl Job {
     /// `size` is that of the command's terminal, if it is to have one.
     pub(super) fn new(
-        setup: Setup,
+        machine: Machine,
+        container: ContainerSetup,
         workload: Workload,
         rights: Rights,
         input: bool,
@@ -63,7 +66,7 @@ impl Job {
             },
         };
         let Workload { args, env, cwd, user } = workload;
-        Ok(Self { setup, command: Command { args, env, cwd, user, rights, stdio }, purposes })
+        Ok(Self { machine, container, command: Command { args, env, cwd, user, rights, stdio }, purposes })
     }
 }
 
@@ -264,33 +267,38 @@ impl Session {
             return Ok(());
         }
         // One that comes again goes on with what it was told.
-        let Some(Job { setup, command, .. }) = self.job.take() else {
+        let Some(Job { machine, container, command, .. }) = self.job.take() else {
             self.deadline = None;
             return Ok(());
         };
         // As long again for all that comes before the command runs.
         self.deadline = Some(Instant::now() + self.patience);
-        self.send(&Request::Setup(Box::new(setup)))?;
-        self.send(&Request::Run { id: ID, command: Box::new(command) })?;
+        self.send(&Request::Machine(Box::new(machine)))?;
+        self.send(&Request::Create { container: INIT.container, setup: Box::new(container) })?;
+        self.send(&Request::Run { id: INIT, command: Box::new(command) })?;
         self.phase = Phase::Starting;
         Ok(())
     }
 
     fn hear(&mut self, said: Said) -> anyhow::Result<()> {
         match said {
-            Said::Ready => {
+            Said::Ready => {}
+            Said::Created { container } if container == INIT.container => {
                 self.moments.ready.get_or_insert_with(now_ns);
             }
             Said::Failed { message } => bail!("the guest can't be set up: {}", one_line(&message)),
-            Said::Started { id: ID } if self.phase == Phase::Starting => {
+            Said::NotCreated { message, .. } => {
+                bail!("the container can't be created: {}", one_line(&message))
+            }
+            Said::Started { id: INIT } if self.phase == Phase::Starting => {
                 self.deadline = None;
                 self.moments.started.get_or_insert_with(now_ns);
                 self.phase = Phase::Running;
                 for signal in std::mem::take(&mut self.early_signals) {
-                    self.send(&Request::Signal { id: ID, signal })?;
+                    self.send(&Request::Signal { id: INIT, signal })?;
                 }
             }
-            Said::NotStarted { id: ID, reason, message } if self.phase == Phase::Starting => {
+            Said::NotStarted { id: INIT, reason, message } if self.phase == Phase::Starting => {
                 self.deadline = None;
                 self.message = Some(one_line(&message));
                 self.streams.expect_no_more();
@@ -300,7 +308,7 @@ impl Session {
                     NotStarted::Other => RUN_FAILED,
                 });
             }
-            Said::Ended { id: ID, status } if self.phase == Phase::Running => {
+            Said::Ended { id: INIT, status } if self.phase == Phase::Running => {
                 self.moments.ended.get_or_insert_with(now_ns);
                 if let ExitStatus::Signal(signal) = status {
                     log::debug!("signal {signal} ended the command");
@@ -310,7 +318,7 @@ impl Session {
                     self.deadline = Some(Instant::now() + STREAM_GRACE);
                 }
             }
-            Said::Spare { mib } => {
+            Said::Reclaimable { mib } => {
                 // Our agent says so every few seconds at most; whatever else says it is not to keep us busy.
                 let now = Instant::now();
                 if self.reclaimed.is_none_or(|last| now >= last + RECLAIM_PAUSE) {
@@ -343,7 +351,7 @@ impl Session {
         if self.has_terminal && signal == libc::SIGWINCH {
             return match (self.phase, terminal::size()) {
                 (Phase::Running | Phase::Starting, Some(size)) => {
-                    self.send(&Request::Resize { id: ID, size })
+                    self.send(&Request::Resize { id: INIT, size })
                 }
                 _ => Ok(()),
             };
@@ -360,7 +368,7 @@ impl Session {
         }
         match self.phase {
             Phase::Calling | Phase::Starting => self.early_signals.push(signal),
-            Phase::Running => self.send(&Request::Signal { id: ID, signal })?,
+            Phase::Running => self.send(&Request::Signal { id: INIT, signal })?,
             Phase::Ended(_) => {}
         }
         Ok(())

@@ -31,7 +31,7 @@ const UNREST: u64 = 16 << 20;
 /// How long small blocks are reported. A report comes two seconds after something was freed.
 const SWEEP: Duration = Duration::from_secs(7);
 
-pub(crate) struct Spare {
+pub(crate) struct Reclaimable {
     look_at: Instant,
     /// The least that was free since the host was told last.
     least: u64,
@@ -39,7 +39,7 @@ pub(crate) struct Spare {
     last: u64,
 }
 
-impl Spare {
+impl Reclaimable {
     /// What is free now is nothing new: most of it has never been used.
     pub(crate) fn new(now: Instant) -> Self {
         Self { look_at: now + PAUSE, least: u64::MAX, last: 0 }
@@ -65,8 +65,8 @@ impl Spare {
         }
         self.least = free;
         self.look_at = now + REST;
-        let spare = free.saturating_sub(KEPT.max(free / 16)).min(freed);
-        u32::try_from(spare >> 20).ok()
+        let reclaimable = free.saturating_sub(KEPT.max(free / 16)).min(freed);
+        u32::try_from(reclaimable >> 20).ok()
     }
 }
 
@@ -149,10 +149,10 @@ mod tests {
 
     /// Looks at what is free, in MiB, as often as it should, and collects what is told, with the number of the look.
     fn told(free_mib: &[u64]) -> Vec<(usize, u32)> {
-        let mut spare = Spare::new(Instant::now());
+        let mut reclaimable = Reclaimable::new(Instant::now());
         let looks = free_mib.iter().enumerate().filter_map(|(number, mib)| {
-            let now = spare.look_at();
-            spare.look(now, || mib << 20).map(|mib| (number, mib))
+            let now = reclaimable.look_at();
+            reclaimable.look(now, || mib << 20).map(|mib| (number, mib))
         });
         looks.collect()
     }
@@ -183,11 +183,11 @@ mod tests {
     #[test]
     fn a_look_follows_soon_where_much_was_found() {
         let start = Instant::now();
-        let mut spare = Spare::new(start);
+        let mut reclaimable = Reclaimable::new(start);
         for (seconds, free, next) in [(1, 400, PAUSE), (2, 100, PAUSE), (3, 400, SECOND_LOOK)] {
             let now = start + PAUSE * seconds;
-            assert_eq!(spare.look(now, || free << 20), None);
-            assert_eq!(spare.look_at(), now + next);
+            assert_eq!(reclaimable.look(now, || free << 20), None);
+            assert_eq!(reclaimable.look_at(), now + next);
         }
     }
 }
