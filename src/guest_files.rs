@@ -117,11 +117,21 @@ pub enum GuestError {
     Manifest(#[from] serde_json::Error),
 }
 
+/// The directory that [`DIR_VARIABLE`] names.
+pub fn dir_variable() -> Option<PathBuf> {
+    std::env::var_os(DIR_VARIABLE).map(PathBuf::from)
+}
+
 impl GuestFiles {
-    /// Finds the guest.
+    /// Finds the guest, by this process's environment.
     pub fn find() -> Result<Self, GuestError> {
-        if let Some(dir) = std::env::var_os(DIR_VARIABLE) {
-            return Self::in_dir(Path::new(&dir));
+        Self::find_in(dir_variable().as_deref())
+    }
+
+    /// Finds the guest: in this directory, or else where it belongs.
+    pub fn find_in(dir: Option<&Path>) -> Result<Self, GuestError> {
+        if let Some(dir) = dir {
+            return Self::in_dir(dir);
         }
         let exe = std::env::current_exe().map_err(GuestError::OwnFile)?;
         if let Some(packed) = Self::packed_in(&exe).map_err(GuestError::OwnFile)? {

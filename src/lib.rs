@@ -1,8 +1,9 @@
 //! bothy: a type-2 hypervisor for containers, on Linux' KVM.
 //!
 //! ```text
-//! main -> cli -> commands -> { bench, launch, vmm, image, agent, spec, report }
-//! launch -> { vmm, guest_files, image }   (opens what a VM is made of)
+//! main -> cli -> commands -> { container, bench, launch, image, spec, report }
+//! container -> { launch, vmm, agent }    (the processes of a container: client and monitor)
+//! launch -> { vmm, guest_files }         (opens what a VM is made of)
 //! vmm -> { config, vcpu, boot, snapshot } -> { virtio devices, devices } -> virtio::core -> bus -> memory
 //! { vmm, vcpu } -> kvm -> memory         (nobody else names kvm, but for `bothy doctor`)
 //! bench -> spec                          (the filters of processes are run as those that bothy makes)
@@ -25,6 +26,7 @@ pub mod bus;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod container;
 pub mod devices;
 pub mod guest_files;
 pub mod image;

@@ -10,6 +10,14 @@ use clap::error::ErrorKind;
 
 fn main() -> ExitCode {
     let exec_ns = timeline::exec_ns();
+    // Before arguments, environment and files are read.
+    let monitor = match commands::fork_monitor() {
+        Ok(monitor) => monitor,
+        Err(error) => {
+            commands::say(&format!("bothy: {error:#}"));
+            return ExitCode::from(commands::RUN_FAILED);
+        }
+    };
     commands::answer_shell();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -26,7 +34,7 @@ fn main() -> ExitCode {
             return ExitCode::from(if is_run { commands::RUN_FAILED } else { 2 });
         }
     };
-    match commands::run(cli, exec_ns) {
+    match commands::run(cli, exec_ns, monitor) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             commands::say(&format!("bothy: {:#}", failure.error()));

@@ -163,6 +163,16 @@ impl Log {
     }
 }
 
+/// Begins to log, as `filters` says in the words of RUST_LOG; warnings where it is missing.
+pub fn start_log(filters: Option<&str>) {
+    env_logger::Builder::new()
+        .parse_filters(filters.unwrap_or("warn"))
+        .target(env_logger::Target::Pipe(Box::new(Log)))
+        .init();
+    // Before the process forks.
+    standard_error();
+}
+
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if let Some(sink) = LOG_FILE.get().or_else(standard_error) {

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 pub enum Mark {
     /// The kernel began to execute the command: `main`'s time less the CPU time that the process had used by then.
     Exec,
+    /// The client has sent its request to the monitor.
+    Requested,
     /// The VM's process exists.
     Forked,
     /// KVM has made the VM.
@@ -42,6 +44,20 @@ pub struct Timeline([AtomicU64; COUNT]);
 /// A [`Timeline`] as plain data, in nanoseconds of CLOCK_MONOTONIC.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Times(Vec<Option<u64>>);
+
+/// When each step in the life of a container's first process happened, in nanoseconds of
+/// CLOCK_MONOTONIC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunMoments {
+    /// The agent has connected.
+    pub hello: Option<u64>,
+    /// The container's file systems and network are there.
+    pub ready: Option<u64>,
+    /// The command's program runs.
+    pub started: Option<u64>,
+    /// The command has ended.
+    pub ended: Option<u64>,
+}
 
 impl Timeline {
     /// Records that `mark` happens now, unless it has happened before. Callable from any thread.

@@ -360,10 +360,14 @@ impl Inbox {
         Ok(Some(message))
     }
 
-    /// What came after the last message: the first bytes of a stream, behind its opening.
-    #[must_use]
-    pub fn rest(self) -> Vec<u8> {
-        self.bytes
+    /// How many bytes are missing until the next message is complete, or its length is. A reader
+    /// that pushes no more than that reads nothing of what comes behind the message.
+    pub fn missing(&self) -> io::Result<usize> {
+        let end = match self.bytes.first_chunk::<LENGTH>() {
+            Some(length) => LENGTH + checked_length(*length, self.limit)?,
+            None => LENGTH,
+        };
+        Ok(end.saturating_sub(self.bytes.len()))
     }
 }
 
@@ -401,18 +405,34 @@ mod tests {
     }
 
     #[test]
-    fn an_inbox_gives_messages_when_they_are_complete_and_keeps_the_rest() {
-        let wire = [encode(&report()).unwrap(), encode(&Report::Ready).unwrap(), b"rest".to_vec()].concat();
+    fn an_inbox_gives_messages_when_they_are_complete() {
+        let wire = [encode(&report()).unwrap(), encode(&Report::Ready).unwrap()].concat();
         let mut inbox = Inbox::new(MAX_REPORT);
         let mut got = Vec::new();
-        let messages = wire.len() - 4;
-        for byte in &wire[..messages] {
+        for byte in &wire {
             inbox.push(&[*byte]);
             got.extend(inbox.take::<Report>().unwrap());
         }
         assert_eq!(got, [report(), Report::Ready]);
-        inbox.push(&wire[messages..]);
-        assert_eq!(inbox.rest(), b"rest");
+    }
+
+    #[test]
+    fn a_reader_that_pushes_what_is_missing_reads_nothing_behind_the_message() {
+        let wire = [encode(&report()).unwrap(), b"behind".to_vec()].concat();
+        let mut wire = wire.as_slice();
+        let mut inbox = Inbox::new(MAX_REPORT);
+        let got = loop {
+            if let Some(report) = inbox.take::<Report>().unwrap() {
+                break report;
+            }
+            let (bytes, rest) = wire.split_at(inbox.missing().unwrap());
+            inbox.push(bytes);
+            wire = rest;
+        };
+        assert_eq!(got, report());
+        assert_eq!(wire, b"behind");
+        inbox.push(&u32::MAX.to_le_bytes());
+        assert_eq!(inbox.missing().unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]

@@ -27,22 +27,25 @@ impl Unknown {
 
     /// What it is for, if all of that has arrived. An end before it is an error.
     pub(super) fn read(&mut self) -> io::Result<Option<Opening>> {
-        // No more than the longest opening: what comes behind it is nearly all left in the socket.
         let mut piece = [0; MAX_OPENING];
-        match self.socket.read(&mut piece) {
-            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(len) => {
-                self.inbox.push(&piece[..len]);
-                self.inbox.take()
+        loop {
+            if let Some(opening) = self.inbox.take()? {
+                return Ok(Some(opening));
             }
-            Err(error) if crate::poll::is_passing(&error) => Ok(None),
-            Err(error) => Err(error),
+            // The bytes behind the opening belong to whoever gets the socket.
+            let missing = self.inbox.missing()?.min(MAX_OPENING);
+            match self.socket.read(&mut piece[..missing]) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(len) => self.inbox.push(&piece[..len]),
+                Err(error) if crate::poll::is_passing(&error) => return Ok(None),
+                Err(error) => return Err(error),
+            }
         }
     }
 
-    /// The connection, and what has been read of it behind the opening.
-    pub(super) fn into_parts(self) -> (UnixStream, Vec<u8>) {
-        (self.socket, self.inbox.rest())
+    /// The connection, of which the opening has been read and nothing behind it.
+    pub(super) fn into_socket(self) -> UnixStream {
+        self.socket
     }
 }
 
@@ -54,11 +57,8 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// `rest` is what came behind the opening.
-    pub(super) fn new(socket: UnixStream, rest: &[u8]) -> Self {
-        let mut inbox = Inbox::new(MAX_REPORT);
-        inbox.push(rest);
-        Self { socket, inbox, unsent: Vec::new() }
+    pub(super) fn new(socket: UnixStream) -> Self {
+        Self { socket, inbox: Inbox::new(MAX_REPORT), unsent: Vec::new() }
     }
 
     /// Reads one piece of what there is, and tells of each message in it. False at the connection's end; what doesn't decode is an error.

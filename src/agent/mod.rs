@@ -51,8 +51,8 @@ pub enum Event {
     Hello(Hello),
     /// It said this.
     Report(Report),
-    /// It opened a stream that was asked for, and these bytes have come with it.
-    Stream(Token, UnixStream, Vec<u8>),
+    /// It opened a stream that was requested.
+    Stream(Token, UnixStream),
     /// The control connection has ended; the agent may come again.
     Gone,
     /// What came can't be from our agent.
@@ -212,7 +212,7 @@ impl Agent {
                 return Ok(());
             }
         };
-        let (socket, rest) = connection.into_parts();
+        let socket = connection.into_socket();
         self.epoll.ctl(ControlOperation::Delete, socket.as_raw_fd(), EpollEvent::default())?;
         match opening {
             Opening::Control(_) if self.control.is_some() => {
@@ -220,7 +220,7 @@ impl Agent {
             }
             Opening::Control(hello) => {
                 watch(&self.epoll, &socket, CONTROL, EventSet::IN)?;
-                self.control = Some(Control::new(socket, &rest));
+                self.control = Some(Control::new(socket));
                 events.push(Event::Hello(hello));
                 self.hear(events)?;
             }
@@ -228,7 +228,7 @@ impl Agent {
                 Some(position) => {
                     self.tokens.swap_remove(position);
                     socket.set_nonblocking(false)?;
-                    events.push(Event::Stream(token, socket, rest));
+                    events.push(Event::Stream(token, socket));
                 }
                 None => {
                     self.log.warn("one is for a stream that nobody has asked for");

@@ -2,7 +2,6 @@
 
 mod bench;
 mod boot;
-mod carry;
 mod completions;
 mod doctor;
 mod images;
@@ -15,8 +14,9 @@ mod pull;
 mod rmi;
 mod run;
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -24,8 +24,14 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::cli::{Cli, Command, RunArgs, TimingFormat};
+use crate::container::client::{Client, LaunchError, Unlaunched};
+use crate::container::monitor;
+use crate::container::protocol::{Launch, Vm};
+pub use crate::container::session::RUN_FAILED;
 use crate::report::timing::Timing;
 use crate::sink;
+use crate::sys::command_line::CommandLine;
+use crate::timeline::now_ns;
 
 pub use completions::answer_shell;
 
@@ -58,24 +64,33 @@ impl Failure {
     }
 }
 
-/// What `bothy run` returns when it is bothy that fails, as docker does.
-pub const RUN_FAILED: u8 = 125;
-
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self::Setup(error)
     }
 }
 
+/// Forks the monitor of a command that starts a VM. To be called first thing in `main`: what the
+/// process has read by then, the monitor has in its memory.
+pub fn fork_monitor() -> anyhow::Result<Option<Unlaunched>> {
+    let command_line = CommandLine::find().context("can't find this process's arguments")?;
+    let forked = match command_line.first_argument() {
+        b"boot" | b"run" => monitor::fork(&command_line, &mut monitor::Own::default()),
+        b"run-qemu" => monitor::fork(&command_line, &mut bench::Qemu::default()),
+        _ => return Ok(None),
+    };
+    forked.map(Some).context("can't start bothy's monitor")
+}
+
 /// Runs a command and gives its exit code. `exec_ns` is when the program started.
-pub fn run(cli: Cli, exec_ns: u64) -> Result<u8, Failure> {
+pub fn run(cli: Cli, exec_ns: u64, monitor: Option<Unlaunched>) -> Result<u8, Failure> {
+    let monitor = monitor.context("only `bothy boot` and `bothy run` start virtual machines");
     match cli.command {
         Command::Boot(args) => {
             start_log(args.log_file.as_deref())?;
-            boot::boot(&args, exec_ns)
+            boot::boot(&args, exec_ns, monitor?)
         }
-        Command::Run(args) => run_with(&args, exec_ns, &mut run::Own::default()),
-        Command::RunQemu(args) => run_with(&args, exec_ns, &mut bench::Qemu::default()),
+        Command::Run(args) | Command::RunQemu(args) => run_with(&args, exec_ns, monitor),
         Command::Bench(args) => with_log(|| bench::bench(&args)),
         Command::Load(args) => with_log(|| load::load(&args)),
         Command::Pull(args) => with_log(|| pull::pull(&args)),
@@ -90,9 +105,33 @@ pub fn run(cli: Cli, exec_ns: u64) -> Result<u8, Failure> {
     }
 }
 
-fn run_with(args: &RunArgs, exec_ns: u64, hypervisor: &mut dyn run::Hypervisor) -> Result<u8, Failure> {
-    with_log(|| Ok(run::run(args, exec_ns, hypervisor)?)).map_err(|failure| match failure {
+fn run_with(args: &RunArgs, exec_ns: u64, monitor: anyhow::Result<Unlaunched>) -> Result<u8, Failure> {
+    with_log(|| run::run(args, exec_ns, monitor?)).map_err(|failure| match failure {
         Failure::Usage(error) | Failure::Setup(error) | Failure::Run(error) => Failure::Run(error),
+    })
+}
+
+/// Launches a VM through the monitor. `container` is its id.
+fn launch(
+    monitor: Unlaunched,
+    container: String,
+    exec_ns: u64,
+    vm: Vm,
+    log_file: Option<&Path>,
+    mut descriptors: Vec<OwnedFd>,
+) -> Result<Client, Failure> {
+    if let Some(path) = log_file {
+        descriptors.insert(0, open_log_file(path)?.into());
+    }
+    let launch = Launch {
+        exec_ns,
+        requested_ns: now_ns(),
+        log_filters: log_filters(),
+        has_log_file: log_file.is_some(),
+        vm,
+    };
+    monitor.launch(container, launch, descriptors).map_err(|LaunchError { is_usage, error }| {
+        if is_usage { Failure::Usage(error) } else { Failure::Setup(error) }
     })
 }
 
@@ -148,23 +187,25 @@ pub fn say(text: &str) {
     }
 }
 
+/// What to log, by the environment.
+fn log_filters() -> Option<String> {
+    std::env::var("RUST_LOG").ok()
+}
+
 /// Warnings, or what RUST_LOG asks for, go to standard error or to a file.
 fn start_log(file: Option<&Path>) -> Result<(), Failure> {
     if let Some(path) = file {
-        let open = || {
-            // A pipe without a reader is an error, and not waited for.
-            let file =
-                OpenOptions::new().create(true).append(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-            sink::Log::to_file(&file)
-        };
-        open().with_context(|| format!("--log-file: can't open {}", path.display()))?;
+        let opened = open_log_file(path)?;
+        sink::Log::to_file(&opened).with_context(|| format!("--log-file: can't open {}", path.display()))?;
     }
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
-        .target(env_logger::Target::Pipe(Box::new(sink::Log)))
-        .init();
-    // Before the process forks.
-    sink::standard_error();
+    sink::start_log(log_filters().as_deref());
     Ok(())
+}
+
+fn open_log_file(path: &Path) -> anyhow::Result<File> {
+    // A pipe without a reader is an error, and not waited for.
+    let opened = OpenOptions::new().create(true).append(true).custom_flags(libc::O_NONBLOCK).open(path);
+    opened.with_context(|| format!("--log-file: can't open {}", path.display()))
 }
 
 #[cfg(test)]

@@ -6,18 +6,20 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
-use bothy_guest::protocol::{Root, Upper};
+use bothy_guest::protocol::{Machine, Root, Upper};
+use serde::{Deserialize, Serialize};
 
-use super::{given_kernel, kvm, own_kernel, own_kernel_words, scratch};
+use super::{given_kernel, kvm, network, own_kernel, own_kernel_words, scratch};
 use crate::boot::image::Blob;
 use crate::config::{Balloon, Console, Memory, MemorySize, Transport, VmConfig};
 use crate::guest_files::GuestFiles;
-use crate::image::ImageLease;
+use crate::random;
 use crate::virtio::blk::Cache;
 use crate::virtio::{blk, net, vsock};
-use crate::vmm::{AtEnd, Backends, Kernel, Origin, Resources};
+use crate::vmm::{Backends, Kernel, Origin, Resources};
 
 /// What the guest calls its disks, in their order. The image is the first.
 const DEVICES: [&str; 3] = ["vda", "vdb", "vdc"];
@@ -25,53 +27,57 @@ const DEVICES: [&str; 3] = ["vda", "vdb", "vdc"];
 const SCRATCH: &str = "scratch";
 const LENT: &str = "lent";
 
-/// What is asked for.
-#[derive(Debug)]
-pub struct ContainerVm<'a> {
+/// The request.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerVm {
+    /// The path of the image's file system, whose descriptor comes with the request.
+    pub image: PathBuf,
+    /// The directory of bothy's own guest, where the environment names one.
+    pub guest: Option<PathBuf>,
     /// Another kernel than bothy's own.
-    pub kernel: Option<&'a Path>,
+    pub kernel: Option<PathBuf>,
     /// vCPUs.
     pub cpus: u32,
     /// Its memory.
     pub memory: Memory,
     /// Its network devices.
-    pub nets: &'a [net::Config],
+    pub nets: Vec<net::Config>,
     /// Whether it gives memory back.
     pub balloon: Option<Balloon>,
     /// How its devices are found.
     pub transport: Option<Transport>,
-    /// The size of a disk for what is written, instead of memory.
-    pub scratch: Option<MemorySize>,
+    /// The size of a disk that takes writes, instead of memory, and the directory for its file.
+    pub scratch: Option<(MemorySize, PathBuf)>,
     /// A file system that is lent besides the image.
-    pub lend: Option<&'a Path>,
+    pub lend: Option<PathBuf>,
     /// A snapshot to go on from.
-    pub from: Option<&'a Path>,
+    pub from: Option<PathBuf>,
     /// Where a snapshot is to be written.
-    pub snapshot: Option<&'a Path>,
+    pub snapshot: Option<PathBuf>,
     /// Whether its report says what was counted.
     pub count: bool,
 }
 
-impl ContainerVm<'_> {
-    /// The machine, with this image, and a socket for its vsock device.
-    pub fn config(&self, image: &ImageLease, socket: PathBuf) -> VmConfig {
+impl ContainerVm {
+    /// The machine, with a socket for its vsock device.
+    pub fn config(&self, socket: PathBuf) -> VmConfig {
         let disk = |path: &Path, id: &str, read_only| blk::Config {
             path: path.into(),
             read_only,
             id: Some(id.into()),
             ..Default::default()
         };
-        let image = disk(image.path(), "image", true);
+        let image = disk(&self.image, "image", true);
         // The path stands for a file that never has one.
-        let scratch = self.scratch.map(|_| disk(SCRATCH.as_ref(), SCRATCH, false));
-        let lent = self.lend.map(|path| disk(path, LENT, true));
+        let scratch = self.scratch.as_ref().map(|_| disk(SCRATCH.as_ref(), SCRATCH, false));
+        let lent = self.lend.as_deref().map(|path| disk(path, LENT, true));
         VmConfig {
-            kernel: self.kernel.map(Path::to_owned),
+            kernel: self.kernel.clone(),
             cpus: Some(self.cpus),
             memory: Some(self.memory),
             console: Some(Console::None),
             disk: std::iter::once(image).chain(scratch).chain(lent).collect(),
-            net: self.nets.to_vec(),
+            net: self.nets.clone(),
             vsock: Some(vsock::Config { path: socket, cid: None }),
             balloon: self.balloon,
             transport: self.transport,
@@ -85,7 +91,6 @@ impl ContainerVm<'_> {
         config: &VmConfig,
         parts: Parts,
         nets: Vec<net::Tap>,
-        at_end: AtEnd,
     ) -> anyhow::Result<Resources> {
         let kernel = match self.kernel {
             Some(_) => given_kernel(parts.kernel)?,
@@ -101,7 +106,7 @@ impl ContainerVm<'_> {
         let disks = disks.collect::<Result<_, _>>().context("can't use a disk")?;
         let kvm = kvm()?;
         let listener = config.vsock.as_ref().map(vsock::Config::listen).transpose();
-        let origin = match self.from {
+        let origin = match &self.from {
             Some(path) => {
                 Origin::Snapshot(snapshot_at(path).with_context(|| format!("--from {}", path.display()))?)
             }
@@ -111,7 +116,7 @@ impl ContainerVm<'_> {
                 cmdline: format!("{} {}", own_kernel_words(config.transport()), bothy_guest::KEY_AGENT),
             }),
         };
-        let snapshot = self.snapshot.map(|path| {
+        let snapshot = self.snapshot.as_ref().map(|path| {
             // It has the guest's memory in it.
             let file = File::options().write(true).create_new(true).mode(0o600).open(path);
             file.with_context(|| format!("--snapshot {}", path.display()))
@@ -126,13 +131,22 @@ impl ContainerVm<'_> {
                 vsock: listener.context("can't listen for the guest")?,
                 console_size: None,
             },
-            at_end: Some(at_end),
             count: self.count,
         })
     }
 }
 
-/// What the agent is told of a container's root on this machine.
+/// What all containers of a VM share: sent to its agent first.
+pub fn machine(config: &VmConfig) -> io::Result<Machine> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    Ok(Machine {
+        time_ns: u64::try_from(now.as_nanos()).unwrap_or_default(),
+        seed: random::bytes()?,
+        networks: config.net.iter().map(|net| network(net).to_string()).collect(),
+    })
+}
+
+/// A container's root on this VM, for its agent.
 pub fn root(config: &VmConfig, read_only: bool) -> Root {
     Root {
         image: DEVICES[0].into(),
@@ -173,18 +187,18 @@ pub struct DiskFile {
 
 impl Parts {
     /// Opens them; `image` becomes the first disk.
-    pub fn open(vm: &ContainerVm<'_>, image: ImageLease) -> anyhow::Result<Self> {
-        let guest = GuestFiles::find()?;
-        let kernel = match vm.kernel {
+    pub fn open(vm: &ContainerVm, image: OwnedFd) -> anyhow::Result<Self> {
+        let guest = GuestFiles::find_in(vm.guest.as_deref())?;
+        let kernel = match &vm.kernel {
             Some(path) => Blob::open(path).context("--kernel")?,
             None => guest.kernel,
         };
-        let mut disks = vec![DiskFile { file: image.into_fd(), read_only: true }];
-        if let Some(size) = vm.scratch {
-            let file = scratch::make(&guest.scratch, size)?.into();
+        let mut disks = vec![DiskFile { file: image, read_only: true }];
+        if let Some((size, dir)) = &vm.scratch {
+            let file = scratch::make(dir, &guest.scratch, *size)?.into();
             disks.push(DiskFile { file, read_only: false });
         }
-        if let Some(path) = vm.lend {
+        if let Some(path) = &vm.lend {
             let file = Blob::open(path).context("--lend")?.file.into();
             disks.push(DiskFile { file, read_only: true });
         }

@@ -1,12 +1,14 @@
 //! From a request to what a virtual machine is made of: open files, taps, kernels, the words for a
 //! kernel.
 //!
-//! - [`container`] is a machine for containers, with their agent;
+//! - [`boot`] is the VM of `bothy boot`;
+//! - [`container`] is a VM for containers, with their agent;
 //! - `scratch` is a disk for what they write.
 //!
-//! What is opened here is opened with the rights of the caller's process; the VM's own opens
-//! nothing by path.
+//! Requests are plain data. The monitor opens what they name, and reads no environment variable: the
+//! client puts the values that count into the request. The VM's process opens nothing by path.
 
+pub mod boot;
 pub mod container;
 mod scratch;
 
@@ -20,6 +22,8 @@ use crate::boot::image::{Blob, KernelImage};
 use crate::config::Transport;
 use crate::kvm;
 use crate::virtio::net;
+
+pub use scratch::scratch_dir;
 
 /// What bothy's own kernel is told, whatever it is for.
 ///
@@ -66,6 +70,11 @@ pub fn taps(nets: &mut [net::Config]) -> anyhow::Result<Vec<net::Tap>> {
         Ok(tap)
     };
     nets.iter_mut().map(open).collect()
+}
+
+/// Whether an error of a request is the user's wrong words, and not this host's state.
+pub fn is_usage(error: &anyhow::Error) -> bool {
+    error.is::<crate::boot::BootError>()
 }
 
 /// /dev/kvm.

@@ -20,11 +20,14 @@ use crate::random;
 /// The most that is copied at once, in bytes.
 const PIECE: usize = 64 << 10;
 
+/// The directory for such files, by this process's environment.
+pub fn scratch_dir() -> PathBuf {
+    std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from)
+}
+
 /// Makes the disk's file.
-pub(super) fn make(template: &Blob, size: MemorySize) -> anyhow::Result<File> {
-    let dir = std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
-    make_in(&dir, template, size)
-        .with_context(|| format!("--scratch: can't make a disk in {}", dir.display()))
+pub(super) fn make(dir: &Path, template: &Blob, size: MemorySize) -> anyhow::Result<File> {
+    make_in(dir, template, size).with_context(|| format!("--scratch: can't make a disk in {}", dir.display()))
 }
 
 fn make_in(dir: &Path, template: &Blob, size: MemorySize) -> anyhow::Result<File> {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::timeline::{Mark, Times};
+use crate::timeline::{Mark, RunMoments, Times};
 use crate::vmm::control::{BalloonFigures, Counts, Exits};
 
 /// The phases of a VM's life, in order; times in microseconds.
@@ -27,23 +27,11 @@ struct Phase {
 /// Name, explanation, and the two moments in nanoseconds between which a phase lies.
 type Step = (&'static str, &'static str, Option<u64>, Option<u64>);
 
-/// When what only `bothy run` knows happened, in nanoseconds of CLOCK_MONOTONIC.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RunMoments {
-    /// The agent said hello.
-    pub hello: Option<u64>,
-    /// The container's file systems and network are there.
-    pub ready: Option<u64>,
-    /// The command's program runs.
-    pub started: Option<u64>,
-    /// The command has ended.
-    pub ended: Option<u64>,
-}
-
 /// The phases of every VM, up to its guest's PID 1.
-fn to_init(times: &Times) -> [Step; 6] {
+fn to_init(times: &Times) -> [Step; 7] {
     [
-        ("process start", "exec to the VM's process; files opened", Mark::Exec, Mark::Forked),
+        ("client", "exec to the request: words, image", Mark::Exec, Mark::Requested),
+        ("monitor", "files, sockets and taps opened, the VM's process forked", Mark::Requested, Mark::Forked),
         ("KVM set-up", "the VM and its interrupt controller", Mark::Forked, Mark::KvmReady),
         ("memory", "guest memory mapped and known to KVM", Mark::KvmReady, Mark::MemoryReady),
         ("kernel load", "devices, kernel, initramfs, ACPI tables", Mark::MemoryReady, Mark::KernelLoaded),
@@ -151,8 +139,9 @@ mod tests {
 
     fn times(init: bool) -> Times {
         let timeline = Timeline::default();
-        let marks = [Mark::Exec, Mark::Forked, Mark::KvmReady, Mark::MemoryReady, Mark::KernelLoaded];
-        for (n, mark) in (1..).zip(marks.into_iter().chain([Mark::FirstInstruction])) {
+        let marks = [Mark::Exec, Mark::Requested, Mark::Forked, Mark::KvmReady];
+        let more = [Mark::MemoryReady, Mark::KernelLoaded, Mark::FirstInstruction];
+        for (n, mark) in (1..).zip(marks.into_iter().chain(more)) {
             timeline.record_at(mark, n * 1_000_000);
         }
         if init {
@@ -180,7 +169,7 @@ mod tests {
         let timing = Timing::new(&times(true), 14_000_000, None);
         let sum: u64 = timing.phases.iter().map(|phase| phase.us.unwrap()).sum();
         assert_eq!((sum, timing.total_us), (13_000, Some(13_000)));
-        assert_eq!(timing.phases[5].us, Some(4_000));
+        assert_eq!(timing.phases[6].us, Some(3_000));
     }
 
     #[test]

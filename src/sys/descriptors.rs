@@ -24,6 +24,33 @@ pub fn keep_only(keep: impl IntoIterator<Item = RawFd>) {
     }
 }
 
+/// The descriptors that this process has besides the standard streams and `own`.
+pub fn open_besides(own: RawFd) -> Vec<RawFd> {
+    // The directory's own descriptor is closed again, and another one may get its number later.
+    let Ok(directory) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
+    let numbers = directory.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let found: Vec<RawFd> = numbers.filter(|fd| *fd > libc::STDERR_FILENO && *fd != own).collect();
+    found.into_iter().filter(|fd| is_open(*fd)).collect()
+}
+
+fn is_open(fd: RawFd) -> bool {
+    #[expect(unsafe_code, reason = "a number that may be no descriptor")]
+    // SAFETY: F_GETFD takes no pointer, and changes nothing.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    flags >= 0
+}
+
+/// Closes descriptors that no value of this process owns: its caller left them open for it.
+pub fn close(descriptors: impl IntoIterator<Item = RawFd>) {
+    for fd in descriptors {
+        #[expect(unsafe_code, reason = "descriptors without an owner")]
+        // SAFETY: the caller says that nobody in this process owns it.
+        unsafe {
+            libc::close(fd);
+        }
+    }
+}
+
 /// Makes the number `fd`, which is a standard stream's or a sink's, a copy of `other`.
 pub fn replace(fd: RawFd, other: &impl AsFd) {
     #[expect(unsafe_code, reason = "a standard stream is replaced by its number")]

@@ -3,6 +3,7 @@
 //! Together with guest memory, KVM and the rings this is where `unsafe` stands. Nothing here names
 //! another room, or has a policy: what a process is for, its callers say.
 
+pub mod command_line;
 pub mod descriptors;
 pub mod pages;
 pub mod process;

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 
 use rustix::process::{
-    Pid, Signal, WaitOptions, WaitStatus, kill_process, set_parent_process_death_signal, waitpid,
+    Pid, Signal, WaitOptions, WaitStatus, kill_process, set_parent_process_death_signal, setsid, waitpid,
 };
 
 use super::signals;
@@ -13,6 +14,9 @@ use super::signals;
 /// A child of this process that hasn't been waited for, so that its number isn't another's.
 #[derive(Debug)]
 pub struct Child(Pid);
+
+/// Exit status of a child that panicked.
+pub const PANICKED: i32 = 101;
 
 /// Of a process that forks. A test runs in a thread of its own, and the harness's other one waits
 /// for it.
@@ -32,6 +36,20 @@ pub fn fork() -> io::Result<Option<Child>> {
         0 => Ok(None),
         pid => Ok(Some(Child(Pid::from_raw(pid).expect("a child's number is positive")))),
     }
+}
+
+/// Runs a child's body, and ends the process.
+pub fn in_child(body: impl FnOnce()) -> ! {
+    exit_now(catch_unwind(AssertUnwindSafe(body)).map_or(PANICKED, |()| 0))
+}
+
+/// Takes this process off the user's terminal: job control and the signals that ask for an end are
+/// meant for others.
+pub fn detach() {
+    if let Err(error) = setsid() {
+        log::debug!("setsid: {error}");
+    }
+    signals::ignore_ends();
 }
 
 /// How many threads this process has: each has a directory, which is a link to its parent's
@@ -56,7 +74,12 @@ impl Child {
     }
 
     /// Waits for its end.
-    pub fn wait(self) -> io::Result<WaitStatus> {
+    pub fn wait(mut self) -> io::Result<WaitStatus> {
+        self.reap()
+    }
+
+    /// Waits for its end. A second time it is an error, for another process may have its number.
+    pub fn reap(&mut self) -> io::Result<WaitStatus> {
         loop {
             match waitpid(Some(self.0), WaitOptions::empty()) {
                 Err(rustix::io::Errno::INTR) => {}

@@ -79,6 +79,17 @@ pub fn unblock_all() {
     }
 }
 
+/// Signals that ask for an end don't end this process, nor those that it forks.
+pub fn ignore_ends() {
+    for signal in ENDS {
+        #[expect(unsafe_code, reason = "std ignores no signals")]
+        // SAFETY: no handler is installed.
+        unsafe {
+            libc::signal(signal, libc::SIG_IGN);
+        }
+    }
+}
+
 /// A write past a limit on the size of files is an error, and no signal.
 pub fn ignore_file_size_limit() {
     #[expect(unsafe_code, reason = "std ignores no signals")]

@@ -1,8 +1,9 @@
-//! What the command's process and the VM's process say to each other.
+//! The messages between the monitor and the VM's process.
 //!
-//! From the command: [`Order`]s, of a few bytes each. From the VM: a byte for each snapshot that was asked for, the byte [`GUEST_ENDED`] when the guest has ended by itself and its disks may take a while, one
-//! [`Report`] as JSON when the VM has let go of everything or failed to start, and then the end of the stream. A VM that dies
-//! without a report is told by the stream's end alone.
+//! To the VM: [`Command`]s, of a few bytes each. From the VM: a byte for each snapshot that was
+//! requested, the byte [`GUEST_ENDED`] when the guest has ended by itself and its disks may take a
+//! while, one [`Report`] as JSON when the VM has released everything or failed to start, and then
+//! the end of the stream. A VM that dies without a report is reported by the stream's end alone.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -15,9 +16,9 @@ use crate::outcome::Outcome;
 use crate::timeline::Times;
 pub use crate::virtio::balloon::Figures as BalloonFigures;
 
-/// What the command wants of the VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+/// A command for the VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
     /// Ask the guest to power off.
     PressPowerButton,
     /// End at once, as the user wishes.
@@ -38,7 +39,7 @@ pub enum Order {
     },
 }
 
-impl Order {
+impl Command {
     /// A letter, and for some numbers behind it (little-endian). Written at once, so that the VM never waits for a rest.
     pub(super) fn encode(self) -> Vec<u8> {
         match self {
@@ -87,23 +88,23 @@ const GUEST_ENDED: u8 = b'E';
 const SNAPSHOT: u8 = b'S';
 const NO_SNAPSHOT: u8 = b'N';
 
-/// Tells the command whether the snapshot that it asked for is written.
+/// Reports whether the snapshot is written.
 pub(super) fn send_snapshot(socket: &mut UnixStream, written: bool) {
     if let Err(error) = socket.write_all(&[if written { SNAPSHOT } else { NO_SNAPSHOT }]) {
-        log::debug!("nobody hears of the snapshot: {error}");
+        log::debug!("cannot report the snapshot: {error}");
     }
 }
 
-/// Tells the command that the guest has ended by itself.
+/// Reports that the guest has ended by itself.
 pub(super) fn send_guest_ended(socket: &mut UnixStream) {
     if let Err(error) = socket.write_all(&[GUEST_ENDED]) {
-        log::debug!("nobody hears that the guest has ended: {error}");
+        log::debug!("cannot report the guest's end: {error}");
     }
 }
 
-/// What there is to hear.
+/// What the VM reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum Event {
     /// The guest has ended, and the report is still to come.
     GuestEnded,
     /// The snapshot that was asked for is written, or can't be; the log says why not.
@@ -115,32 +116,32 @@ pub enum Heard {
     Report,
 }
 
-/// What the VM says, as the command hears it.
-pub struct News {
+/// The VM's reports, as the monitor reads them.
+pub struct Events {
     socket: UnixStream,
     /// The report's first byte, if it has been read already.
     first: Option<u8>,
 }
 
-impl News {
+impl Events {
     pub fn new(socket: UnixStream) -> Self {
         Self { socket, first: None }
     }
 
-    /// Called when there is something to read: says what it is.
-    pub fn hear(&mut self) -> io::Result<Heard> {
+    /// Reads one event. Called when the socket is readable.
+    pub fn read(&mut self) -> io::Result<Event> {
         let mut byte = [0];
         match self.socket.read(&mut byte) {
             Ok(1) => match byte[0] {
-                GUEST_ENDED => return Ok(Heard::GuestEnded),
-                SNAPSHOT => return Ok(Heard::Snapshot { written: true }),
-                NO_SNAPSHOT => return Ok(Heard::Snapshot { written: false }),
+                GUEST_ENDED => return Ok(Event::GuestEnded),
+                SNAPSHOT => return Ok(Event::Snapshot { written: true }),
+                NO_SNAPSHOT => return Ok(Event::Snapshot { written: false }),
                 first => self.first = Some(first),
             },
             Err(error) if error.kind() != io::ErrorKind::ConnectionReset => return Err(error),
             Ok(_) | Err(_) => {}
         }
-        Ok(Heard::Report)
+        Ok(Event::Report)
     }
 
     /// Reads the report; `None` if the VM's process died without one.
@@ -155,7 +156,7 @@ impl News {
     }
 }
 
-impl AsRawFd for News {
+impl AsRawFd for Events {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
@@ -218,23 +219,23 @@ impl Report {
 mod tests {
     use super::*;
 
-    /// The report, as somebody hears it who waits for it and expects no other news.
-    fn heard(socket: UnixStream) -> io::Result<Option<Report>> {
-        let mut news = News::new(socket);
-        assert_eq!(news.hear()?, Heard::Report);
-        news.report()
+    /// The report, where no other event comes before it.
+    fn report_of(socket: UnixStream) -> io::Result<Option<Report>> {
+        let mut events = Events::new(socket);
+        assert_eq!(events.read()?, Event::Report);
+        events.report()
     }
 
     #[test]
     fn the_guests_end_is_told_before_the_report() {
         let (mut vm, command) = UnixStream::pair().unwrap();
         send_guest_ended(&mut vm);
-        let mut news = News::new(command);
-        assert_eq!(news.hear().unwrap(), Heard::GuestEnded);
+        let mut events = Events::new(command);
+        assert_eq!(events.read().unwrap(), Event::GuestEnded);
         Report::Failed(vec!["a".into()]).send(&mut vm).unwrap();
         drop(vm);
-        assert_eq!(news.hear().unwrap(), Heard::Report);
-        assert!(news.report().unwrap().is_some());
+        assert_eq!(events.read().unwrap(), Event::Report);
+        assert!(events.report().unwrap().is_some());
     }
 
     #[test]
@@ -242,7 +243,7 @@ mod tests {
         let (mut vm, command) = UnixStream::pair().unwrap();
         Report::Failed(vec!["a".into(), "b".into()]).send(&mut vm).unwrap();
         drop(vm);
-        let Some(Report::Failed(chain)) = heard(command).unwrap() else { panic!() };
+        let Some(Report::Failed(chain)) = report_of(command).unwrap() else { panic!() };
         assert_eq!(chain, ["a", "b"]);
     }
 
@@ -250,31 +251,32 @@ mod tests {
     fn a_vm_that_dies_silently_is_no_report() {
         let (vm, command) = UnixStream::pair().unwrap();
         drop(vm);
-        assert!(heard(command).unwrap().is_none());
+        assert!(report_of(command).unwrap().is_none());
     }
 
     #[test]
-    fn a_vm_that_ends_with_an_order_unread_is_still_heard() {
+    fn a_vm_that_ends_with_a_command_unread_is_still_report_of() {
         for report in [true, false] {
             let (mut vm, mut command) = UnixStream::pair().unwrap();
-            command.write_all(&Order::PressPowerButton.encode()).unwrap();
+            command.write_all(&Command::PressPowerButton.encode()).unwrap();
             if report {
                 Report::Failed(vec!["a".into()]).send(&mut vm).unwrap();
             }
             drop(vm);
-            assert_eq!(heard(command).unwrap().is_some(), report);
+            assert_eq!(report_of(command).unwrap().is_some(), report);
         }
     }
 
     #[test]
-    fn every_order_is_understood_and_nothing_else() {
-        let resize = Order::Resize { size: WindowSize { rows: 24, columns: 300 } };
-        let reclaim = Order::Reclaim { mib: 300 };
-        let orders = [Order::PressPowerButton, reclaim, resize, Order::Snapshot, Order::Quit, Order::Kill];
-        let bytes = orders.map(Order::encode).concat();
+    fn every_command_is_understood_and_nothing_else() {
+        let resize = Command::Resize { size: WindowSize { rows: 24, columns: 300 } };
+        let reclaim = Command::Reclaim { mib: 300 };
+        let commands =
+            [Command::PressPowerButton, reclaim, resize, Command::Snapshot, Command::Quit, Command::Kill];
+        let bytes = commands.map(Command::encode).concat();
         let mut bytes = bytes.as_slice();
-        assert_eq!(orders.map(|_| Order::read(&mut bytes).unwrap()), orders);
-        let error = |mut bytes: &[u8]| Order::read(&mut bytes).unwrap_err().kind();
+        assert_eq!(commands.map(|_| Command::read(&mut bytes).unwrap()), commands);
+        let error = |mut bytes: &[u8]| Command::read(&mut bytes).unwrap_err().kind();
         assert_eq!(error(b""), io::ErrorKind::UnexpectedEof);
         assert_eq!(error(b"r12"), io::ErrorKind::UnexpectedEof);
         assert_eq!(error(b"x"), io::ErrorKind::InvalidData);

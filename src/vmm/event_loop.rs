@@ -1,5 +1,5 @@
-//! What the VM's main thread does while the guest runs: it answers the command, carries the console's bytes, registers
-//! doorbells, and waits for the end.
+//! The VM's main thread while the guest runs: it carries out commands, carries the console's bytes,
+//! registers doorbells, and waits for the end.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Vmm;
-use super::control::{self, Order};
+use super::control::{self, Command};
 use crate::devices::serial::Serial;
 use crate::outcome::Outcome;
 use crate::poll::{self, Source};
@@ -83,7 +83,7 @@ pub(super) fn run(vmm: &mut Vmm, vcpus: &Running, control: &mut UnixStream) -> i
             continue;
         }
         if ordered.readable {
-            asked |= obey(vmm, vcpus, control);
+            asked |= on_command(vmm, vcpus, control);
         }
         if doorbell.readable {
             drain(&vmm.wakeups.doorbell_evt);
@@ -106,22 +106,22 @@ fn drain(evt: &EventFd) {
     }
 }
 
-/// Does what the command says, and returns whether it wants the VM to end.
-fn obey(vmm: &mut Vmm, vcpus: &Running, control: &mut UnixStream) -> bool {
-    match Order::read(control) {
-        Ok(Order::Reclaim { mib }) => {
+/// Carries out a command, and returns whether it ends the VM.
+fn on_command(vmm: &mut Vmm, vcpus: &Running, control: &mut UnixStream) -> bool {
+    match Command::read(control) {
+        Ok(Command::Reclaim { mib }) => {
             if let Some(balloon) = &vmm.balloon {
                 balloon.reclaim(u64::from(mib) << 20);
             }
             return false;
         }
-        Ok(Order::Resize { size }) => {
+        Ok(Command::Resize { size }) => {
             if let Some(port) = &vmm.port {
                 port.resize(size);
             }
             return false;
         }
-        Ok(Order::Snapshot) => {
+        Ok(Command::Snapshot) => {
             // Once: the file is no longer empty.
             let written = vmm.snapshot.take().map(|file| vmm.write_to(vcpus, &file));
             if let Some(Err(error)) = &written {
@@ -130,10 +130,10 @@ fn obey(vmm: &mut Vmm, vcpus: &Running, control: &mut UnixStream) -> bool {
             control::send_snapshot(control, matches!(written, Some(Ok(()))));
             return false;
         }
-        Ok(Order::PressPowerButton) => vmm.events.press_power_button(),
-        Ok(Order::Quit) => vmm.machine.end.report(Outcome::Quit),
-        Ok(Order::Kill) => vmm.machine.end.report(Outcome::Killed),
-        // The command is gone, and the VM goes with it; so it does with one that can't be understood.
+        Ok(Command::PressPowerButton) => vmm.events.press_power_button(),
+        Ok(Command::Quit) => vmm.machine.end.report(Outcome::Quit),
+        Ok(Command::Kill) => vmm.machine.end.report(Outcome::Killed),
+        // The monitor is gone, or sends what is no command.
         Err(_) => vmm.machine.end.report(Outcome::Killed),
     }
     true
@@ -257,8 +257,8 @@ impl Console {
             match poll::wait([Source::of(&self.socket, false, true), order], deadline) {
                 Ok([_, order]) if order.readable => {
                     if !matches!(
-                        Order::read(&mut &*control),
-                        Ok(Order::Resize { .. } | Order::Reclaim { .. })
+                        Command::read(&mut &*control),
+                        Ok(Command::Resize { .. } | Command::Reclaim { .. })
                     ) {
                         deadline = Some(Instant::now() + LAST_WORDS_GRACE);
                     }

@@ -1,9 +1,9 @@
 //! A virtual machine: assembled by [`build`], run in a process of its own ([`process`]), served by its main thread.
 //!
-//! The command and the VM are two processes. The command parses, opens files and forks, before it has any thread; the child
-//! inherits the plain configuration and the open descriptors, makes the VM (KVM ties a VM to the process that made it) and
-//! opens nothing by path. The command keeps the terminal, the signals and the exit code. They speak over a socket pair
-//! ([`control`]); a second one carries the console. If the command dies, its end closes and the VM goes with it.
+//! The monitor opens files and forks; the child inherits the plain configuration and the open
+//! descriptors, makes the VM (KVM ties a VM to the process that made it) and opens nothing by path.
+//! They are connected by a socket pair ([`control`]); the console's bytes go directly between the VM
+//! and the client. If the monitor dies, its end closes and the VM ends.
 
 mod build;
 pub mod control;
@@ -37,7 +37,7 @@ use control::{Counts, Exits, UserExits};
 use event_loop::Wakeups;
 use kvm_routes::DoorbellQueue;
 
-/// Everything that the VM needs from outside, opened by the command.
+/// Everything that the VM needs from outside, opened by the monitor.
 pub struct Resources {
     /// /dev/kvm.
     pub kvm: File,
@@ -47,8 +47,6 @@ pub struct Resources {
     pub snapshot: Option<File>,
     /// What the devices are made on.
     pub backends: Backends,
-    /// What is still to be done when the VM has ended.
-    pub at_end: Option<AtEnd>,
     /// Whether the report is to say what was counted.
     pub count: bool,
 }
@@ -64,14 +62,6 @@ pub struct Backends {
     pub vsock: Option<vsock::Listener>,
     /// The size of the terminal, if there is one: a virtio console has it.
     pub console_size: Option<WindowSize>,
-}
-
-/// Something that the VM's process does at its end, unless it is killed.
-pub struct AtEnd {
-    /// What must stay open for it.
-    pub descriptors: Vec<RawFd>,
-    /// What is done.
-    pub act: Box<dyn FnOnce()>,
 }
 
 /// Where a guest begins.
@@ -113,7 +103,6 @@ impl Resources {
         fds.extend(self.backends.disks.iter().flat_map(blk::Disk::descriptors));
         fds.extend(self.backends.nets.iter().flat_map(net::Tap::descriptors));
         fds.extend(self.backends.vsock.iter().map(AsRawFd::as_raw_fd));
-        fds.extend(self.at_end.iter().flat_map(|end| &end.descriptors));
         fds
     }
 }

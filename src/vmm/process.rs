@@ -1,102 +1,92 @@
-//! The VM's process: forked off by the command, it makes the VM, runs it, reports, and goes away.
+//! The VM's process: forked by the monitor, it makes the VM, runs it, reports, and ends.
 //!
-//! The command returns to its caller as soon as it has the report: the tear-down of memory and KVM, which mostly waits for
-//! the kernel, goes on behind it. So the VM's process lets go of everything that somebody could wait for (its standard
-//! streams, disks, taps) before it reports.
+//! The client returns to its caller as soon as the report is there: the tear-down of memory and KVM,
+//! which mostly waits for the kernel, goes on behind it. So the VM's process releases everything that
+//! somebody could wait for (standard error, disks, taps) before it reports.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::{Command, Stdio};
+use std::process::{Command as Program, Stdio};
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, setsid};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::control::{News, Order, Report};
+use super::control::{Command, Events, Report};
 use super::{Resources, build};
-use crate::config::{Console, VmConfig};
+use crate::config::VmConfig;
 use crate::sink;
 use crate::sys::descriptors::{keep_only, replace};
-use crate::sys::process::{Child, exit_now, fork, share_one_heap, tie};
+use crate::sys::process::{Child, PANICKED, fork, in_child, share_one_heap, tie};
 use crate::sys::signals;
 use crate::timeline::{Mark, Timeline};
 
-/// The command's side of a VM that runs in a process of its own.
+/// The monitor's side of a VM that runs in a process of its own.
 pub struct VmProcess {
     child: Child,
-    /// Orders go out here.
+    /// Commands go out here.
     control: UnixStream,
-    /// What the VM says, once.
-    pub news: Option<News>,
-    /// The console's bytes, if there is one.
-    pub console: Option<UnixStream>,
-    /// What a program that isn't bothy has to say.
+    /// The VM's events, until somebody takes them.
+    pub events: Option<Events>,
+    /// The standard error of a program that isn't bothy.
     words: Option<File>,
 }
 
-/// Exit status of a VM's process that panicked.
-const PANICKED: libc::c_int = 101;
-
 impl VmProcess {
-    /// Forks. Must be called while the process has a single thread.
-    pub fn spawn(config: &VmConfig, resources: Resources, timeline: Timeline) -> io::Result<Self> {
+    /// Forks. Must be called while the process has a single thread. The console's bytes, if there
+    /// is one, go to and come from `console`.
+    pub fn spawn(
+        config: &VmConfig,
+        resources: Resources,
+        console: Option<UnixStream>,
+        timeline: Timeline,
+    ) -> io::Result<Self> {
         let (control, mut vm_control) = UnixStream::pair()?;
-        let news = Some(News::new(control.try_clone()?));
-        let (console, vm_console) = match config.console() {
-            Console::Serial | Console::Virtio => {
-                let (ours, theirs) = UnixStream::pair()?;
-                (Some(ours), Some(theirs))
-            }
-            Console::None => (None, None),
-        };
+        let events = Some(Events::new(control.try_clone()?));
         let null = File::options().read(true).write(true).open("/dev/null")?;
         let Some(child) = fork()? else {
             timeline.record(Mark::Forked);
-            drop((control, news, console));
+            drop((control, events));
             let mut keep = resources.descriptors();
             keep.extend(sink::descriptors());
             keep.extend([vm_control.as_raw_fd(), null.as_raw_fd()]);
-            keep.extend(vm_console.as_ref().map(AsRawFd::as_raw_fd));
-            // What the command, or its caller, has open would stay open until the tear-down is over.
+            keep.extend(console.as_ref().map(AsRawFd::as_raw_fd));
+            // What the monitor has open would stay open until the tear-down is over.
             keep_only(keep.into_iter().chain(libc::STDIN_FILENO..=libc::STDERR_FILENO));
-            let body =
-                AssertUnwindSafe(|| run(config, resources, &mut vm_control, vm_console, timeline, &null));
-            exit_now(catch_unwind(body).map_or(PANICKED, |()| 0))
+            in_child(|| run(config, resources, &mut vm_control, console, timeline, &null))
         };
-        Ok(Self { child, control, news, console, words: None })
+        Ok(Self { child, control, events, words: None })
     }
 
     /// Starts another program in the place of the VM's process. It says nothing but by its end, and takes no order but that.
-    pub fn of_program(mut command: Command) -> io::Result<Self> {
+    pub fn of_program(mut program: Program) -> io::Result<Self> {
         let (control, other) = UnixStream::pair()?;
         let words = File::from(memfd_create("words", MemfdFlags::CLOEXEC)?);
-        tie(&mut command);
+        tie(&mut program);
         // The other end goes with the program, as a standard input that nobody writes to.
         let child =
-            command.stdin(OwnedFd::from(other)).stdout(Stdio::null()).stderr(words.try_clone()?).spawn()?;
+            program.stdin(OwnedFd::from(other)).stdout(Stdio::null()).stderr(words.try_clone()?).spawn()?;
         Ok(Self {
             child: Child::of_std(child),
-            news: Some(News::new(control.try_clone()?)),
+            events: Some(Events::new(control.try_clone()?)),
             control,
-            console: None,
             words: Some(words),
         })
     }
 
-    /// Sends an order; a VM that is already gone is no error.
-    pub fn order(&mut self, order: Order) {
+    /// Sends a command; a VM that is already gone is no error.
+    pub fn send(&mut self, command: Command) {
         use std::io::Write;
         if self.words.is_some() {
-            return match order {
-                Order::PressPowerButton | Order::Quit | Order::Kill => self.kill(),
-                Order::Reclaim { .. } | Order::Resize { .. } | Order::Snapshot => {}
+            return match command {
+                Command::PressPowerButton | Command::Quit | Command::Kill => self.kill(),
+                Command::Reclaim { .. } | Command::Resize { .. } | Command::Snapshot => {}
             };
         }
-        if let Err(error) = self.control.write_all(&order.encode()) {
-            log::debug!("the VM takes no orders any more: {error}");
+        if let Err(error) = self.control.write_all(&command.encode()) {
+            log::debug!("the VM takes no commands any more: {error}");
         }
     }
 
@@ -120,7 +110,7 @@ impl VmProcess {
     }
 }
 
-/// The last line that another program has said, which has ended.
+/// The last line that another program, which has ended, has written.
 fn last_word(mut words: &File) -> String {
     let mut text = Vec::new();
     // What can't be read is as good as nothing.
@@ -131,17 +121,19 @@ fn last_word(mut words: &File) -> String {
 
 fn run(
     config: &VmConfig,
-    mut resources: Resources,
+    resources: Resources,
     control: &mut UnixStream,
     console: Option<UnixStream>,
     timeline: Timeline,
     null: &File,
 ) {
     let timeline = Arc::new(timeline);
-    detach(null);
+    // The guest then sees an error.
+    signals::ignore_file_size_limit();
+    signals::unblock_all();
     share_one_heap();
     raise_descriptor_limit();
-    let (count, at_end) = (resources.count, resources.at_end.take());
+    let count = resources.count;
     let report = |control: &mut UnixStream, report: &Report| send(control, report, null);
     let vmm = match build::build(config, resources, console, timeline.clone()) {
         Ok(vmm) => vmm,
@@ -150,9 +142,6 @@ fn run(
     let counters = count.then(|| vmm.counters());
     match vmm.run(control) {
         Ok((outcome, remains)) => {
-            if let Some(end) = at_end {
-                (end.act)();
-            }
             timeline.record(Mark::Released);
             let counts = counters.map(super::Counters::sum).map(Box::new);
             report(control, &Report::Ended { outcome, times: timeline.times(), counts });
@@ -169,7 +158,7 @@ fn failed(error: &dyn std::error::Error) -> Report {
 }
 
 fn send(control: &mut UnixStream, report: &Report, null: &File) {
-    // The last descriptors that a reader of the command's output could be waiting for.
+    // The last descriptors that a reader of the client's output could be waiting for.
     for fd in sink::descriptors().into_iter().chain([libc::STDERR_FILENO]) {
         replace(fd, null);
     }
@@ -179,19 +168,6 @@ fn send(control: &mut UnixStream, report: &Report, null: &File) {
     if let Err(error) = control.shutdown(std::net::Shutdown::Both) {
         log::debug!("closing the control socket: {error}");
     }
-}
-
-/// Takes the process off the command's terminal: its signals and its streams are the command's business. Standard error
-/// stays until the report, for the log.
-fn detach(null: &File) {
-    if let Err(error) = setsid() {
-        log::debug!("setsid: {error}");
-    }
-    // The guest then sees an error.
-    signals::ignore_file_size_limit();
-    signals::unblock_all();
-    replace(libc::STDIN_FILENO, null);
-    replace(libc::STDOUT_FILENO, null);
 }
 
 /// Each queue of a device takes a few descriptors, and the usual limit of 1024 is there for programs that use select(2).

@@ -26,6 +26,7 @@ mod msix;
 mod namespaces;
 mod net;
 mod pci;
+mod processes;
 mod processors;
 mod rights;
 mod serial;

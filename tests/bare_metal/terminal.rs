@@ -68,17 +68,6 @@ impl Terminal {
     }
 }
 
-/// The VM's process: there is the terminal's guard besides.
-fn vm_of(running: &Running) -> u32 {
-    let with_a_vcpu = |pid: &u32| {
-        let names = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
-        names
-            .filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok())
-            .any(|name| name.trim() == "vcpu0")
-    };
-    running.processes().into_iter().find(with_a_vcpu).expect("a process with a vCPU")
-}
-
 #[test]
 fn a_terminal_is_raw_while_the_vm_runs_and_as_before_afterwards() {
     let mut terminal = Terminal::new();
@@ -98,7 +87,7 @@ fn a_new_size_of_the_terminal_cuts_off_nothing_that_is_unread() {
     let (bothy, _dir) = Guest::new(&Script::new().flood(5000).power_off()).boot();
     let mut running = bothy.terminal(terminal.line.try_clone().unwrap()).unread_output().start();
     assert!(eventually(Duration::from_secs(10), || running.unread_len() > 0), "nothing was said");
-    let vm = vm_of(&running);
+    let vm = running.vm_pid();
     // Until no buffer takes any more, and the guest has powered off.
     std::thread::sleep(Duration::from_secs(2));
     terminal.resize(50, 132);
@@ -158,7 +147,7 @@ fn a_terminal_is_restored_when_all_processes_of_the_vm_die() {
     let terminal = Terminal::new();
     let before = terminal.mode();
     let (running, _dir) = terminal.boot(Script::new().spin());
-    signal(vm_of(&running), libc::SIGKILL);
+    signal(running.vm_pid(), libc::SIGKILL);
     running.wait().code(1).says("signal 9");
     assert_eq!(terminal.mode(), before);
 }
@@ -171,7 +160,7 @@ fn without_a_console_the_terminal_is_left_alone() {
     let kernel = Guest::new(&Script::new().sleep(100).out8(0x505, 1).halt()).write(dir.path());
     let words = ["--console", "none"];
     let running = Bothy::boot(&kernel).args(words).terminal(terminal.line.try_clone().unwrap()).start();
-    while running.processes().len() < 2 {
+    while running.processes().len() < 3 {
         std::thread::yield_now();
     }
     assert_eq!(terminal.mode(), before);

@@ -22,8 +22,8 @@ fn phase(json: &serde_json::Value, name: &str) -> Option<u64> {
     phase.unwrap_or_else(|| panic!("no {name} in {json}"))["us"].as_u64()
 }
 
-const ALWAYS: [&str; 6] =
-    ["process start", "KVM set-up", "memory", "kernel load", "first guest instruction", "tear-down"];
+const ALWAYS: [&str; 7] =
+    ["client", "monitor", "KVM set-up", "memory", "kernel load", "first guest instruction", "tear-down"];
 const BY_MARKS: [&str; 3] = ["kernel entry to init", "init to power-off", "power-off to end"];
 
 #[test]

@@ -228,8 +228,8 @@ fn an_interrupted_benchmark_ends_every_instance_and_says_what_there_is() {
         "{text}"
     );
     assert!(
-        support::eventually(Duration::from_secs(10), || support::processes(&token).is_empty()),
-        "{token}"
+        support::eventually(Duration::from_secs(10), || support::processes(token).is_empty()),
+        "{token:?}"
     );
     nothing_is_left(dir.path());
 }

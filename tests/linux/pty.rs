@@ -14,14 +14,12 @@ use tempfile::TempDir;
 use crate::guest::{GUEST_DIR_VARIABLE, guest_dir};
 use crate::support;
 
-/// Marks the processes of a run in their environment, as [`support::processes`] looks for it.
-const TOKEN: &str = "BOTHY_TEST_TOKEN";
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// A command on a pseudo-terminal, which is its controlling terminal.
 pub(crate) struct OnTerminal {
     pub(crate) child: Child,
-    token: String,
+    token: support::Token,
     master: File,
     /// Held open, so that the terminal and its mode outlive the command.
     slave: File,
@@ -62,10 +60,10 @@ impl OnTerminal {
             unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
         }
         let dir = support::scratch();
-        let token = format!("pty-{}", dir.path().display());
+        let token = support::Token::new();
+        token.mark(&mut command);
         let end = || Stdio::from(slave.try_clone().expect("a descriptor can be copied"));
         resize(&master, size);
-        command.env(TOKEN, &token);
         command.env_remove("RUST_LOG").stdin(end()).stdout(end()).stderr(end());
         // SAFETY: both calls are allowed between fork and exec, and touch no memory.
         unsafe {
@@ -130,7 +128,7 @@ impl OnTerminal {
     }
 
     pub(crate) fn processes(&self) -> Vec<u32> {
-        support::processes(&self.token)
+        support::processes(self.token)
     }
 
     pub(crate) fn is_raw(&self) -> bool {

@@ -5,8 +5,9 @@ use serde_json::Value;
 use crate::guest::{Console, Guest, needs_linux};
 
 /// The phases, in order.
-const PHASES: [&str; 9] = [
-    "process start",
+const PHASES: [&str; 10] = [
+    "client",
+    "monitor",
     "KVM set-up",
     "memory",
     "kernel load",

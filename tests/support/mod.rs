@@ -6,7 +6,8 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,12 +15,43 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 /// How long a run may take if the test says nothing else.
 const LIMIT: Duration = Duration::from_secs(30);
 /// How long the last process of a run may take to be gone after the command has returned.
 const GONE: Duration = Duration::from_secs(5);
-/// Every process of a run has this variable in its environment, and its value is the run's alone.
-const TOKEN: &str = "BOTHY_TEST_TOKEN";
+/// Marks every process of a run: a limit that Linux doesn't apply (RLIMIT_LOCKS), with a value that
+/// is the run's alone. Processes inherit it, whatever becomes of their environment, and
+/// /proc/PID/limits shows it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Token(u64);
+
+impl Token {
+    pub(crate) fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        Self(u64::from(std::process::id()) << 24 | u64::from(number))
+    }
+
+    /// What is started by `command` gets the mark.
+    pub(crate) fn mark(self, command: &mut Command) {
+        #[expect(unsafe_code, reason = "std sets no limits")]
+        // SAFETY: between fork and exec only calls that are safe there.
+        unsafe {
+            command.pre_exec(move || {
+                let limit = getrlimit(Resource::Locks);
+                Ok(setrlimit(Resource::Locks, Rlimit { current: Some(self.0), ..limit })?)
+            });
+        }
+    }
+
+    fn has(self, pid: u32) -> bool {
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max file locks"));
+        line.and_then(|line| line.split_whitespace().next()?.parse().ok()) == Some(self.0)
+    }
+}
 
 /// `duration`, times what the machine needs by BOTHY_TEST_PATIENCE (a whole number; an emulated host is slow).
 pub(crate) fn patient(duration: Duration) -> Duration {
@@ -84,7 +116,7 @@ enum Input {
 /// A command to be run.
 pub(crate) struct Bothy {
     command: Command,
-    token: String,
+    token: Token,
     input: Input,
     read_output: bool,
     limit: Duration,
@@ -101,10 +133,10 @@ impl Bothy {
         program: impl AsRef<OsStr>,
         args: impl IntoIterator<Item = S>,
     ) -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let token = format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let token = Token::new();
         let mut command = Command::new(program);
-        command.args(args).env(TOKEN, &token).env_remove("RUST_LOG").env_remove("RUST_BACKTRACE");
+        command.args(args).env_remove("RUST_LOG").env_remove("RUST_BACKTRACE");
+        token.mark(&mut command);
         Self { command, token, input: Input::Nothing, read_output: true, limit: patient(LIMIT) }
     }
 
@@ -125,11 +157,10 @@ impl Bothy {
                 None => outer.command.env_remove(key),
             };
         }
-        outer.command.env(TOKEN, &self.token);
         if let Some(dir) = self.command.get_current_dir() {
             outer.command.current_dir(dir);
         }
-        Self { command: outer.command, ..self }
+        Self { command: outer.command, token: outer.token, ..self }
     }
 
     pub(crate) fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
@@ -251,7 +282,7 @@ impl Collector {
 /// A command that runs. Dropping it kills what is left of it.
 pub(crate) struct Running {
     child: Child,
-    token: String,
+    token: Token,
     stdin: Option<ChildStdin>,
     stdout: Collector,
     stderr: Collector,
@@ -267,25 +298,43 @@ impl Running {
         self.child.id()
     }
 
-    /// The VM's process: the one of this run that isn't the command.
+    /// The VM's process, which has a vCPU.
     pub(crate) fn vm_pid(&self) -> u32 {
-        let mut found = Vec::new();
-        eventually(Duration::from_secs(5), || {
-            found = processes(&self.token).into_iter().filter(|pid| *pid != self.pid()).collect();
-            found.len() == 1
+        let has_vcpu = |pid: &u32| {
+            let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+            let mut names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+            names.any(|name| name.trim() == "vcpu0")
+        };
+        self.find(has_vcpu).expect("a process with a vCPU")
+    }
+
+    /// The monitor's process, which is not the command and shows what it is.
+    pub(crate) fn monitor_pid(&self) -> u32 {
+        let is_monitor = |pid: &u32| {
+            let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            // The VM's process is forked from it.
+            cmdline.starts_with(b"bothy: monitor") && status(*pid, "PPid:") == Some(self.pid().to_string())
+        };
+        self.find(is_monitor).expect("a monitor")
+    }
+
+    fn find(&self, is_it: impl Fn(&u32) -> bool) -> Option<u32> {
+        let mut found = None;
+        eventually(patient(Duration::from_secs(5)), || {
+            found = self.processes().into_iter().find(&is_it);
+            found.is_some()
         });
-        assert_eq!(found.len(), 1, "the processes besides the command: {found:?}");
-        found[0]
+        found
     }
 
     /// The run's processes that are alive.
     pub(crate) fn processes(&self) -> Vec<u32> {
-        processes(&self.token)
+        processes(self.token)
     }
 
     /// Something to ask about this run's processes once it has been waited for.
-    pub(crate) fn token(&self) -> String {
-        self.token.clone()
+    pub(crate) fn token(&self) -> Token {
+        self.token
     }
 
     pub(crate) fn signal(&self, number: libc::c_int) {
@@ -377,7 +426,7 @@ impl Running {
         if !eventually(GONE, || self.stdout.at_end() && self.stderr.at_end()) {
             self.give_up("it has ended, and somebody still holds its output");
         }
-        if !eventually(GONE, || processes(&self.token).is_empty()) {
+        if !eventually(GONE, || processes(self.token).is_empty()) {
             self.give_up("it has ended, and left processes behind");
         }
         Finished {
@@ -391,7 +440,7 @@ impl Running {
 
     fn give_up(&mut self, why: &str) -> ! {
         let (stdout, stderr) = (self.stdout.so_far(), self.stderr.so_far());
-        let threads = threads(&processes(&self.token));
+        let threads = threads(&processes(self.token));
         self.kill();
         panic!("{}: {why}\n{}{threads}", self.what, streams(&stdout, &String::from_utf8_lossy(&stderr)));
     }
@@ -399,7 +448,7 @@ impl Running {
     fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        for pid in processes(&self.token) {
+        for pid in processes(self.token) {
             if let Ok(pid) = libc::pid_t::try_from(pid) {
                 #[expect(unsafe_code, reason = "std has no kill")]
                 // SAFETY: the call touches no memory; a process that is gone in the meantime is no harm.
@@ -468,15 +517,40 @@ pub(crate) fn contains(bytes: &[u8], part: &[u8]) -> bool {
     part.is_empty() || bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// The live processes of a run. Zombies have no environment, and what hasn't the right to be read isn't ours.
-pub(crate) fn processes(token: &str) -> Vec<u32> {
-    let wanted = format!("{TOKEN}={token}").into_bytes();
+/// Whether a process has these bytes anywhere in its memory.
+pub(crate) fn memory_has(pid: u32, needle: &str) -> bool {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the process lives, and is ours");
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("its memory can be read");
+    let mut pages = 0;
+    let found = maps.lines().any(|line| {
+        let mut fields = line.split_whitespace();
+        let (Some(range), Some(rights)) = (fields.next(), fields.next()) else { return false };
+        let mut ends = range.split('-').map(|end| u64::from_str_radix(end, 16).expect("an address"));
+        let (Some(start), Some(end)) = (ends.next(), ends.next()) else { return false };
+        if !rights.starts_with('r') {
+            return false;
+        }
+        let mut bytes = vec![0; usize::try_from(end - start).expect("it is mapped")];
+        // Device memory and the like can't be read.
+        let Ok(length) = memory.read_at(&mut bytes, start) else { return false };
+        pages += length;
+        contains(&bytes[..length], needle.as_bytes())
+    });
+    assert!(pages > 0, "nothing of process {pid} could be read");
+    found
+}
+
+/// A line of /proc/PID/status.
+fn status(pid: u32, key: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    Some(status.lines().find_map(|line| line.strip_prefix(key))?.trim().to_owned())
+}
+
+/// The live processes of a run.
+pub(crate) fn processes(token: Token) -> Vec<u32> {
     let pids = fs::read_dir("/proc").expect("/proc is mounted").flatten();
     pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|pid| {
-            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environment.split(|byte| *byte == 0).any(|variable| variable == wanted)
-        })
+        .filter(|pid| token.has(*pid) && status(*pid, "State:").is_some_and(|state| !state.starts_with('Z')))
         .collect()
 }
 

@@ -12,8 +12,9 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::agent::Agent;
 use crate::boot::image::Blob;
-use crate::commands::run::{Hypervisor, Place};
 use crate::config::{Balloon, Transport, VmConfig};
+use crate::container::monitor::Hypervisor;
+use crate::container::state_dir::StateDir;
 use crate::launch;
 use crate::launch::container::{ContainerVm, Parts};
 use crate::random;
@@ -38,7 +39,7 @@ pub(in crate::commands) struct Qemu {
 
 impl Hypervisor for Qemu {
     /// QEMU opens its taps itself, those that there are.
-    fn listen(&mut self, config: &mut VmConfig, _place: &Place) -> anyhow::Result<Agent> {
+    fn listen(&mut self, config: &mut VmConfig, _dir: &StateDir) -> anyhow::Result<Agent> {
         if config.net.iter().any(|net| net.backend == net::Backend::OwnTap) {
             bail!("--net: tap=auto is not for QEMU");
         }
@@ -53,10 +54,9 @@ impl Hypervisor for Qemu {
 
     fn start(
         &mut self,
-        vm: &ContainerVm<'_>,
+        vm: &ContainerVm,
         config: &VmConfig,
         parts: Parts,
-        _place: &Place,
         _timeline: Timeline,
     ) -> anyhow::Result<VmProcess> {
         if vm.from.is_some() || vm.snapshot.is_some() {

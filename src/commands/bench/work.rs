@@ -17,6 +17,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use super::network::Network;
 use crate::bench::program::{Call, last_line, run_to_end};
 use crate::commands::run;
+use crate::container::state_dir::runtime_dir;
 use crate::guest_files::{DIR_VARIABLE, GuestFiles};
 use crate::image::rootfs::{self, Limits};
 use crate::image::{ImageLease, LoadOptions, Naming, Platform, Policy, PullOptions};
@@ -154,7 +155,7 @@ impl Work {
 
     /// Where bothy keeps something for each instance.
     pub(super) fn bothy_keeps(&self) -> Vec<PathBuf> {
-        vec![run::runtime_dir(), self.dir.0.join("store")]
+        vec![runtime_dir(), self.dir.0.join("store")]
     }
 }
 

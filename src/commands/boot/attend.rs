@@ -1,8 +1,8 @@
-//! What the command does while its VM runs: it carries the console's bytes between the VM and the standard streams, turns
-//! signals into orders, and waits for the report.
+//! The client of a VM that runs: it carries the console's bytes between the VM and the standard
+//! streams, turns signals into commands, and waits for the VM's end.
 //!
-//! Standard output is written by a thread of its own, because such a write may block for as long as its reader likes and
-//! signals must be obeyed meanwhile. Everything else happens on the main thread.
+//! Standard output is written by a thread of its own: such a write may block for as long as its
+//! reader likes, and signals are handled meanwhile. Everything else happens on the main thread.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -15,21 +15,23 @@ use anyhow::{Context, bail};
 use rustix::net::{SendFlags, send};
 
 use super::keys::{Escape, HELP, Key};
-use crate::commands::{carry, say};
+use crate::commands::say;
+use crate::container::carry;
+use crate::container::client::Client;
+use crate::container::protocol::{Event, Request, VmEnd};
 use crate::outcome::Outcome;
 use crate::poll::{self, Source};
 use crate::sys::signals::Signals;
 use crate::sys::terminal::{self, RawTerminal};
 use crate::thread;
 use crate::timeline::Times;
-use crate::vmm::control::{Counts, Heard, News, Order, Report};
-use crate::vmm::process::VmProcess;
+use crate::vmm::control::{Command, Counts};
 
 /// How long a guest may take to power off after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
 /// How often the power button is pressed meanwhile: a guest that is still booting doesn't see the first time.
 const PRESS_AGAIN: Duration = Duration::from_secs(1);
-/// How long the VM's process may take to end when it was told to.
+/// How long the VM's process may take to end after the command to.
 const KILL_GRACE: Duration = Duration::from_secs(1);
 /// How long the rest of the output may take when a signal has ended the VM.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
@@ -47,26 +49,27 @@ pub(super) struct Ended {
     pub(super) unwritten: Option<String>,
 }
 
-/// How far the VM has been pushed towards its end.
+/// How far the VM is on its way to its end.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Push {
+enum ShutdownStage {
     None,
     /// The power button was pressed.
     Asked,
-    /// It was told to end.
-    Told,
+    /// The VM was commanded to end.
+    Commanded,
     /// Its process was killed.
     Killed,
 }
 
-struct Attendant<'a> {
-    vm: &'a mut VmProcess,
-    news: &'a mut News,
+struct Attendant {
+    client: Client,
+    /// The VM has ended so, or has failed with a message.
+    end: Option<Result<VmEnd, String>>,
     signals: Signals,
     input: Option<Input>,
     output: Option<Output>,
-    push: Push,
-    /// When to push harder.
+    stage: ShutdownStage,
+    /// When to go to the next stage.
     deadline: Option<Instant>,
     /// When to press the power button again.
     press_at: Option<Instant>,
@@ -76,14 +79,14 @@ struct Attendant<'a> {
     unwritten: Option<String>,
 }
 
-/// Attends to a VM until it has ended. `terminal` is standard input, if it is a raw terminal.
+/// Attends to a VM until it has ended. `console` has its console's bytes; `terminal` is standard input, if it is a raw terminal.
 pub(super) fn attend(
-    mut vm: VmProcess,
+    client: Client,
+    console: Option<UnixStream>,
     terminal: Option<&RawTerminal>,
     signals: Signals,
 ) -> anyhow::Result<Ended> {
-    let mut news = vm.news.take().context("the VM has been attended to already")?;
-    let (input, output) = match vm.console.take() {
+    let (input, output) = match console {
         Some(socket) => {
             let output = Output::start(socket.try_clone().context("can't copy a socket")?)?;
             (Some(Input::new(socket, terminal.is_some())?), Some(output))
@@ -91,12 +94,12 @@ pub(super) fn attend(
         None => (None, None),
     };
     let mut attendant = Attendant {
-        vm: &mut vm,
-        news: &mut news,
+        client,
+        end: None,
         signals,
         input,
         output,
-        push: Push::None,
+        stage: ShutdownStage::None,
         deadline: None,
         press_at: None,
         guest_ended: false,
@@ -104,128 +107,151 @@ pub(super) fn attend(
     };
     attendant.run()?;
     attendant.finish_output();
-    let (killed, unwritten) = (attendant.push == Push::Killed, attendant.unwritten.take());
-    match news.report().context("the VM's report is unreadable")? {
-        Some(Report::Ended { outcome, times, counts }) => Ok(Ended { outcome, times, counts, unwritten }),
-        Some(Report::Failed(chain)) => bail!(chain.join(": ")),
-        None if killed => {
+    let Attendant { stage, end, unwritten, .. } = attendant;
+    match end {
+        Some(Ok(VmEnd { outcome: Ok(outcome), times, counts, .. })) => {
+            Ok(Ended { outcome, times, counts, unwritten })
+        }
+        // A process that was killed has sent no report.
+        _ if stage == ShutdownStage::Killed => {
             Ok(Ended { outcome: Outcome::Killed, times: Times::default(), counts: None, unwritten })
         }
-        None => bail!("the VM's process {}", vm.autopsy()),
+        Some(Ok(VmEnd { outcome: Err(died), .. }) | Err(died)) => bail!(died),
+        None => bail!("the VM has not ended"),
     }
 }
 
-impl Attendant<'_> {
-    /// Serves until the VM's process reports or dies.
+impl Attendant {
+    /// Serves until the VM has ended.
     fn run(&mut self) -> anyhow::Result<()> {
         loop {
             let sources = [
-                Source::readable(self.news),
+                Source::readable(&self.client),
                 Source::readable(&self.signals),
                 self.input.as_ref().map_or(Source::none(), Input::stdin_source),
                 self.input.as_ref().map_or(Source::none(), Input::socket_source),
                 self.output.as_ref().map_or(Source::none(), Output::source),
             ];
-            let [report, signal, stdin, socket, output] =
+            let [events, signal, stdin, socket, output] =
                 poll::wait(sources, self.next_wakeup()).context("can't wait for events")?;
-            if report.readable {
-                match self.news.hear().context("can't hear the VM")? {
-                    Heard::Report => return Ok(()),
-                    Heard::Snapshot { .. } => continue,
-                    Heard::GuestEnded => {}
+            if events.readable {
+                self.read_events()?;
+                if self.end.is_some() {
+                    return Ok(());
                 }
-                // It did what it was asked to. Its disks take as long as they take, unless the user has lost patience, or does.
-                self.guest_ended = true;
-                if matches!(self.push, Push::None | Push::Asked) {
-                    (self.deadline, self.press_at) = (None, None);
-                }
-                continue;
             }
             let now = Instant::now();
             if self.deadline.is_some_and(|deadline| now >= deadline) {
-                self.push_harder();
+                self.next_stage()?;
             } else if self.press_at.is_some_and(|at| now >= at) {
-                self.press_power_button();
+                self.press_power_button()?;
             }
             if signal.readable {
                 match self.signals.take().context("can't read a signal")? {
-                    libc::SIGWINCH => self.resize(),
-                    _ => self.push_harder(),
+                    libc::SIGWINCH => self.resize()?,
+                    _ => self.next_stage()?,
                 }
             }
             if stdin.readable || socket.writable {
-                self.carry_input(stdin.readable);
+                self.carry_input(stdin.readable)?;
             }
             if output.readable
                 && let Some(error) = self.output.take().and_then(Output::failure)
             {
                 self.unwritten = carry::complaint("output", &error);
-                if self.push == Push::None && !self.guest_ended {
+                if self.stage == ShutdownStage::None && !self.guest_ended {
                     // Like any program whose reader has gone, but with an orderly power-off.
-                    self.push_harder();
+                    self.next_stage()?;
                 }
             }
         }
     }
 
-    fn push_harder(&mut self) {
-        let (push, grace) = match self.push {
-            Push::None => (Push::Asked, GRACE),
-            // Without a guest there is nobody to be told.
-            Push::Asked if self.guest_ended => (Push::Killed, KILL_GRACE),
-            Push::Asked => (Push::Told, KILL_GRACE),
-            Push::Told | Push::Killed => (Push::Killed, KILL_GRACE),
-        };
-        match push {
-            Push::Asked if !self.guest_ended => self.press_power_button(),
-            Push::Told => {
-                self.press_at = None;
-                self.vm.order(Order::Kill);
+    fn read_events(&mut self) -> anyhow::Result<()> {
+        for (event, _) in self.client.read()? {
+            match event {
+                Event::GuestEnded => {
+                    // Its disks take as long as they take, unless the user insists.
+                    self.guest_ended = true;
+                    if matches!(self.stage, ShutdownStage::None | ShutdownStage::Asked) {
+                        (self.deadline, self.press_at) = (None, None);
+                    }
+                }
+                Event::Ended(end) => self.end = Some(Ok(*end)),
+                Event::Failed { message, .. } => self.end = Some(Err(message)),
+                event => bail!("unexpected message from bothy's monitor: {event:?}"),
             }
-            Push::Killed => self.vm.kill(),
-            Push::None | Push::Asked => {}
         }
-        self.push = push;
+        Ok(())
+    }
+
+    fn next_stage(&mut self) -> anyhow::Result<()> {
+        let (stage, grace) = match self.stage {
+            ShutdownStage::None => (ShutdownStage::Asked, GRACE),
+            // Without a guest nobody reads the power button.
+            ShutdownStage::Asked if self.guest_ended => (ShutdownStage::Killed, KILL_GRACE),
+            ShutdownStage::Asked => (ShutdownStage::Commanded, KILL_GRACE),
+            ShutdownStage::Commanded => (ShutdownStage::Killed, KILL_GRACE),
+            ShutdownStage::Killed => {
+                // The monitor doesn't react either.
+                self.client.kill_monitor();
+                (ShutdownStage::Killed, KILL_GRACE)
+            }
+        };
+        match stage {
+            ShutdownStage::Asked if !self.guest_ended => self.press_power_button()?,
+            ShutdownStage::Commanded => {
+                self.press_at = None;
+                self.client.send(Request::Vm(Command::Kill))?;
+            }
+            ShutdownStage::Killed => self.client.send(Request::KillVm)?,
+            ShutdownStage::None | ShutdownStage::Asked => {}
+        }
+        self.stage = stage;
         self.deadline = Some(Instant::now() + grace);
+        Ok(())
     }
 
     /// The user wants the VM to end at once; a second time, or when it doesn't, by force.
-    fn quit(&mut self) {
-        if matches!(self.push, Push::Told | Push::Killed) {
-            return self.push_harder();
+    fn quit(&mut self) -> anyhow::Result<()> {
+        if matches!(self.stage, ShutdownStage::Commanded | ShutdownStage::Killed) {
+            return self.next_stage();
         }
-        self.vm.order(Order::Quit);
-        (self.push, self.press_at) = (Push::Told, None);
+        self.client.send(Request::Vm(Command::Quit))?;
+        (self.stage, self.press_at) = (ShutdownStage::Commanded, None);
         self.deadline = Some(Instant::now() + KILL_GRACE);
+        Ok(())
     }
 
-    fn resize(&mut self) {
-        if let Some(size) = terminal::size().filter(|_| !self.guest_ended) {
-            self.vm.order(Order::Resize { size });
+    fn resize(&mut self) -> anyhow::Result<()> {
+        match terminal::size().filter(|_| !self.guest_ended) {
+            Some(size) => self.client.send(Request::Vm(Command::Resize { size })),
+            None => Ok(()),
         }
     }
 
-    fn press_power_button(&mut self) {
-        self.vm.order(Order::PressPowerButton);
+    fn press_power_button(&mut self) -> anyhow::Result<()> {
         self.press_at = Some(Instant::now() + PRESS_AGAIN);
+        self.client.send(Request::Vm(Command::PressPowerButton))
     }
 
     fn next_wakeup(&self) -> Option<Instant> {
         self.deadline.into_iter().chain(self.press_at).min()
     }
 
-    fn carry_input(&mut self, readable: bool) {
-        let Some(input) = &mut self.input else { return };
+    fn carry_input(&mut self, readable: bool) -> anyhow::Result<()> {
+        let Some(input) = &mut self.input else { return Ok(()) };
         let keys = input.carry(readable);
         if input.is_done() {
             self.input = None;
         }
         for key in keys {
             match key {
-                Key::Quit => self.quit(),
+                Key::Quit => self.quit()?,
                 Key::Help => say(HELP),
             }
         }
+        Ok(())
     }
 
     /// Waits until the VM's output is written: for as long as its reader likes, unless a signal wants us to end.
@@ -233,7 +259,7 @@ impl Attendant<'_> {
         let Some(output) = self.output.take() else { return };
         // The VM reads nothing any more, and its output has ended.
         self.input = None;
-        let mut deadline = (self.push != Push::None).then(|| Instant::now() + DRAIN_GRACE);
+        let mut deadline = (self.stage != ShutdownStage::None).then(|| Instant::now() + DRAIN_GRACE);
         loop {
             let sources = [output.source(), Source::readable(&self.signals)];
             match poll::wait(sources, deadline) {

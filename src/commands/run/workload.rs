@@ -5,49 +5,42 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use anyhow::bail;
+use bothy_guest::spec::Rights;
 
 use super::environment::Environment;
 use crate::cli::RunArgs;
+use crate::container::protocol::Program;
 use crate::image::RunConfig;
 
-/// A command, but for its standard streams.
-#[derive(Debug)]
-pub(super) struct Workload {
-    pub(super) args: Vec<Vec<u8>>,
-    pub(super) env: Vec<Vec<u8>>,
-    pub(super) cwd: Vec<u8>,
-    pub(super) user: String,
-}
-
-impl Workload {
-    /// `command` is what stands behind the image.
-    pub(super) fn new(
-        image: &RunConfig,
-        flags: &RunArgs,
-        command: &[OsString],
-        host_name: &str,
-    ) -> anyhow::Result<Self> {
-        let mut environment = Environment::new(host_name, flags.tty);
-        let host = |name: &OsStr| env::var_os(name);
-        image.env.iter().filter(|variable| variable.contains('=')).for_each(|variable| {
-            environment.set(variable.as_bytes(), host);
-        });
-        for file in &flags.env_file {
-            environment.read(file, host)?;
-        }
-        for variable in &flags.env {
-            if variable.is_empty() || variable.as_bytes().starts_with(b"=") {
-                bail!("--env: {variable:?} names no variable");
-            }
-            environment.set(variable.as_bytes(), host);
-        }
-        Ok(Self {
-            args: words(image, flags, command)?,
-            env: environment.into_list(),
-            cwd: directory(image, flags)?,
-            user: flags.user.clone().unwrap_or_else(|| image.user.clone()),
-        })
+/// The program. `command` is what stands behind the image.
+pub(super) fn program(
+    image: &RunConfig,
+    flags: &RunArgs,
+    command: &[OsString],
+    host_name: &str,
+    rights: Rights,
+) -> anyhow::Result<Program> {
+    let mut environment = Environment::new(host_name, flags.tty);
+    let host = |name: &OsStr| env::var_os(name);
+    image.env.iter().filter(|variable| variable.contains('=')).for_each(|variable| {
+        environment.set(variable.as_bytes(), host);
+    });
+    for file in &flags.env_file {
+        environment.read(file, host)?;
     }
+    for variable in &flags.env {
+        if variable.is_empty() || variable.as_bytes().starts_with(b"=") {
+            bail!("--env: {variable:?} names no variable");
+        }
+        environment.set(variable.as_bytes(), host);
+    }
+    Ok(Program {
+        args: words(image, flags, command)?,
+        env: environment.into_list(),
+        cwd: directory(image, flags)?,
+        user: flags.user.clone().unwrap_or_else(|| image.user.clone()),
+        rights,
+    })
 }
 
 fn bytes(word: &OsStr) -> Vec<u8> {
@@ -91,10 +84,10 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
 
-    fn workload(image: &RunConfig, words: &[&str]) -> anyhow::Result<Workload> {
+    fn workload(image: &RunConfig, words: &[&str]) -> anyhow::Result<Program> {
         let cli = Cli::try_parse_from(["bothy", "run"].iter().chain(words)).unwrap();
         let Command::Run(args) = cli.command else { panic!() };
-        Workload::new(image, &args, &args.words[1..], "h")
+        program(image, &args, &args.words[1..], "h", Rights::default())
     }
 
     fn args(image: &RunConfig, words: &[&str]) -> String {

@@ -81,7 +81,7 @@ impl Config {
         self.cid.unwrap_or(DEFAULT_CID)
     }
 
-    /// Begins to listen at the path, which is removed again when the device goes.
+    /// Begins to listen at the path. The caller removes the socket, by [`Listener::place`].
     pub fn listen(&self) -> io::Result<Listener> {
         Listener::new(&self.path)
     }

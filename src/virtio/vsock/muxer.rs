@@ -482,9 +482,3 @@ fn fd(queue: &Option<ActiveQueue>) -> Option<RawFd> {
 fn watch(epoll: &Epoll, fd: &impl AsRawFd, events: EventSet, token: u64) -> io::Result<()> {
     epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(events, token))
 }
-
-impl Drop for Muxer {
-    fn drop(&mut self) {
-        self.listener.place.clean_up();
-    }
-}

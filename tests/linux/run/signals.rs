@@ -87,11 +87,7 @@ fn kill_9_leaves_no_process_and_the_next_run_may_have_the_name() {
     let vm = running.vm_pid();
     running.signal(libc::SIGKILL);
     let token = running.token();
-    assert!(
-        eventually(SOON, || processes(&token).is_empty()),
-        "{vm} is still there: {:?}",
-        processes(&token)
-    );
+    assert!(eventually(SOON, || processes(token).is_empty()), "{vm} is still there: {:?}", processes(token));
     running.wait().code(-libc::SIGKILL);
     // What nobody was left to remove goes with the next start.
     let finished = run(image, ["--name=killed", "app", "echo", "again"]).run();

@@ -11,30 +11,19 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
-use bothy_guest::protocol::Token;
 
-use crate::commands::carry;
+use super::carry;
+use super::protocol::{Stdio, Stream};
 use crate::poll::{self, Source};
 use crate::thread;
 
 /// The most that is read from standard input at once, in bytes.
 const PIECE: usize = 64 << 10;
 
-/// What a stream is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
-    Stdin,
-    Stdout,
-    Stderr,
-    /// Output, and input if there is any.
-    Terminal {
-        input: bool,
-    },
-}
-
 /// All streams of a command.
 pub(super) struct Streams {
-    expected: Vec<(Token, Purpose)>,
+    expected: Vec<Stream>,
+    has_input: bool,
     /// Each thread that carries output has a copy, and we have it as long as there is one still to come.
     guard: Option<UnixStream>,
     /// Ends when the last copy of the guard is gone.
@@ -44,10 +33,17 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    /// These are going to be opened.
-    pub(super) fn new(expected: Vec<(Token, Purpose)>) -> anyhow::Result<Self> {
+    /// These are going to be connected.
+    pub(super) fn new(stdio: Stdio) -> anyhow::Result<Self> {
+        let (expected, has_input) = match stdio {
+            Stdio::Terminal { input, .. } => (vec![Stream::Terminal], input),
+            Stdio::Pipes { stdin } => {
+                let input = stdin.then_some(Stream::Stdin);
+                (input.into_iter().chain([Stream::Stdout, Stream::Stderr]).collect(), stdin)
+            }
+        };
         let (done, guard) = UnixStream::pair().context("can't make a socket")?;
-        Ok(Self { expected, guard: Some(guard), done, unwritten: Arc::default() })
+        Ok(Self { expected, has_input, guard: Some(guard), done, unwritten: Arc::default() })
     }
 
     /// Readable when all output has been written.
@@ -55,7 +51,7 @@ impl Streams {
         Source::readable(&self.done)
     }
 
-    /// Whether output is still to be opened.
+    /// Whether output is still to be connected.
     pub(super) fn are_expected(&self) -> bool {
         self.guard.is_some()
     }
@@ -65,29 +61,29 @@ impl Streams {
         self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// No more will be opened.
+    /// No more will be connected.
     pub(super) fn expect_no_more(&mut self) {
         self.guard = None;
     }
 
-    /// Begins to carry a stream; `rest` is what has been read of it.
-    pub(super) fn open(&mut self, token: Token, socket: UnixStream, rest: Vec<u8>) -> anyhow::Result<()> {
-        let Some(position) = self.expected.iter().position(|(known, _)| *known == token) else {
+    /// Begins to carry a stream.
+    pub(super) fn open(&mut self, stream: Stream, socket: UnixStream) -> anyhow::Result<()> {
+        let Some(position) = self.expected.iter().position(|expected| *expected == stream) else {
             return Ok(());
         };
-        let (_, purpose) = self.expected.swap_remove(position);
-        match purpose {
-            Purpose::Stdin => carry_input(socket)?,
-            Purpose::Stdout => self.carry_output("output", io::stdout().as_fd(), socket, rest)?,
-            Purpose::Stderr => self.carry_output("error", io::stderr().as_fd(), socket, rest)?,
-            Purpose::Terminal { input } => {
-                if input {
+        self.expected.swap_remove(position);
+        match stream {
+            Stream::Stdin => carry_input(socket)?,
+            Stream::Stdout => self.carry_output("output", io::stdout().as_fd(), socket)?,
+            Stream::Stderr => self.carry_output("error", io::stderr().as_fd(), socket)?,
+            Stream::Terminal => {
+                if self.has_input {
                     carry_input(socket.try_clone().context("can't copy a socket")?)?;
                 }
-                self.carry_output("output", io::stdout().as_fd(), socket, rest)?;
+                self.carry_output("output", io::stdout().as_fd(), socket)?;
             }
         }
-        if self.expected.iter().all(|(_, purpose)| *purpose == Purpose::Stdin) {
+        if self.expected.iter().all(|stream| *stream == Stream::Stdin) {
             self.guard = None;
         }
         Ok(())
@@ -98,15 +94,13 @@ impl Streams {
         name: &'static str,
         to: BorrowedFd<'_>,
         mut socket: UnixStream,
-        rest: Vec<u8>,
     ) -> anyhow::Result<()> {
         let copy = to.try_clone_to_owned().with_context(|| format!("can't copy standard {name}"))?;
         let (mut to, unwritten) = (File::from(copy), self.unwritten.clone());
         let guard =
             self.guard.as_ref().map(UnixStream::try_clone).transpose().context("can't copy a socket")?;
         spawn(name, move || {
-            let written = carry::write(&mut to, &rest).and_then(|()| carry::all(&mut socket, &mut to));
-            if let Err(error) = written {
+            if let Err(error) = carry::all(&mut socket, &mut to) {
                 // The command gets an error, as from a pipe that nobody reads.
                 close(&socket, Shutdown::Both);
                 if let Some(why) = carry::complaint(name, &error) {

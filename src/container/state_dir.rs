@@ -1,13 +1,15 @@
-//! A directory for the sockets of one running container, named after it: only one of a name runs at a time.
+//! The state directory of a container: its sockets, and a lock that says that it runs.
 //!
-//! It lies in `$XDG_RUNTIME_DIR/bothy`, or where that isn't said in `/tmp/bothy-UID`, and nobody else may enter it. A lock that is held while the
-//! container runs says that it does. The command removes the directory at the end, or the VM's process, if the command was killed: whichever comes first,
-//! under the lock of all directories, and only if it still is the same one. By then another container may have the name. A directory whose lock nobody
-//! holds was left behind when both were killed, and goes when the next container starts.
+//! It lies in `$XDG_RUNTIME_DIR/bothy`, or where that isn't set in `/tmp/bothy-UID`, and nobody else
+//! may enter it. It has the container's name: only one of a name runs at a time. The monitor makes
+//! it, holds its lock while the container runs, and removes it, under the lock of all directories,
+//! and only if it still is the same one: by then another container may have the name. A directory
+//! whose lock nobody holds was left behind by a monitor that was killed; the next container's
+//! monitor removes it.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -18,31 +20,21 @@ use rustix::io::Errno;
 /// Longest name: the path of a socket has 107 bytes at most.
 const MAX_NAME: usize = 40;
 
-/// The directory. It goes when this is dropped.
+/// The directory. Dropping it removes it.
 #[derive(Debug)]
-pub(in crate::commands) struct Place {
+pub struct StateDir {
     path: PathBuf,
-    own: Own,
-}
-
-/// The directory, to be removed.
-#[derive(Debug)]
-pub(super) struct Own {
     base: OwnedFd,
     name: String,
     /// The directory itself, locked.
     dir: OwnedFd,
 }
 
-impl Place {
-    /// Makes the directory of a container.
-    pub(super) fn make(name: &str) -> anyhow::Result<Self> {
-        let known = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-        if !known || name.starts_with(['-', '_', '.']) || !(1..=MAX_NAME).contains(&name.len()) {
-            bail!("--name: {name:?} is not a name of up to {MAX_NAME} letters, digits, - _ and .");
-        }
-        let base = base();
-        Self::make_in(&base, name)
+impl StateDir {
+    /// Makes the directory of a container in `base`, which [`runtime_dir`] names.
+    pub(super) fn make(base: &Path, name: &str) -> anyhow::Result<Self> {
+        check_name(name)?;
+        Self::make_in(base, name)
             .with_context(|| format!("can't use {}", base.display()))?
             .with_context(|| format!("--name: a container of the name {name} is running already"))
     }
@@ -61,37 +53,16 @@ impl Place {
         }
         let dir = File::open(&path)?;
         flock(&dir, FlockOperation::NonBlockingLockExclusive)?;
-        let own = Own { base: File::open(base)?.into(), name: name.into(), dir: dir.into() };
-        Ok(Some(Self { path, own }))
-    }
-
-    /// The same for the VM's process, which holds the lock with it.
-    pub(super) fn share(&self) -> io::Result<Own> {
-        let Own { base, name, dir } = &self.own;
-        let copy = |fd: &OwnedFd| fd.as_fd().try_clone_to_owned();
-        Ok(Own { base: copy(base)?, name: name.clone(), dir: copy(dir)? })
+        Ok(Some(Self { path, base: File::open(base)?.into(), name: name.into(), dir: dir.into() }))
     }
 
     /// Where the vsock device's socket is to be.
-    pub(super) fn vsock(&self) -> PathBuf {
+    pub fn vsock(&self) -> PathBuf {
         self.path.join("vsock")
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.own.remove();
-    }
-}
-
-impl Own {
-    /// What must stay open for it.
-    pub(super) fn descriptors(&self) -> [RawFd; 2] {
-        [self.base.as_raw_fd(), self.dir.as_raw_fd()]
     }
 
     /// Removes the directory, if it is still there.
-    pub(super) fn remove(&self) {
+    fn remove(&self) {
         if let Err(error) = self.try_remove() {
             log::debug!("{}: {error}", self.name);
         }
@@ -121,8 +92,23 @@ impl Own {
     }
 }
 
-/// Where the directories of all running containers are.
-pub(in super::super) fn base() -> PathBuf {
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+/// Refuses what can't be a directory's name, or makes the path of a socket in it too long.
+pub fn check_name(name: &str) -> anyhow::Result<()> {
+    let known = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    if !known || name.starts_with(['-', '_', '.']) || !(1..=MAX_NAME).contains(&name.len()) {
+        bail!("--name: {name:?} is not a name of up to {MAX_NAME} letters, digits, - _ and .");
+    }
+    Ok(())
+}
+
+/// Where the state directories of this user's containers are, by the client's environment.
+pub fn runtime_dir() -> PathBuf {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR")
         .map(PathBuf::from)
         .filter(|dir| dir.is_absolute() && dir.is_dir());
@@ -169,9 +155,9 @@ mod tests {
     fn a_name_is_there_once_at_a_time_and_nothing_stays() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("b");
-        let first = Place::make_in(&base, "one").unwrap().unwrap();
-        assert!(Place::make_in(&base, "one").unwrap().is_none());
-        let second = Place::make_in(&base, "two").unwrap().unwrap();
+        let first = StateDir::make_in(&base, "one").unwrap().unwrap();
+        assert!(StateDir::make_in(&base, "one").unwrap().is_none());
+        let second = StateDir::make_in(&base, "two").unwrap().unwrap();
         fs::write(first.vsock(), b"").unwrap();
         assert!(second.vsock().parent().unwrap().is_dir());
         drop((first, second));
@@ -182,11 +168,11 @@ mod tests {
     fn what_a_killed_command_left_behind_is_swept_away() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("b");
-        let left = Place::make_in(&base, "left").unwrap().unwrap();
+        let left = StateDir::make_in(&base, "left").unwrap().unwrap();
         fs::write(left.vsock(), b"").unwrap();
-        flock(&left.own.dir, FlockOperation::Unlock).unwrap();
+        flock(&left.dir, FlockOperation::Unlock).unwrap();
         assert!(left.path.is_dir());
-        let again = Place::make_in(&base, "left").unwrap().unwrap();
+        let again = StateDir::make_in(&base, "left").unwrap().unwrap();
         assert!(!again.vsock().exists());
         std::mem::forget(left);
     }
@@ -195,15 +181,20 @@ mod tests {
     fn the_end_of_one_leaves_the_directory_of_the_next_of_its_name() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("b");
-        let first = Place::make_in(&base, "name").unwrap().unwrap();
+        let first = StateDir::make_in(&base, "name").unwrap().unwrap();
         fs::write(first.vsock(), b"").unwrap();
-        // The VM's process comes to its end when the command has long removed the directory.
-        let late = first.share().unwrap();
+        // A directory that has gone, and the next one of its name.
+        let late = StateDir {
+            path: first.path.clone(),
+            base: first.base.try_clone().unwrap(),
+            name: first.name.clone(),
+            dir: first.dir.try_clone().unwrap(),
+        };
         drop(first);
         late.remove();
-        let second = Place::make_in(&base, "name").unwrap().unwrap();
+        let second = StateDir::make_in(&base, "name").unwrap().unwrap();
         fs::write(second.vsock(), b"").unwrap();
-        late.remove();
+        drop(late);
         assert!(second.vsock().exists());
         // And while another one is being made, it waits.
         let whole = File::open(&base).unwrap();
@@ -220,9 +211,9 @@ mod tests {
     fn a_directory_that_others_may_enter_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        assert!(Place::make_in(dir.path(), "x").is_err());
+        assert!(StateDir::make_in(dir.path(), "x").is_err());
         for name in ["", "a/b", ".", "..", "-x", &"x".repeat(MAX_NAME + 1)] {
-            assert!(Place::make(name).is_err(), "{name}");
+            assert!(check_name(name).is_err(), "{name}");
         }
     }
 }

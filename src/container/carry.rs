@@ -12,7 +12,7 @@ const PIECE: usize = 64 << 10;
 /// Carries everything until the socket's end. An error is that of `to`, which takes nothing any more.
 ///
 /// `to` is a copy of a standard stream's descriptor, because std's own buffers lines.
-pub(super) fn all(from: &mut UnixStream, to: &mut File) -> io::Result<()> {
+pub fn all(from: &mut UnixStream, to: &mut File) -> io::Result<()> {
     let mut piece = vec![0; PIECE];
     loop {
         match from.read(&mut piece) {
@@ -25,13 +25,13 @@ pub(super) fn all(from: &mut UnixStream, to: &mut File) -> io::Result<()> {
 }
 
 /// What to say of an error of [`all`]. A reader that has gone wants nothing more, and isn't told.
-pub(super) fn complaint(stream: &str, error: &io::Error) -> Option<String> {
+pub fn complaint(stream: &str, error: &io::Error) -> Option<String> {
     let is_gone = error.kind() == io::ErrorKind::BrokenPipe;
     (!is_gone).then(|| format!("can't write to standard {stream}: {error}"))
 }
 
 /// Writes everything, also to a descriptor that somebody else who has it has made non-blocking.
-pub(super) fn write(to: &mut File, mut bytes: &[u8]) -> io::Result<()> {
+fn write(to: &mut File, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match to.write(bytes) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
