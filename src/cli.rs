@@ -3,6 +3,7 @@
 mod bench;
 mod run;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -22,6 +23,32 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Parses a process's arguments.
+    pub fn of_process(words: &[OsString]) -> Result<Self, clap::Error> {
+        match quick(words) {
+            Some(command) => Ok(Self { command }),
+            None => Self::try_parse_from(words),
+        }
+    }
+}
+
+/// Parses the commands that are to start quickly by their own flags alone: to build those of all
+/// commands takes longer than to parse them. `None` is any other command, a request for help, or
+/// wrong words, of which the whole parser says what is wrong.
+fn quick(words: &[OsString]) -> Option<Command> {
+    fn parse<T: Args>(words: &[OsString]) -> Option<Box<T>> {
+        let matches = T::augment_args(clap::Command::new("bothy")).try_get_matches_from(words).ok()?;
+        T::from_arg_matches(&matches).ok().map(Box::new)
+    }
+    let words = words.get(1..)?;
+    match words.first()?.to_str()? {
+        "boot" => parse(words).map(Command::Boot),
+        "run" => parse(words).map(Command::Run),
+        _ => None,
+    }
 }
 
 /// The subcommands.
@@ -426,6 +453,34 @@ mod tests {
             panic!()
         };
         assert_eq!(args.max_bytes, 5 << 20);
+    }
+
+    #[test]
+    fn the_quick_way_gives_what_the_whole_parser_gives() {
+        for words in [
+            "bothy boot",
+            "bothy boot --cpus 2 -- --disk",
+            "bothy boot --memory 1G --disk a,ro --disk b --timing=json --net tap=t0",
+            "bothy run app",
+            "bothy run -i -i --rm app",
+            "bothy run -it -e A=1 -m 1G -m 64M --security-opt seccomp=x app ls -l --name x",
+            "bothy run --net bridge x",
+            "bothy run",
+            "bothy boot --help",
+            "bothy run --help",
+            "bothy images",
+            "bothy",
+        ] {
+            let words: Vec<OsString> = words.split(' ').map(Into::into).collect();
+            let whole = Cli::try_parse_from(&words);
+            let both = (Cli::of_process(&words), &whole);
+            match both {
+                (Ok(quick), Ok(whole)) => assert_eq!(format!("{quick:?}"), format!("{whole:?}")),
+                (Err(quick), Err(whole)) => assert_eq!(quick.to_string(), whole.to_string()),
+                (quick, whole) => panic!("{words:?}: {quick:?}, {whole:?}"),
+            }
+            assert_eq!(quick(&words).is_some(), whole.is_ok() && words.get(1).is_some_and(|w| w != "images"));
+        }
     }
 
     #[test]

@@ -127,7 +127,7 @@ impl Capability {
     }
 }
 
-/// Opens /dev/kvm (or another path, for tests). Called in the command's process.
+/// Opens /dev/kvm (or another path, for tests). Called in the monitor's process.
 pub fn open(path: &Path) -> Result<File, KvmError> {
     File::options().read(true).write(true).open(path).map_err(|source| {
         let path = path.display().to_string();

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use bothy::cli::Cli;
 use bothy::commands;
 use bothy::timeline;
-use clap::Parser;
 use clap::error::ErrorKind;
 
 fn main() -> ExitCode {
@@ -19,7 +18,8 @@ fn main() -> ExitCode {
         }
     };
     commands::answer_shell();
-    let cli = match Cli::try_parse() {
+    let words: Vec<_> = std::env::args_os().collect();
+    let cli = match Cli::of_process(&words) {
         Ok(cli) => cli,
         // Help and version, or the help that stands for a missing command.
         Err(error)
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         Err(error) => {
             commands::say(&format!("bothy: {}", bothy::cli::one_line(&error.to_string())));
             // Docker's exit codes are 125 and more, for wrong words as well.
-            let is_run = std::env::args_os().nth(1).is_some_and(|word| word == "run");
+            let is_run = words.get(1).is_some_and(|word| word == "run");
             return ExitCode::from(if is_run { commands::RUN_FAILED } else { 2 });
         }
     };

@@ -1,6 +1,6 @@
 //! When each step of a VM's life happened, always recorded: `--timing` only decides whether it is printed.
 //!
-//! Times are CLOCK_MONOTONIC in nanoseconds, so those of the command's process and of the VM's process compare.
+//! Times are CLOCK_MONOTONIC in nanoseconds, so those of different processes compare.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

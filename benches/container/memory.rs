@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::IMAGE;
 use crate::measure::wait_for_orphans;
 use crate::target::print_target;
-use crate::usage::{Usage, children, mappings, own};
+use crate::usage::{Usage, family, mappings, own};
 
 /// Memory of each machine, in bytes.
 const GUEST_MEMORY: u64 = 128 << 20;
@@ -22,7 +22,7 @@ const MANY: u64 = 8;
 pub(crate) fn report(bothy: &Path, host: &str) {
     let mut first = start(bothy);
     sleep(REST);
-    let pids = [vec![first.id()], children(first.id())].concat();
+    let pids = family(first.id());
     let own: Usage = pids.iter().map(|pid| own(*pid, GUEST_MEMORY)).sum();
     let whole: Usage = pids.iter().flat_map(|pid| mappings(*pid)).map(|mapping| mapping.usage).sum();
     println!(
@@ -49,7 +49,7 @@ pub(crate) fn report(bothy: &Path, host: &str) {
         );
     };
     target("own memory of a run, private dirty", own.private_dirty, 4);
-    target("own memory of a run, Pss", own.pss, 8);
+    target("own memory of a run, Pss", own.pss, 9);
     target("an idle machine of an image, Pss", whole.pss, 40);
 }
 

@@ -126,12 +126,17 @@ impl Machine {
         machine
     }
 
-    /// bothy's machine is a process of its own, below the command's.
+    /// bothy's machine is a process of its own, below the client's and the monitor's.
     fn process(&self) -> u32 {
-        let pid = self.child.id();
-        let children =
-            fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("our child runs");
-        children.split_whitespace().next().map_or(pid, |child| child.parse().expect("a number"))
+        let mut pid = self.child.id();
+        loop {
+            let children =
+                fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("our child runs");
+            match children.split_whitespace().next() {
+                Some(child) => pid = child.parse().expect("a number"),
+                None => return pid,
+            }
+        }
     }
 
     /// Gives it a job, and returns the number that it answers.

@@ -128,13 +128,13 @@ fn tiny(places: &Places, host: &str, net: &Net) {
         ],
     );
     print!("{table}");
-    table.target(&format!("start to return, {host}"), "bothy", "floor", |row| &row.returned, 1.8);
+    table.target(&format!("start to return, {host}"), "bothy", "floor", |row| &row.returned, 2.0);
     table.target(
         &format!("with disk and net, {host}"),
         "bothy, disk and net",
         "floor",
         |row| &row.returned,
-        2.5,
+        2.6,
     );
 }
 

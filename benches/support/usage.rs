@@ -19,10 +19,11 @@ impl Sum for Usage {
     }
 }
 
-/// The processes that a process has started and not waited for.
-pub(crate) fn children(pid: u32) -> Vec<u32> {
+/// A process, and all that it and its children have started and not waited for.
+pub(crate) fn family(pid: u32) -> Vec<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("our child runs");
-    text.split_whitespace().map(|pid| pid.parse().expect("a number")).collect()
+    let children = text.split_whitespace().map(|pid| pid.parse().expect("a number"));
+    std::iter::once(pid).chain(children.flat_map(family)).collect()
 }
 
 /// A mapping of a process.

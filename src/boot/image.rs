@@ -1,6 +1,6 @@
 //! Kernel and initramfs files: what they are and whether they are whole, found out before there is a VM.
 //!
-//! Runs in the command's process. A file can be a part of a larger one (the guest inside a self-contained bothy), so
+//! Runs in the monitor's process. A file can be a part of a larger one (the guest inside a self-contained bothy), so
 //! everything goes by an offset and a length.
 
 use std::fs::File;

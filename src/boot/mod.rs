@@ -1,7 +1,7 @@
 //! Everything that is in guest memory before the first instruction: kernel, initramfs, command line, boot parameters and
 //! ACPI tables.
 //!
-//! [`image`] looks at files in the command's process; [`load`] runs in the VM's process, once memory exists. Owns no
+//! [`image`] looks at files in the monitor's process; [`load`] runs in the VM's process, once memory exists. Owns no
 //! thread; the descriptors of kernel and initramfs belong to whoever opened them.
 
 pub mod acpi;

@@ -31,6 +31,7 @@ pub use crate::container::session::RUN_FAILED;
 use crate::report::timing::Timing;
 use crate::sink;
 use crate::sys::command_line::CommandLine;
+use crate::sys::process::share_one_heap;
 use crate::timeline::now_ns;
 
 pub use completions::answer_shell;
@@ -123,6 +124,7 @@ fn launch(
     if let Some(path) = log_file {
         descriptors.insert(0, open_log_file(path)?.into());
     }
+    share_one_heap();
     let launch = Launch {
         exec_ns,
         requested_ns: now_ns(),

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -63,13 +63,13 @@ pub trait Hypervisor {
 /// bothy.
 #[derive(Default)]
 pub struct Own {
-    taps: Vec<net::Tap>,
+    ports: Vec<net::Ports>,
 }
 
 impl Hypervisor for Own {
     fn listen(&mut self, config: &mut VmConfig, dir: &StateDir) -> anyhow::Result<Agent> {
         let agent = Agent::listen(&dir.vsock()).context("can't listen for the guest's agent")?;
-        self.taps = launch::taps(&mut config.net)?;
+        self.ports = launch::ports(&mut config.net)?;
         Ok(agent)
     }
 
@@ -80,7 +80,7 @@ impl Hypervisor for Own {
         parts: Parts,
         timeline: Timeline,
     ) -> anyhow::Result<VmProcess> {
-        let resources = vm.resources(config, parts, std::mem::take(&mut self.taps))?;
+        let resources = vm.resources(config, parts, std::mem::take(&mut self.ports))?;
         VmProcess::spawn(config, resources, None, timeline).context("can't start the VM's process")
     }
 }
@@ -100,7 +100,6 @@ pub fn fork(command_line: &CommandLine, hypervisor: &mut dyn Hypervisor) -> std:
 /// The monitor's whole life.
 fn run(mut client: Channel, hypervisor: &mut dyn Hypervisor) {
     detach();
-    let inherited = descriptors::open_besides(client.as_raw_fd());
     // A client that ends before it launches anything leaves nothing behind.
     let Ok((envelope, descriptors)) = client.wait::<Request>() else { return };
     let container = envelope.container;
@@ -108,25 +107,31 @@ fn run(mut client: Channel, hypervisor: &mut dyn Hypervisor) {
         Request::Launch(launch) => start(*launch, descriptors, hypervisor),
         _ => Err(anyhow::anyhow!("the first message of a client must start a VM")),
     };
-    // Now everything that the client named by a path is open, /dev/stdin and the like included.
-    descriptors::close(inherited);
-    let null = match File::options().read(true).write(true).open("/dev/null") {
-        Ok(null) => null,
-        Err(error) => return log::error!("can't open /dev/null: {error}"),
-    };
-    replace(libc::STDIN_FILENO, &null);
-    replace(libc::STDOUT_FILENO, &null);
-    let event = match launched.and_then(|monitor| monitor.serve(&mut client, &container)) {
+    let served = launched.and_then(|monitor| {
+        client.queue(&container, Event::Launched, vec![]).context("can't send to the client")?;
+        // Now everything that the client named by a path is open, /dev/stdin and the like included.
+        descriptors::close_inherited();
+        let null = null()?;
+        replace(libc::STDIN_FILENO, &null);
+        replace(libc::STDOUT_FILENO, &null);
+        monitor.serve(&mut client, &container)
+    });
+    let event = match served {
         Ok(end) => Event::Ended(Box::new(end)),
         Err(error) => Event::Failed { is_usage: launch::is_usage(&error), message: format!("{error:#}") },
     };
-    // Whoever reads the client's standard error waits for its last descriptor, which isn't to be ours.
-    for fd in sink::descriptors().into_iter().chain([libc::STDERR_FILENO]) {
-        replace(fd, &null);
+    // Whoever reads the client's output waits for its last descriptor, which isn't to be ours.
+    if let Ok(null) = null() {
+        let streams = libc::STDIN_FILENO..=libc::STDERR_FILENO;
+        sink::descriptors().into_iter().chain(streams).for_each(|fd| replace(fd, &null));
     }
     if let Err(error) = client.queue(&container, event, vec![]).and_then(|()| client.flush_all()) {
         log::debug!("the client has gone: {error}");
     }
+}
+
+fn null() -> anyhow::Result<File> {
+    File::options().read(true).write(true).open("/dev/null").context("can't open /dev/null")
 }
 
 /// A VM that runs.
@@ -267,7 +272,6 @@ impl Monitor {
     }
 
     fn attend(&mut self, client: &mut Channel, container: &str) -> anyhow::Result<Next> {
-        client.queue(container, Event::Launched, vec![]).context("can't send to the client")?;
         loop {
             let deadline = self.guest.as_ref().and_then(Guest::deadline);
             let sources = [

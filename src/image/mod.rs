@@ -18,7 +18,7 @@
 //! An image is hostile until its digests say that it is the one that was asked for, and its content is hostile even then. Each of these modules says
 //! what it refuses.
 //!
-//! Runs in the command's process, with its rights; nothing here is seen by a VM's process but the descriptor of a lease.
+//! Runs in the client's process, with its rights; nothing here is seen by a VM's process but the descriptor of a lease.
 
 mod archive;
 mod blob;

@@ -45,7 +45,7 @@ impl BootVm {
         if kernel.is_linux && !force {
             super::must_run_linux("; or try anyhow with --force")?;
         }
-        let nets = super::taps(&mut config.net)?;
+        let nets = super::ports(&mut config.net)?;
         let cmdline = command_line(&config, own_guest, terminal.as_deref());
         boot::check_cmdline(&cmdline)?;
         let disks = config

@@ -90,7 +90,7 @@ impl ContainerVm {
         &self,
         config: &VmConfig,
         parts: Parts,
-        nets: Vec<net::Tap>,
+        nets: Vec<net::Ports>,
     ) -> anyhow::Result<Resources> {
         let kernel = match self.kernel {
             Some(_) => given_kernel(parts.kernel)?,

@@ -62,12 +62,13 @@ pub fn own_kernel(kernel: Blob) -> anyhow::Result<KernelImage> {
     KernelImage::inspect(kernel).context("bothy's own guest")
 }
 
-/// The taps of the VM's network devices, in their order. Those that are made here get their names.
-pub fn taps(nets: &mut [net::Config]) -> anyhow::Result<Vec<net::Tap>> {
+/// The host's side of the VM's network devices, in their order. Taps that are made here get their
+/// names.
+pub fn ports(nets: &mut [net::Config]) -> anyhow::Result<Vec<net::Ports>> {
     let open = |net: &mut net::Config| {
         let tap = net::Tap::open(net).context("--net")?;
         net.backend = net::Backend::Tap(tap.name().to_owned());
-        Ok(tap)
+        Ok(tap.into_ports())
     };
     nets.iter_mut().map(open).collect()
 }

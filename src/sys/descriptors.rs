@@ -24,29 +24,21 @@ pub fn keep_only(keep: impl IntoIterator<Item = RawFd>) {
     }
 }
 
-/// The descriptors that this process has besides the standard streams and `own`.
-pub fn open_besides(own: RawFd) -> Vec<RawFd> {
-    // The directory's own descriptor is closed again, and another one may get its number later.
-    let Ok(directory) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
+/// Closes what the program that started this one has left open for it, the standard streams
+/// excepted: those descriptors alone aren't close-on-exec.
+pub fn close_inherited() {
+    let Ok(directory) = std::fs::read_dir("/proc/self/fd") else { return };
     let numbers = directory.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let found: Vec<RawFd> = numbers.filter(|fd| *fd > libc::STDERR_FILENO && *fd != own).collect();
-    found.into_iter().filter(|fd| is_open(*fd)).collect()
-}
-
-fn is_open(fd: RawFd) -> bool {
-    #[expect(unsafe_code, reason = "a number that may be no descriptor")]
-    // SAFETY: F_GETFD takes no pointer, and changes nothing.
-    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
-    flags >= 0
-}
-
-/// Closes descriptors that no value of this process owns: its caller left them open for it.
-pub fn close(descriptors: impl IntoIterator<Item = RawFd>) {
-    for fd in descriptors {
+    for fd in numbers.filter(|fd| *fd > libc::STDERR_FILENO).collect::<Vec<RawFd>>() {
         #[expect(unsafe_code, reason = "descriptors without an owner")]
-        // SAFETY: the caller says that nobody in this process owns it.
+        // SAFETY: F_GETFD takes no pointer. All descriptors that values of this process own are
+        // close-on-exec, so nobody uses the ones that are closed here. One that is closed already is
+        // refused.
         unsafe {
-            libc::close(fd);
+            let flags = libc::fcntl(fd, libc::F_GETFD);
+            if flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
+                libc::close(fd);
+            }
         }
     }
 }
@@ -68,6 +60,32 @@ mod tests {
 
     use super::super::process::{exit_now, fork};
     use super::*;
+
+    #[test]
+    fn what_is_inherited_is_closed_and_nothing_else() {
+        const CHILD: &str = "BOTHY_TEST_CLOSES_INHERITED";
+        if std::env::var_os(CHILD).is_none() {
+            let name = "sys::descriptors::tests::what_is_inherited_is_closed_and_nothing_else";
+            let script = "exec 7</dev/null 9</dev/null; exec \"$0\" --exact \"$1\" --test-threads=1";
+            let status = std::process::Command::new("bash")
+                .args(["-c", script])
+                .arg(std::env::current_exe().unwrap())
+                .arg(name)
+                .env(CHILD, "")
+                .status()
+                .unwrap();
+            return assert!(status.success());
+        }
+        let own = File::open("/dev/null").unwrap();
+        let is_open = |fd: RawFd| std::fs::read_link(format!("/proc/self/fd/{fd}")).is_ok();
+        assert!(is_open(7) && is_open(9));
+        let Some(child) = fork().unwrap() else {
+            close_inherited();
+            let right = !is_open(7) && !is_open(9) && is_open(own.as_raw_fd()) && (0..3).all(is_open);
+            exit_now(if right { 0 } else { 1 })
+        };
+        assert_eq!(child.wait().unwrap().exit_status(), Some(0));
+    }
 
     #[test]
     fn a_child_keeps_what_it_is_told_to_and_nothing_else() {

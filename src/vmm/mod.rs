@@ -57,7 +57,7 @@ pub struct Backends {
     /// Block devices.
     pub disks: Vec<blk::Disk>,
     /// Network devices.
-    pub nets: Vec<net::Tap>,
+    pub nets: Vec<net::Ports>,
     /// The vsock device's socket.
     pub vsock: Option<vsock::Listener>,
     /// The size of the terminal, if there is one: a virtio console has it.
@@ -101,7 +101,7 @@ impl Resources {
         fds.extend(self.origin.descriptors());
         fds.extend(self.snapshot.iter().map(AsRawFd::as_raw_fd));
         fds.extend(self.backends.disks.iter().flat_map(blk::Disk::descriptors));
-        fds.extend(self.backends.nets.iter().flat_map(net::Tap::descriptors));
+        fds.extend(self.backends.nets.iter().flat_map(net::Ports::descriptors));
         fds.extend(self.backends.vsock.iter().map(AsRawFd::as_raw_fd));
         fds
     }

@@ -1,6 +1,6 @@
 //! A file or a block device as a disk: read, write, discard, flush, length. It knows nothing of virtio.
 //!
-//! A disk is opened and locked in the command's process, where errors meet the person who typed the path, and then handed to
+//! A disk is opened and locked in the monitor's process, whose errors the client shows to the person who typed the path, and then handed to
 //! the VM's process as a descriptor. The lock is an OFD lock: it belongs to the open file description, so it moves along with the
 //! descriptor and ends when the last copy is closed, however the processes end. One writer, or any number of readers. What requests go to is
 //! a second opening of the file, without the lock.
@@ -102,7 +102,7 @@ fn foreign_format(file: &File) -> io::Result<Option<&'static str>> {
 }
 
 impl Disk {
-    /// Opens, checks and locks the disk that `config` names. In the command's process.
+    /// Opens, checks and locks the disk that `config` names. In the monitor's process.
     pub fn open(config: &Config) -> Result<Self, OpenError> {
         let path = config.path.as_path();
         let io = |source| OpenError::Io { path: path.into(), source };

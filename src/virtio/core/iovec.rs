@@ -147,7 +147,7 @@ impl<'a> GatherList<'a> {
 
     /// `writev`: writes once, and returns how many bytes went.
     #[expect(unsafe_code, reason = "no crate of ours wraps writev over guest memory")]
-    pub fn write_to(&mut self, file: &impl AsRawFd) -> io::Result<usize> {
+    pub fn write_to(&mut self, file: &(impl AsRawFd + ?Sized)) -> io::Result<usize> {
         let fd = file.as_raw_fd();
         // SAFETY: `call` gives `count` initialised entries. Each points to memory that is mapped and readable for its
         // length: guest memory, borrowed by this list, or a host slice, borrowed for 'a. The kernel only reads it.
@@ -189,7 +189,7 @@ impl<'a> ScatterList<'a> {
 
     /// `readv`: reads once, and returns how many bytes came.
     #[expect(unsafe_code, reason = "no crate of ours wraps readv over guest memory")]
-    pub fn read_from(&mut self, file: &impl AsRawFd) -> io::Result<usize> {
+    pub fn read_from(&mut self, file: &(impl AsRawFd + ?Sized)) -> io::Result<usize> {
         let fd = file.as_raw_fd();
         // SAFETY: `call` gives `count` initialised entries. Each points to memory that is mapped and writable for its
         // length: guest memory, borrowed by this list and never seen as a Rust reference, or a host slice, borrowed

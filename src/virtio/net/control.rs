@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::tap::TapQueue;
+use super::port::Port;
 use crate::bounded_log::BoundedLog;
 use crate::memory::GuestMemory;
 use crate::virtio::core::chain::Chain;
@@ -14,7 +14,7 @@ use crate::virtio::core::spec::net::ctrl;
 
 /// The queues of a tap, and who serves them.
 pub(super) struct Pairs {
-    queues: Vec<(Arc<TapQueue>, Arc<EventFd>)>,
+    queues: Vec<(Arc<dyn Port>, Arc<EventFd>)>,
     /// How many are attached.
     count: Mutex<usize>,
     log: BoundedLog,
@@ -22,7 +22,7 @@ pub(super) struct Pairs {
 
 impl Pairs {
     /// `queues` are the tap's, each with what wakes its thread. The first is attached.
-    pub(super) fn new(queues: Vec<(Arc<TapQueue>, Arc<EventFd>)>, log: BoundedLog) -> Self {
+    pub(super) fn new(queues: Vec<(Arc<dyn Port>, Arc<EventFd>)>, log: BoundedLog) -> Self {
         Self { queues, count: Mutex::new(1), log }
     }
 

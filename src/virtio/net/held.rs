@@ -5,7 +5,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::offload::HEADER_LEN;
-use super::tap::TapQueue;
+use super::port::Port;
 use crate::memory::GuestMemory;
 use crate::virtio::core::chain::Chain;
 use crate::virtio::core::iovec::IoVecs;
@@ -116,15 +116,15 @@ impl Held {
     }
 
     /// Reads one packet into the buffers.
-    pub(super) fn read(&mut self, tap: &TapQueue, mem: &GuestMemory, iovs: &mut IoVecs) -> io::Result<Read> {
+    pub(super) fn read(&mut self, port: &dyn Port, mem: &GuestMemory, iovs: &mut IoVecs) -> io::Result<Read> {
         let n = {
             let mut list = iovs.scatter(mem);
             for chain in &self.chains {
                 chain.writer(mem).scatter_into(&mut list);
             }
-            // The tap cuts a packet to the room there is and doesn't say so.
+            // A tap cuts a packet to the room there is and doesn't say so.
             list.push_host(&mut self.beyond);
-            list.read_from(tap)?
+            list.read_from(port)?
         };
         let Ok(len) = u32::try_from(n) else { return Ok(Read::Lost) };
         let Some(rest) = u64::from(len).checked_sub(self.room).filter(|rest| *rest > 0) else {

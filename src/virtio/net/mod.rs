@@ -1,11 +1,11 @@
-//! virtio-net (virtio 1.2 §5.1): a [`Tap`] for the guest. One worker thread for each queue pair.
+//! virtio-net (virtio 1.2 §5.1): a network of the host's for the guest. One worker thread for each queue pair.
 //!
-//! - [`tap`] is the host's side;
-//! - `pump` moves packets between the tap and the queues;
+//! - `port` is the host's side as the device sees it, and [`tap`] is one;
+//! - `pump` moves packets between a port and the queues;
 //! - `control` is how the driver says how many pairs it uses;
 //! - `offload` is what of the work on packets is left to the other side: checksums and segmentation, in both directions.
 //!
-//! An interface that vanishes from the host is a link that is down for the guest. The device owns its threads and, through the tap, its
+//! An interface that vanishes from the host is a link that is down for the guest. The device owns its threads and, through the ports, its
 //! file descriptors. What the guest uses as its IP address is in [`Config`] for the guest's init to take; the device itself
 //! doesn't look at it.
 
@@ -13,6 +13,7 @@ mod control;
 mod held;
 mod interface;
 mod offload;
+mod port;
 mod pump;
 pub mod tap;
 #[cfg(test)]
@@ -33,8 +34,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::control::Pairs;
 use self::offload::Offloads;
+use self::port::Port;
+pub use self::port::Ports;
 use self::pump::{Job, Pump};
-use self::tap::TapQueue;
 pub use self::tap::{OpenError, Tap};
 use super::core::active::{ActiveQueue, Notify};
 use super::core::device::{Activation, VirtioDevice, read_config_bytes};
@@ -244,20 +246,20 @@ pub struct Net {
 impl Net {
     /// A network device for the guest. `name` is its thread's name and stands in the log, e.g. `net0`. Where there are several pairs
     /// their threads are `net0.q0` and so on.
-    pub fn new(config: &Config, tap: Tap, name: &str, spawner: &Spawner) -> io::Result<Self> {
+    pub fn new(config: &Config, ports: Ports, name: &str, spawner: &Spawner) -> io::Result<Self> {
         let mut features =
-            feature::RING | net::F_MAC | net::F_MTU | net::F_STATUS | offload::offered(tap.has_uso());
-        let mtu = tap.mtu();
+            feature::RING | net::F_MAC | net::F_MTU | net::F_STATUS | offload::offered(ports.has_uso);
+        let mtu = ports.mtu;
         let limit = || Arc::new(Throttle::new(None, config.rate.map(BitRate::bytes_per_second)));
         let limits = [limit(), limit()];
         let log = |name: &str| BoundedLog::new(format!("{name} ({})", config.backend));
-        let with_wake = |queue| {
+        let with_wake = |port| {
             let evt = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-            Ok((Arc::new(queue), Arc::new(evt)))
+            Ok((port, Arc::new(evt)))
         };
-        let queues = tap.into_queues().into_iter().map(with_wake).collect::<io::Result<Vec<_>>>()?;
+        let queues = ports.ports.into_iter().map(with_wake).collect::<io::Result<Vec<_>>>()?;
         let several = queues.len() > 1;
-        let worker = |(index, queue): (usize, &(Arc<TapQueue>, Arc<EventFd>))| {
+        let worker = |(index, queue): (usize, &(Arc<dyn Port>, Arc<EventFd>))| {
             let name = if several { format!("{name}.q{index}") } else { name.to_owned() };
             let mut pump = Pump::new(queue.clone(), mtu, index == 0, log(&name), limits.clone());
             Worker::spawn(&name, spawner, move |mut job: Job, stop: &Stop| {

@@ -23,7 +23,7 @@ fn device_with_mtu(mtu: libc::c_int) -> (Net, Wire) {
     set_mtu("t0", mtu);
     let tap = open_when_free(&config(None));
     set_up("t0", true);
-    let net = Net::new(&config(None), tap, "net0", &Spawner::default()).unwrap();
+    let net = Net::new(&config(None), tap.into_ports(), "net0", &Spawner::default()).unwrap();
     (net, Wire::new("t0"))
 }
 
@@ -33,7 +33,7 @@ fn device_with_two_pairs() -> (Net, Wire) {
     let config = Config { queues: NonZeroU16::new(2), ..config(None) };
     let tap = open_when_free(&config);
     set_up("t0", true);
-    (Net::new(&config, tap, "net0", &Spawner::default()).unwrap(), Wire::new("t0"))
+    (Net::new(&config, tap.into_ports(), "net0", &Spawner::default()).unwrap(), Wire::new("t0"))
 }
 
 /// A command of the control queue, which has index 4, and its answer.
@@ -433,7 +433,7 @@ fn a_rate_holds_in_each_direction() {
         let limited = Config { rate: Some("800K".parse().unwrap()), ..config(None) };
         let tap = open_when_free(&limited);
         set_up("t0", true);
-        let net = Net::new(&limited, tap, "net0", &Spawner::default()).unwrap();
+        let net = Net::new(&limited, tap.into_ports(), "net0", &Spawner::default()).unwrap();
         let wire = Wire::new("t0");
         let mut driver = FakeDriver::new(net);
         driver.start(!net::F_MRG_RXBUF);

@@ -1,14 +1,14 @@
-//! Moves packets between a tap and the two queues of a pair.
+//! Moves packets between a port of the host's and the two queues of a pair.
 //!
-//! Each packet is one `readv` or one `writev` between the tap and guest memory; but for what is said below no byte of it passes through ours. The header
-//! before it (virtio 1.2 §5.1.6) is the tap's as well; towards the host it is copied once and checked ([`Offloads::to_tap`]), so
+//! Each packet is one `readv` or one `writev` between the port and guest memory; but for what is said below no byte of it passes through ours. The header
+//! before it (virtio 1.2 §5.1.6) is the port's as well; towards the host it is copied once and checked ([`Offloads::to_tap`]), so
 //! that a driver that changes it while we look at it changes nothing.
 //!
 //! A packet for the guest may take several buffers if the driver can put them together again; then as many are kept ready as the
 //! largest packet needs, or as there are, and the driver sees those of a packet all at once. What of a packet has no room in those that there are
 //! is kept until there are more: a network that loses one packet in each ring's worth would make TCP crawl.
 //!
-//! The tap is only waited for while there is a buffer to put a packet into: without one, packets wait in the interface's queue
+//! The port is only waited for while there is a buffer to put a packet into: without one, packets wait in the interface's queue
 //! and are dropped there. An interface that vanishes ends reception, one that is down ends nothing: both are said once.
 
 use std::io;
@@ -19,7 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::held::{Held, MAX_SEGMENTS, Read};
 use super::offload::Offloads;
-use super::tap::TapQueue;
+use super::port::Port;
 use crate::bounded_log::BoundedLog;
 use crate::memory::GuestMemory;
 use crate::poll::{self, Source};
@@ -52,18 +52,18 @@ pub(super) struct Job {
 
 /// What stays with the worker from one start to the next.
 pub(super) struct Pump {
-    tap: Arc<TapQueue>,
-    /// The interface's MTU.
+    port: Arc<dyn Port>,
+    /// The port's MTU.
     mtu: u16,
     /// Whether it is that of the first pair, which speaks for the interface.
     leads: bool,
-    /// Readable when it is to look at its queue of the tap again.
+    /// Readable when it is to look at its port again.
     wake: Arc<EventFd>,
     log: BoundedLog,
     said: Said,
     /// In either direction: to the guest, and from it.
     limits: [Arc<Throttle>; 2],
-    /// What the tap leaves undone now (TUN_F_*).
+    /// What the port leaves undone now (TUN_F_*).
     offloads: u32,
     /// Packets in a row that could not be read.
     errors: u32,
@@ -90,13 +90,13 @@ enum Rx {
 
 impl Pump {
     pub(super) fn new(
-        (tap, wake): (Arc<TapQueue>, Arc<EventFd>),
+        (port, wake): (Arc<dyn Port>, Arc<EventFd>),
         mtu: u16,
         leads: bool,
         log: BoundedLog,
         limits: [Arc<Throttle>; 2],
     ) -> Self {
-        Self { tap, mtu, leads, wake, log, said: Said::default(), limits, offloads: 0, errors: 0 }
+        Self { port, mtu, leads, wake, log, said: Said::default(), limits, offloads: 0, errors: 0 }
     }
 
     /// Serves both queues until `stop` is set.
@@ -113,8 +113,8 @@ impl Pump {
         while !stop.is_set() {
             let rx_kick = job.rx.as_ref().filter(|_| matches!(state, Rx::Starved(_)));
             let tap = match state {
-                Rx::Ready => Source::readable(&*self.tap),
-                Rx::Starved(_) | Rx::Spent(_) => Source::gone(&*self.tap),
+                Rx::Ready => Source::readable(&*self.port),
+                Rx::Starved(_) | Rx::Spent(_) => Source::gone(&*self.port),
                 Rx::Off => Source::none(),
             };
             let sources = [
@@ -157,23 +157,23 @@ impl Pump {
         self.set_offloads(0);
     }
 
-    /// Tells the tap what it may leave undone. What waits in it was made for who was there before, and is dropped if it may be too much for
+    /// Tells the port what it may leave undone. What waits in it was made for who was there before, and is dropped if it may be too much for
     /// who is there now.
     fn set_offloads(&mut self, flags: u32) {
-        let set = if self.leads { self.tap.set_offloads(flags) } else { Ok(()) };
+        let set = if self.leads { self.port.set_offloads(flags) } else { Ok(()) };
         let flags = set.map(|()| flags).unwrap_or_else(|error| {
             self.log.warn(format_args!("TUNSETOFFLOAD {flags:#x}: {error}"));
-            // Nothing can't be refused, but for a tap that is gone.
-            let _ = self.tap.set_offloads(0);
+            // Nothing can't be refused, but for a port that is gone.
+            let _ = self.port.set_offloads(0);
             0
         });
         if self.offloads & !flags != 0 {
-            self.tap.drop_packets();
+            self.port.drop_packets();
         }
         self.offloads = flags;
     }
 
-    /// Receives until the tap or the queue has no more. Buffers that no packet came for stay in `held`.
+    /// Receives until the port or the queue has no more. Buffers that no packet came for stay in `held`.
     fn receive(&mut self, job: &mut Job, held: &mut Held, iovs: &mut IoVecs) -> Rx {
         let Some(queue) = &mut job.rx else { return Rx::Off };
         queue.drain_kick();
@@ -193,7 +193,7 @@ impl Pump {
                 break;
             }
             let mem = queue.mem().clone();
-            let read = held.go_on(&mem).map_or_else(|| held.read(&self.tap, &mem, iovs), Ok);
+            let read = held.go_on(&mem).map_or_else(|| held.read(&*self.port, &mem, iovs), Ok);
             match read {
                 Ok(Read::Whole(len)) => {
                     self.errors = 0;
@@ -209,11 +209,11 @@ impl Pump {
                     self.log.warn("a packet was dropped: the driver's buffers are too small for it");
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // EBADFD: the interface was deleted. Anything else is about one packet, such as a kind of segmentation that no
-                // header can express; but a tap that always fails must not keep us busy.
+                // Anything else is about one packet, such as a kind of segmentation that no
+                // header can express; but a port that always fails must not keep us busy.
                 Err(error) => {
                     self.errors += 1;
-                    if error.raw_os_error() == Some(libc::EBADFD) || self.errors > MAX_ERRORS {
+                    if self.port.is_gone(&error) || self.errors > MAX_ERRORS {
                         queue.interrupt_if_needed();
                         self.gone(job, &error);
                         return Rx::Off;
@@ -223,7 +223,7 @@ impl Pump {
             }
         }
         if matches!(state, Rx::Ready) && held.waits_until().is_some() {
-            // The burst is over before the packet is whole: it goes on as soon as the others had their turn, whatever the tap has.
+            // The burst is over before the packet is whole: it goes on as soon as the others had their turn, whatever the port has.
             state = Rx::Spent(Instant::now());
         }
         queue.interrupt_if_needed();
@@ -270,7 +270,7 @@ impl Pump {
         queue.limit(self.limits[1].clone());
         queue.drain_kick();
         queue.serve(stop, Notify::Burst, |chain, mem| {
-            match send_packet(&self.tap, chain, mem, iovs, offloads) {
+            match send_packet(&*self.port, chain, mem, iovs, offloads) {
                 Ok(true) => {}
                 Ok(false) => {
                     self.log.warn("the driver sent something that is no packet");
@@ -291,7 +291,7 @@ impl Pump {
 
 /// False when the chain holds no packet.
 fn send_packet(
-    tap: &TapQueue,
+    port: &dyn Port,
     chain: &Chain,
     mem: &GuestMemory,
     iovs: &mut IoVecs,
@@ -305,7 +305,7 @@ fn send_packet(
     let mut list = iovs.gather(mem);
     list.push_host(&header);
     frame.gather_into(&mut list);
-    match list.write_to(tap) {
+    match list.write_to(port) {
         Ok(_) => Ok(true),
         // The packet itself is one that the kernel refuses.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EMSGSIZE)) => Ok(false),

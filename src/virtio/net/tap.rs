@@ -1,6 +1,6 @@
 //! A tap: a network interface of the host whose other end is a descriptor (kernel: Documentation/networking/tuntap.rst).
 //!
-//! Opened in the command's process, then handed to the VM's process as a descriptor. An interface that is named is never made: what
+//! Opened in the monitor's process, then handed to the VM's process as a descriptor. An interface that is named is never made: what
 //! doesn't exist is an error, and so is what is not a tap, not ours, or taken. Closing the descriptor frees the tap; the
 //! interface stays. One of the VM's own is made, which takes CAP_NET_ADMIN: it is up, has the address that the guest has for its
 //! gateway (if it has one), and is gone with the descriptor. Packets get no further than this host unless it forwards them.
@@ -9,12 +9,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
 use bothy_guest::addr::IpPrefix;
 use bothy_guest::netlink::Netlink;
 use thiserror::Error;
 
 use super::interface::{self, done, request};
+use super::port::{Port, Ports};
 use super::{Backend, Config, offload};
 use crate::virtio::core::spec::net;
 
@@ -73,12 +75,12 @@ pub struct Tap {
     uso: bool,
 }
 
-/// A queue of an open tap. Each packet is one `read` or one `write`, behind a header of [`net::HEADER_LEN`] bytes. It doesn't block.
+/// A queue of an open tap.
 #[derive(Debug)]
-pub(super) struct TapQueue(File);
+struct TapQueue(File);
 
 impl Tap {
-    /// Opens the tap that `config` names, or makes one. In the command's process.
+    /// Opens the tap that `config` names, or makes one. In the monitor's process.
     pub fn open(config: &Config) -> Result<Self, OpenError> {
         match &config.backend {
             Backend::Tap(name) => Self::existing(name, config),
@@ -172,30 +174,18 @@ impl Tap {
         &self.name
     }
 
-    /// Every descriptor of it.
-    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
-        self.queues.iter().map(AsRawFd::as_raw_fd)
-    }
-
-    /// Its queues, of which only the first is attached.
-    pub(super) fn into_queues(self) -> Vec<TapQueue> {
-        self.queues
-    }
-
-    /// The interface's MTU, as it was when it was opened.
-    pub fn mtu(&self) -> u16 {
-        self.mtu
-    }
-
-    /// Whether the kernel can put many UDP datagrams into one packet (Linux 6.2).
-    pub fn has_uso(&self) -> bool {
-        self.uso
+    /// Its queues as ports of a device, of which only the first is attached; with the interface's
+    /// MTU, as it was when it was opened. The kernel may put many UDP datagrams into one packet
+    /// (Linux 6.2).
+    pub fn into_ports(self) -> Ports {
+        let ports = self.queues.into_iter().map(|queue| Arc::new(queue) as Arc<dyn Port>).collect();
+        Ports { ports, mtu: self.mtu, has_uso: self.uso }
     }
 }
 
-impl TapQueue {
-    /// Drops what waits to be read, but for what comes meanwhile.
-    pub(super) fn drop_packets(&self) {
+impl Port for TapQueue {
+    /// But for what comes meanwhile.
+    fn drop_packets(&self) {
         // An interface's queue has 500 places, unless somebody gave it more.
         const MOST: usize = 4096;
         let mut reader = &self.0;
@@ -207,9 +197,8 @@ impl TapQueue {
         }
     }
 
-    /// Whether this queue gets some of the interface's packets. Not for the only queue of a tap.
     #[expect(unsafe_code, reason = "a tap ioctl")]
-    pub(super) fn attach(&self, attached: bool) -> io::Result<()> {
+    fn attach(&self, attached: bool) -> io::Result<()> {
         let flag = if attached { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
         let ifru_flags = libc::c_short::try_from(flag).expect("the flags have 15 bits");
         let request = request("", libc::__c_anonymous_ifr_ifru { ifru_flags });
@@ -217,11 +206,15 @@ impl TapQueue {
         done(unsafe { libc::ioctl(self.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) })
     }
 
-    /// What may be left to be done by whoever reads packets of any queue (TUN_F_* of linux/if_tun.h).
     #[expect(unsafe_code, reason = "a tap ioctl")]
-    pub(super) fn set_offloads(&self, flags: u32) -> io::Result<()> {
+    fn set_offloads(&self, flags: u32) -> io::Result<()> {
         // SAFETY: TUNSETOFFLOAD takes its argument by value.
         done(unsafe { libc::ioctl(self.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) })
+    }
+
+    /// The interface was deleted.
+    fn is_gone(&self, error: &io::Error) -> bool {
+        error.raw_os_error() == Some(libc::EBADFD)
     }
 }
 
