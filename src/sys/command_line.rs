@@ -78,6 +78,7 @@ impl CommandLine {
 #[cfg(test)]
 mod tests {
     use super::super::process::{exit_now, fork};
+    use super::super::testing::is_alone;
     use super::*;
 
     #[test]
@@ -92,16 +93,9 @@ mod tests {
 
     #[test]
     fn a_child_erases_what_its_parent_was_given() {
-        const CHILD: &str = "BOTHY_TEST_ERASES";
-        if std::env::var_os(CHILD).is_none() {
-            // By itself, in a process with one thread.
-            let name = "sys::command_line::tests::a_child_erases_what_its_parent_was_given";
-            let status = std::process::Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", name, "--test-threads=1"])
-                .env(CHILD, "")
-                .status()
-                .unwrap();
-            return assert!(status.success());
+        let test = "sys::command_line::tests::a_child_erases_what_its_parent_was_given";
+        if !is_alone("BOTHY_TEST_ERASES", test, "") {
+            return;
         }
         let command_line = CommandLine::find().unwrap();
         assert_eq!(command_line.first_argument(), b"--exact");

@@ -59,22 +59,14 @@ mod tests {
     use std::fs::File;
 
     use super::super::process::{exit_now, fork};
+    use super::super::testing::is_alone;
     use super::*;
 
     #[test]
     fn what_is_inherited_is_closed_and_nothing_else() {
-        const CHILD: &str = "BOTHY_TEST_CLOSES_INHERITED";
-        if std::env::var_os(CHILD).is_none() {
-            let name = "sys::descriptors::tests::what_is_inherited_is_closed_and_nothing_else";
-            let script = "exec 7</dev/null 9</dev/null; exec \"$0\" --exact \"$1\" --test-threads=1";
-            let status = std::process::Command::new("bash")
-                .args(["-c", script])
-                .arg(std::env::current_exe().unwrap())
-                .arg(name)
-                .env(CHILD, "")
-                .status()
-                .unwrap();
-            return assert!(status.success());
+        let test = "sys::descriptors::tests::what_is_inherited_is_closed_and_nothing_else";
+        if !is_alone("BOTHY_TEST_CLOSES_INHERITED", test, "exec 7</dev/null 9</dev/null;") {
+            return;
         }
         let own = File::open("/dev/null").unwrap();
         let is_open = |fd: RawFd| std::fs::read_link(format!("/proc/self/fd/{fd}")).is_ok();
@@ -89,16 +81,9 @@ mod tests {
 
     #[test]
     fn a_child_keeps_what_it_is_told_to_and_nothing_else() {
-        const CHILD: &str = "BOTHY_TEST_KEEPS_DESCRIPTORS";
-        if std::env::var_os(CHILD).is_none() {
-            // By itself, in a process with one thread.
-            let name = "sys::descriptors::tests::a_child_keeps_what_it_is_told_to_and_nothing_else";
-            let status = std::process::Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", name, "--test-threads=1"])
-                .env(CHILD, "")
-                .status()
-                .unwrap();
-            return assert!(status.success());
+        let test = "sys::descriptors::tests::a_child_keeps_what_it_is_told_to_and_nothing_else";
+        if !is_alone("BOTHY_TEST_KEEPS_DESCRIPTORS", test, "") {
+            return;
         }
         let files: Vec<File> = (0..5).map(|_| File::open("/dev/null").unwrap()).collect();
         let kept = [files[1].as_raw_fd(), files[3].as_raw_fd()];
