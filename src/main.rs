@@ -14,7 +14,8 @@ fn main() -> ExitCode {
         Ok(monitor) => monitor,
         Err(error) => {
             commands::say(&format!("bothy: {error:#}"));
-            return ExitCode::from(commands::RUN_FAILED);
+            let is_boot = std::env::args_os().nth(1).is_some_and(|word| word == "boot");
+            return ExitCode::from(if is_boot { 1 } else { commands::RUN_FAILED });
         }
     };
     commands::answer_shell();

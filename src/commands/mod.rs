@@ -14,6 +14,7 @@ mod pull;
 mod rmi;
 mod run;
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -32,6 +33,7 @@ use crate::report::timing::Timing;
 use crate::sink;
 use crate::sys::command_line::CommandLine;
 use crate::sys::process::share_one_heap;
+use crate::sys::signals::Signals;
 use crate::timeline::now_ns;
 
 pub use completions::answer_shell;
@@ -74,13 +76,25 @@ impl From<anyhow::Error> for Failure {
 /// Forks the monitor of a command that starts a VM. To be called first thing in `main`: what the
 /// process has read by then, the monitor has in its memory.
 pub fn fork_monitor() -> anyhow::Result<Option<Unlaunched>> {
-    let command_line = CommandLine::find().context("can't find this process's arguments")?;
+    let command_line = match CommandLine::find() {
+        Ok(command_line) => command_line,
+        Err(error) if starts_vm(&std::env::args_os().nth(1).unwrap_or_default()) => {
+            return Err(error).context("can't find this process's arguments");
+        }
+        // Other commands do without /proc.
+        Err(_) => return Ok(None),
+    };
     let forked = match command_line.first_argument() {
         b"boot" | b"run" => monitor::fork(&command_line, &mut monitor::Own::default()),
-        b"run-qemu" => monitor::fork(&command_line, &mut bench::Qemu::default()),
+        b"run-qemu" => monitor::fork(&command_line, &mut bench::Qemu::find()),
         _ => return Ok(None),
     };
     forked.map(Some).context("can't start bothy's monitor")
+}
+
+/// Whether the command of this name has a monitor.
+fn starts_vm(name: &OsStr) -> bool {
+    ["boot", "run", "run-qemu"].iter().any(|known| name == *known)
 }
 
 /// Runs a command and gives its exit code. `exec_ns` is when the program started.
@@ -112,7 +126,8 @@ fn run_with(args: &RunArgs, exec_ns: u64, monitor: anyhow::Result<Unlaunched>) -
     })
 }
 
-/// Launches a VM through the monitor. `container` is its id.
+/// Launches a VM through the monitor. `container` is its id. Also returns the signals that came
+/// meanwhile.
 fn launch(
     monitor: Unlaunched,
     container: String,
@@ -120,7 +135,8 @@ fn launch(
     vm: Vm,
     log_file: Option<&Path>,
     mut descriptors: Vec<OwnedFd>,
-) -> Result<Client, Failure> {
+    signals: &mut Signals,
+) -> Result<(Client, Vec<i32>), Failure> {
     if let Some(path) = log_file {
         descriptors.insert(0, open_log_file(path)?.into());
     }
@@ -132,9 +148,12 @@ fn launch(
         has_log_file: log_file.is_some(),
         vm,
     };
-    monitor.launch(container, launch, descriptors).map_err(|LaunchError { is_usage, error }| {
-        if is_usage { Failure::Usage(error) } else { Failure::Setup(error) }
-    })
+    let mut early = Vec::new();
+    match monitor.launch(container, launch, descriptors, signals, &mut early) {
+        Ok(client) => Ok((client, early)),
+        Err(LaunchError { is_usage: true, error }) => Err(Failure::Usage(error)),
+        Err(LaunchError { is_usage: false, error }) => Err(Failure::Setup(error)),
+    }
 }
 
 /// Runs a command that has no log file of its own.

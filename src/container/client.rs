@@ -3,12 +3,15 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 
 use super::channel::Channel;
 use super::protocol::{Event, Launch, Request};
+use crate::poll::{self, Source};
 use crate::sys::process::Child;
+use crate::sys::signals::{Signals, asks_for_end};
 
 /// A monitor that waits for its first request.
 #[derive(Debug)]
@@ -26,6 +29,9 @@ pub struct LaunchError {
     pub error: anyhow::Error,
 }
 
+/// How long the monitor may go on opening files after a signal that asks for an end.
+const LAUNCH_GRACE: Duration = Duration::from_secs(1);
+
 /// A VM that runs.
 #[derive(Debug)]
 pub struct Client {
@@ -40,19 +46,22 @@ impl Unlaunched {
         Self { channel, monitor }
     }
 
-    /// Launches a VM, and waits until its process runs. `container` is the id of its container.
+    /// Launches a VM, and waits until its process runs. `container` is the id of its container. Signals
+    /// that come meanwhile are left in `early`; with one that asks for an end nobody waits for long.
     pub fn launch(
         self,
         container: String,
         launch: Launch,
         descriptors: Vec<OwnedFd>,
+        signals: &mut Signals,
+        early: &mut Vec<i32>,
     ) -> Result<Client, LaunchError> {
         let Self { channel, monitor } = self;
         let mut client = Client { channel, monitor, container, events: VecDeque::new() };
         let setup = |error| LaunchError { is_usage: false, error };
         let request = Request::Launch(Box::new(launch));
         client.send_with(request, descriptors).map_err(setup)?;
-        match client.next().map_err(setup)? {
+        match client.first(signals, early).map_err(setup)? {
             (Event::Launched, _) => Ok(client),
             (Event::Failed { is_usage, message }, _) => {
                 Err(LaunchError { is_usage, error: anyhow!(message) })
@@ -90,15 +99,31 @@ impl Client {
         Ok(std::mem::take(&mut self.events))
     }
 
-    /// Waits for the next event.
-    fn next(&mut self) -> anyhow::Result<(Event, Vec<OwnedFd>)> {
+    /// Waits for the first event.
+    fn first(
+        &mut self,
+        signals: &mut Signals,
+        early: &mut Vec<i32>,
+    ) -> anyhow::Result<(Event, Vec<OwnedFd>)> {
+        let mut deadline = None;
         loop {
             if let Some(event) = self.events.pop_front() {
                 return Ok(event);
             }
-            crate::poll::wait([crate::poll::Source::readable(self)], None)
-                .context("can't wait for bothy's monitor")?;
-            self.events = self.read()?;
+            let sources = [Source::readable(self), Source::readable(&*signals)];
+            let [events, signal] = poll::wait(sources, deadline).context("can't wait for bothy's monitor")?;
+            if events.readable {
+                self.events = self.read()?;
+            } else if signal.readable {
+                let signal = signals.take().context("can't read a signal")?;
+                early.push(signal);
+                if asks_for_end(signal) {
+                    deadline = deadline.or_else(|| Some(Instant::now() + LAUNCH_GRACE));
+                }
+            } else if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                self.kill_monitor();
+                bail!("interrupted before the virtual machine could start");
+            }
         }
     }
 

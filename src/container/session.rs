@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use bothy_guest::protocol::{ExitStatus, NotStarted};
+use bothy_guest::protocol::{ExitStatus, NotStarted, WindowSize};
 use bothy_guest::spec::Container;
 
 use super::client::Client;
@@ -67,15 +67,15 @@ enum Phase {
 
 /// Runs the command, and attends to it until it has ended and its output is written. Ends the VM,
 /// whatever happens.
-pub fn attach(mut client: Client, job: Job, signals: Signals) -> anyhow::Result<Finished> {
-    let Job { read_only, spec, program, stdio } = job;
-    client.send(Request::Create { read_only, spec })?;
-    client.send(Request::Run { process: INIT, program: Box::new(program), stdio })?;
+pub fn attach(client: Client, job: Job, signals: Signals, early: Vec<i32>) -> anyhow::Result<Finished> {
     let session = Session {
         client,
         signals,
-        streams: Streams::new(stdio)?,
-        has_terminal: matches!(stdio, Stdio::Terminal { .. }),
+        streams: Streams::new(job.stdio)?,
+        terminal: match job.stdio {
+            Stdio::Terminal { size, .. } => Some(size),
+            Stdio::Pipes { .. } => None,
+        },
         phase: Phase::Starting,
         deadline: None,
         end: None,
@@ -83,14 +83,15 @@ pub fn attach(mut client: Client, job: Job, signals: Signals) -> anyhow::Result<
         ends_wished: 0,
         message: None,
     };
-    session.attend()
+    session.attend(job, early)
 }
 
 struct Session {
     client: Client,
     signals: Signals,
     streams: Streams,
-    has_terminal: bool,
+    /// The size of the command's terminal, if it has one.
+    terminal: Option<WindowSize>,
     phase: Phase,
     /// Until when streams may be connected.
     deadline: Option<Instant>,
@@ -104,10 +105,14 @@ struct Session {
 }
 
 impl Session {
-    fn attend(mut self) -> anyhow::Result<Finished> {
-        self.serve()?;
-        if self.end.is_none() {
-            self.end_vm()?;
+    fn attend(mut self, job: Job, early: Vec<i32>) -> anyhow::Result<Finished> {
+        let served = self.start(job, early).and_then(|()| self.serve());
+        // Whatever has happened, everything is released before this returns.
+        let ended = if self.end.is_none() { self.end_vm() } else { Ok(()) };
+        match served.and(ended) {
+            // The command's status counts.
+            Err(error) if matches!(self.phase, Phase::Ended(_)) => log::debug!("{error:#}"),
+            done => done?,
         }
         let Self { phase, end, message, streams, .. } = self;
         let (outcome, times, counts, moments) = match end {
@@ -130,6 +135,13 @@ impl Session {
             None => (code, message),
         };
         Ok(Finished { code, message, times, counts, moments })
+    }
+
+    fn start(&mut self, job: Job, early: Vec<i32>) -> anyhow::Result<()> {
+        let Job { read_only, spec, program, stdio } = job;
+        self.client.send(Request::Create { read_only, spec })?;
+        self.client.send(Request::Run { process: INIT, program: Box::new(program), stdio })?;
+        early.into_iter().try_for_each(|signal| self.on_signal(signal))
     }
 
     /// Until the command has ended and all of its output is written, or the VM has ended.
@@ -172,6 +184,12 @@ impl Session {
         match event {
             Event::Started { process: INIT } => {
                 self.phase = Phase::Running;
+                // A new size that came before there was a terminal has been lost.
+                if let (Some(old), Some(size)) = (self.terminal, terminal::size())
+                    && old != size
+                {
+                    self.client.send(Request::Resize { process: INIT, size })?;
+                }
                 for signal in std::mem::take(&mut self.early_signals) {
                     self.client.send(Request::Signal { process: INIT, signal })?;
                 }
@@ -212,11 +230,9 @@ impl Session {
 
     /// Passes a signal on.
     fn on_signal(&mut self, signal: i32) -> anyhow::Result<()> {
-        if self.has_terminal && signal == libc::SIGWINCH {
+        if self.terminal.is_some() && signal == libc::SIGWINCH {
             return match (self.phase, terminal::size()) {
-                (Phase::Running | Phase::Starting, Some(size)) => {
-                    self.client.send(Request::Resize { process: INIT, size })
-                }
+                (Phase::Running, Some(size)) => self.client.send(Request::Resize { process: INIT, size }),
                 _ => Ok(()),
             };
         }

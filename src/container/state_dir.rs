@@ -61,6 +61,12 @@ impl StateDir {
         self.path.join("vsock")
     }
 
+    /// The directory's lock, to be held by the VM's process as well: where the monitor is killed, no
+    /// other container has the name before the VM has ended.
+    pub(super) fn lock(&self) -> io::Result<OwnedFd> {
+        self.dir.try_clone()
+    }
+
     /// Removes the directory, if it is still there.
     fn remove(&self) {
         if let Err(error) = self.try_remove() {

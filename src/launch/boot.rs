@@ -61,7 +61,7 @@ impl BootVm {
         let vsock = config.vsock.as_ref().map(listen).transpose()?;
         let origin = Origin::Kernel(Kernel { kernel, initrd, cmdline });
         let backends = Backends { disks, nets, vsock, console_size };
-        Ok((config, Resources { kvm, origin, snapshot: None, backends, count }))
+        Ok((config, Resources { kvm, origin, snapshot: None, backends, held: Vec::new(), count }))
     }
 }
 

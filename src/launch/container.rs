@@ -91,6 +91,7 @@ impl ContainerVm {
         config: &VmConfig,
         parts: Parts,
         nets: Vec<net::Ports>,
+        held: Vec<OwnedFd>,
     ) -> anyhow::Result<Resources> {
         let kernel = match self.kernel {
             Some(_) => given_kernel(parts.kernel)?,
@@ -131,6 +132,7 @@ impl ContainerVm {
                 vsock: listener.context("can't listen for the guest")?,
                 console_size: None,
             },
+            held,
             count: self.count,
         })
     }

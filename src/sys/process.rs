@@ -52,6 +52,13 @@ pub fn detach() {
     signals::ignore_ends();
 }
 
+/// Whether the kernel kills this process when its parent dies.
+pub fn end_with_parent(ends: bool) {
+    if let Err(error) = set_parent_process_death_signal(ends.then_some(Signal::KILL)) {
+        log::debug!("prctl: {error}");
+    }
+}
+
 /// How many threads this process has: each has a directory, which is a link to its parent's
 /// (proc(5)).
 fn threads() -> io::Result<u64> {

@@ -13,6 +13,11 @@ pub struct Signals(File);
 /// What ends a program that doesn't say otherwise, when somebody wishes it to.
 const ENDS: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
 
+/// Whether a signal asks for an end.
+pub fn asks_for_end(signal: libc::c_int) -> bool {
+    ENDS.contains(&signal)
+}
+
 /// What is nobody's message to the command: it can't be caught, it is about our own children, pipes
 /// and sockets, or it is the processor that complains.
 const OWN: [libc::c_int; 10] = [

@@ -8,11 +8,13 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use bothy_guest::protocol::WindowSize;
 use serde::{Deserialize, Serialize};
 
 use crate::outcome::Outcome;
+use crate::poll::{self, Source};
 use crate::timeline::Times;
 pub use crate::virtio::balloon::Figures as BalloonFigures;
 
@@ -84,6 +86,9 @@ fn read_array<const N: usize>(from: &mut impl Read) -> io::Result<[u8; N]> {
 /// Says that the guest has ended, by itself and not by an order: what is left to wait for are its disks. No JSON starts so.
 const GUEST_ENDED: u8 = b'E';
 
+/// The longest report, in bytes: KVM's counters have some 150 names.
+const MAX_REPORT: usize = 256 << 10;
+
 /// Say whether a snapshot is written.
 const SNAPSHOT: u8 = b'S';
 const NO_SNAPSHOT: u8 = b'N';
@@ -144,13 +149,25 @@ impl Events {
         Ok(Event::Report)
     }
 
-    /// Reads the report; `None` if the VM's process died without one.
-    pub fn report(mut self) -> io::Result<Option<Report>> {
+    /// Reads the report; `None` if the VM's process died without one. It may be as long as
+    /// [`MAX_REPORT`], and take so much time.
+    pub fn report(mut self, time: Duration) -> io::Result<Option<Report>> {
+        let deadline = Instant::now() + time;
         let mut bytes = Vec::from_iter(self.first);
-        match self.socket.read_to_end(&mut bytes) {
-            // It ended without having read our last order; what it said before that has arrived.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
-            done => drop(done?),
+        let mut piece = [0; 4096];
+        loop {
+            let [ready] = poll::wait([Source::readable(&self.socket)], Some(deadline))?;
+            if !ready.readable || bytes.len() > MAX_REPORT {
+                return Err(io::Error::other("it has no end"));
+            }
+            match self.socket.read(&mut piece) {
+                Ok(0) => break,
+                Ok(length) => bytes.extend_from_slice(&piece[..length]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // It ended without having read our last command; what it sent before has arrived.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => break,
+                Err(error) => return Err(error),
+            }
         }
         if bytes.is_empty() { Ok(None) } else { Ok(Some(serde_json::from_slice(&bytes)?)) }
     }
@@ -219,11 +236,13 @@ impl Report {
 mod tests {
     use super::*;
 
+    const TIME: Duration = Duration::from_secs(10);
+
     /// The report, where no other event comes before it.
     fn report_of(socket: UnixStream) -> io::Result<Option<Report>> {
         let mut events = Events::new(socket);
         assert_eq!(events.read()?, Event::Report);
-        events.report()
+        events.report(TIME)
     }
 
     #[test]
@@ -235,7 +254,7 @@ mod tests {
         Report::Failed(vec!["a".into()]).send(&mut vm).unwrap();
         drop(vm);
         assert_eq!(events.read().unwrap(), Event::Report);
-        assert!(events.report().unwrap().is_some());
+        assert!(events.report(TIME).unwrap().is_some());
     }
 
     #[test]
@@ -245,6 +264,21 @@ mod tests {
         drop(vm);
         let Some(Report::Failed(chain)) = report_of(command).unwrap() else { panic!() };
         assert_eq!(chain, ["a", "b"]);
+    }
+
+    #[test]
+    fn a_report_without_end_is_given_up() {
+        let (mut vm, monitor) = UnixStream::pair().unwrap();
+        vm.write_all(b"{").unwrap();
+        let mut events = Events::new(monitor);
+        assert_eq!(events.read().unwrap(), Event::Report);
+        assert!(events.report(Duration::from_millis(50)).is_err(), "it never comes");
+        let (mut vm, monitor) = UnixStream::pair().unwrap();
+        let writer = std::thread::spawn(move || while vm.write_all(&[b' '; 4096]).is_ok() {});
+        let mut events = Events::new(monitor);
+        assert_eq!(events.read().unwrap(), Event::Report);
+        assert!(events.report(TIME).is_err(), "it is endless");
+        writer.join().unwrap();
     }
 
     #[test]

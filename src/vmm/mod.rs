@@ -13,7 +13,7 @@ pub mod process;
 mod state;
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -47,6 +47,8 @@ pub struct Resources {
     pub snapshot: Option<File>,
     /// What the devices are made on.
     pub backends: Backends,
+    /// What stays open as long as the VM's process lives, such as a lock.
+    pub held: Vec<OwnedFd>,
     /// Whether the report is to say what was counted.
     pub count: bool,
 }
@@ -100,6 +102,7 @@ impl Resources {
         let mut fds = vec![self.kvm.as_raw_fd()];
         fds.extend(self.origin.descriptors());
         fds.extend(self.snapshot.iter().map(AsRawFd::as_raw_fd));
+        fds.extend(self.held.iter().map(AsRawFd::as_raw_fd));
         fds.extend(self.backends.disks.iter().flat_map(blk::Disk::descriptors));
         fds.extend(self.backends.nets.iter().flat_map(net::Ports::descriptors));
         fds.extend(self.backends.vsock.iter().map(AsRawFd::as_raw_fd));

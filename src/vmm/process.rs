@@ -121,19 +121,25 @@ fn last_word(mut words: &File) -> String {
 
 fn run(
     config: &VmConfig,
-    resources: Resources,
+    mut resources: Resources,
     control: &mut UnixStream,
     console: Option<UnixStream>,
     timeline: Timeline,
     null: &File,
 ) {
     let timeline = Arc::new(timeline);
+    // The client's streams are not the VM's business; standard error stays until the report, for the
+    // log.
+    replace(libc::STDIN_FILENO, null);
+    replace(libc::STDOUT_FILENO, null);
     // The guest then sees an error.
     signals::ignore_file_size_limit();
     signals::unblock_all();
     share_one_heap();
     raise_descriptor_limit();
     let count = resources.count;
+    // To the end, whatever comes.
+    std::mem::forget(std::mem::take(&mut resources.held));
     let report = |control: &mut UnixStream, report: &Report| send(control, report, null);
     let vmm = match build::build(config, resources, console, timeline.clone()) {
         Ok(vmm) => vmm,

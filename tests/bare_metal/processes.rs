@@ -2,6 +2,7 @@
 //! one of them dies.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use super::guest::Guest;
@@ -40,6 +41,42 @@ fn monitor_and_vm_have_nothing_of_the_client_s_environment_and_arguments() {
         assert!(environ.iter().all(|byte| *byte == 0), "{environ:?}");
         let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
         assert!(cmdline.starts_with(b"bothy: monitor\0"), "{:?}", String::from_utf8_lossy(&cmdline));
+    }
+    running.signal(libc::SIGTERM);
+    running.signal(libc::SIGTERM);
+    running.wait().code(6);
+}
+
+#[test]
+fn monitor_and_vm_have_none_of_the_client_s_streams_but_standard_error() {
+    let (running, _dir) = boot(&[]);
+    for pid in [running.monitor_pid(), running.vm_pid()] {
+        for stream in [0, 1] {
+            let path = format!("/proc/{pid}/fd/{stream}");
+            let found = || fs::read_link(&path).is_ok_and(|target| target == Path::new("/dev/null"));
+            assert!(eventually(Duration::from_secs(2), found), "{path}: {:?}", fs::read_link(&path));
+        }
+    }
+    running.signal(libc::SIGTERM);
+    running.signal(libc::SIGTERM);
+    running.wait().code(6);
+}
+
+#[test]
+fn what_the_caller_has_left_open_is_closed_in_monitor_and_vm() {
+    let dir = support::scratch();
+    let log = support::file(dir.path(), "left-open", b"");
+    let (bothy, _dir) = Guest::new(&Script::new().say(b'r').spin()).boot();
+    let script = format!("exec 7<{} 63<&7; exec \"$@\"", log.display());
+    let script = format!("exec bash -c '{script}' bash \"$@\"");
+    let mut running = bothy.in_shell(&script).start();
+    running.wait_for(b"r");
+    for pid in [running.monitor_pid(), running.vm_pid()] {
+        let has_it = || {
+            let links = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+            links.filter_map(|link| fs::read_link(link.path()).ok()).any(|target| target == log)
+        };
+        assert!(eventually(Duration::from_secs(2), || !has_it()), "process {pid} has it open");
     }
     running.signal(libc::SIGTERM);
     running.signal(libc::SIGTERM);

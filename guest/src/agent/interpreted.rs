@@ -6,18 +6,32 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
 /// Whether the kernel compiles programs from now on.
 const COMPILE: &str = "/proc/sys/net/core/bpf_jit_enable";
+
+/// How programs are treated otherwise. It is read once, before anybody changes it: while a child has
+/// the switch off, it isn't what the kernel began with.
+static USUAL: OnceLock<Option<String>> = OnceLock::new();
+
+fn usual() -> Option<&'static String> {
+    USUAL.get_or_init(|| fs::read_to_string(COMPILE).ok()).as_ref()
+}
 
 /// The switch. It stays usable where its path no longer is.
 pub(crate) struct Interpreted(Option<(File, String)>);
 
 impl Interpreted {
+    /// Reads how programs are treated. To be called before anything else here.
+    pub(crate) fn prepare() {
+        usual();
+    }
+
     /// Opens the switch. On a kernel without it programs are loaded as that kernel does it.
     pub(crate) fn open() -> Self {
-        let file = File::options().write(true).open(COMPILE);
-        Self(file.and_then(|file| Ok((file, fs::read_to_string(COMPILE)?))).ok())
+        let file = File::options().write(true).open(COMPILE).ok();
+        Self(file.zip(usual().cloned()))
     }
 
     /// From now on programs are interpreted.

@@ -5,12 +5,13 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 
-use bothy_guest::protocol::{self, ContainerSetup};
+use bothy_guest::protocol::{self, ContainerSetup, Upper};
 use bothy_guest::spec;
 use rustix::mount::{MountFlags, mount};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use super::cgroup::{Cgroup, Cgroups};
+use super::interpreted::Interpreted;
 use super::paths::{Paths, RUN};
 use super::refusal::{Failing, Refusal};
 use super::{devices, root, texts};
@@ -41,6 +42,8 @@ pub(crate) struct Container {
     pub(crate) paths: Paths,
     /// Something is mounted at [`Paths::lent`].
     pub(crate) lent: bool,
+    /// The block device that takes its writes.
+    scratch: Option<String>,
 }
 
 /// Does what every machine needs, whatever it will be: before the host has said what, so that it is done while the connection is made, or
@@ -55,6 +58,7 @@ pub(crate) fn prepare() -> Result<Option<Cgroups>, Refusal> {
     if let Err(error) = fs::write(path, value) {
         say!("{path}: {error}");
     }
+    Interpreted::prepare();
     // Without cgroups containers run, but unbounded.
     Ok(Cgroups::make().map_err(|error| say!("no cgroups for containers: {error}")).ok())
 }
@@ -80,10 +84,20 @@ impl Machine {
             return Err(Refusal::other(format!("there is a container {number} already")));
         }
         let ContainerSetup { root, spec } = setup;
+        if let Upper::Scratch(device) = &root.upper
+            && self.containers.values().any(|other| other.scratch.as_ref() == Some(device))
+        {
+            return Err(Refusal::other(format!("{device} takes another container's writes")));
+        }
         let paths = Paths::of(number);
         root::build(&root, &paths)?;
         let cgroup = self.complete(number, &spec, &paths).inspect_err(|_| root::unmount_all(&paths))?;
-        let container = Container { spec, cgroup, paths, lent: root.lent.is_some() };
+        let lent = root.lent.is_some();
+        let scratch = match root.upper {
+            Upper::Scratch(device) => Some(device),
+            Upper::Memory | Upper::ReadOnly => None,
+        };
+        let container = Container { spec, cgroup, paths, lent, scratch };
         self.containers.insert(number, container);
         Ok(())
     }
@@ -144,4 +158,37 @@ fn write_files(files: &str, host_name: &str, network: &Network) -> io::Result<()
     fs::write(format!("{files}/hostname"), texts::hostname(host_name))?;
     fs::write(format!("{files}/hosts"), texts::hosts(host_name, &addresses))?;
     fs::write(format!("{files}/resolv.conf"), network::resolv_conf(&network.dns))
+}
+
+#[cfg(test)]
+mod tests {
+    use bothy_guest::protocol::Root;
+
+    use super::*;
+
+    #[test]
+    fn a_disk_that_takes_one_container_s_writes_takes_no_other_s() {
+        let container = Container {
+            spec: spec::Container::default(),
+            cgroup: None,
+            paths: Paths::of(1),
+            lent: false,
+            scratch: Some("vdb".into()),
+        };
+        let mut machine = Machine {
+            cgroups: None,
+            network: Network::default(),
+            containers: BTreeMap::from([(1, container)]),
+        };
+        let root = Root { image: "no-such-device".into(), upper: Upper::Scratch("vdb".into()), lent: None };
+        let setup = ContainerSetup { root, spec: spec::Container::default() };
+        let refusal = machine.create(2, setup.clone()).unwrap_err();
+        assert_eq!(refusal.message, "vdb takes another container's writes");
+        let other = ContainerSetup {
+            root: Root { upper: Upper::Scratch("../vdc".into()), ..setup.root },
+            spec: setup.spec,
+        };
+        let refusal = machine.create(2, other).unwrap_err();
+        assert!(refusal.message.contains("no-such-device"), "{}", refusal.message);
+    }
 }

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, bail};
@@ -28,13 +29,24 @@ const PROGRAM: &str = "qemu-system-x86_64";
 const FIRST_GUEST: u32 = 3;
 
 /// QEMU in the place of bothy's own VMM.
-#[derive(Default)]
 pub(in crate::commands) struct Qemu {
+    /// Its program's path. The monitor has no PATH to look for it.
+    program: PathBuf,
     /// The guest's context, and the port where its agent is awaited.
     guest: u32,
     port: u32,
     /// What it opens by path.
     open: Vec<OwnedFd>,
+}
+
+impl Qemu {
+    /// Finds the program by PATH.
+    pub(in crate::commands) fn find() -> Self {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut places = std::env::split_paths(&path).map(|dir| dir.join(PROGRAM));
+        let program = places.find(|place| place.is_file()).unwrap_or_else(|| PROGRAM.into());
+        Self { program, guest: 0, port: 0, open: Vec::new() }
+    }
 }
 
 impl Hypervisor for Qemu {
@@ -57,6 +69,7 @@ impl Hypervisor for Qemu {
         vm: &ContainerVm,
         config: &VmConfig,
         parts: Parts,
+        _dir: &StateDir,
         _timeline: Timeline,
     ) -> anyhow::Result<VmProcess> {
         if vm.from.is_some() || vm.snapshot.is_some() {
@@ -64,7 +77,7 @@ impl Hypervisor for Qemu {
         }
         let kernel = whole(&parts.kernel, &mut self.open)?;
         let initrd = whole(&parts.agent, &mut self.open)?;
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(&self.program);
         command
             .args(["-M", "microvm,accel=kvm,pit=off,pic=off,rtc=off,isa-serial=off,auto-kernel-cmdline=off"])
             .args(["-cpu", "host", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])

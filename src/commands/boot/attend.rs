@@ -79,12 +79,14 @@ struct Attendant {
     unwritten: Option<String>,
 }
 
-/// Attends to a VM until it has ended. `console` has its console's bytes; `terminal` is standard input, if it is a raw terminal.
+/// Attends to a VM until it has ended, from the signals on that came `early`. `console` has its
+/// console's bytes; `terminal` is standard input, if it is a raw terminal.
 pub(super) fn attend(
     client: Client,
     console: Option<UnixStream>,
     terminal: Option<&RawTerminal>,
     signals: Signals,
+    early: Vec<i32>,
 ) -> anyhow::Result<Ended> {
     let (input, output) = match console {
         Some(socket) => {
@@ -105,6 +107,9 @@ pub(super) fn attend(
         guest_ended: false,
         unwritten: None,
     };
+    for signal in early {
+        attendant.on_signal(signal)?;
+    }
     attendant.run()?;
     attendant.finish_output();
     let Attendant { stage, end, unwritten, .. } = attendant;
@@ -147,10 +152,8 @@ impl Attendant {
                 self.press_power_button()?;
             }
             if signal.readable {
-                match self.signals.take().context("can't read a signal")? {
-                    libc::SIGWINCH => self.resize()?,
-                    _ => self.next_stage()?,
-                }
+                let signal = self.signals.take().context("can't read a signal")?;
+                self.on_signal(signal)?;
             }
             if stdin.readable || socket.writable {
                 self.carry_input(stdin.readable)?;
@@ -167,8 +170,23 @@ impl Attendant {
         }
     }
 
+    fn on_signal(&mut self, signal: i32) -> anyhow::Result<()> {
+        match signal {
+            libc::SIGWINCH => self.resize(),
+            _ => self.next_stage(),
+        }
+    }
+
     fn read_events(&mut self) -> anyhow::Result<()> {
-        for (event, _) in self.client.read()? {
+        let events = match self.client.read() {
+            Ok(events) => events,
+            // What the guest has written is still to be shown.
+            Err(error) => {
+                self.end = Some(Err(format!("{error:#}")));
+                return Ok(());
+            }
+        };
+        for (event, _) in events {
             match event {
                 Event::GuestEnded => {
                     // Its disks take as long as they take, unless the user insists.
@@ -192,11 +210,7 @@ impl Attendant {
             ShutdownStage::Asked if self.guest_ended => (ShutdownStage::Killed, KILL_GRACE),
             ShutdownStage::Asked => (ShutdownStage::Commanded, KILL_GRACE),
             ShutdownStage::Commanded => (ShutdownStage::Killed, KILL_GRACE),
-            ShutdownStage::Killed => {
-                // The monitor doesn't react either.
-                self.client.kill_monitor();
-                (ShutdownStage::Killed, KILL_GRACE)
-            }
+            ShutdownStage::Killed => (ShutdownStage::Killed, KILL_GRACE),
         };
         match stage {
             ShutdownStage::Asked if !self.guest_ended => self.press_power_button()?,
@@ -204,6 +218,7 @@ impl Attendant {
                 self.press_at = None;
                 self.client.send(Request::Vm(Command::Kill))?;
             }
+            // A process with much memory, or with a disk that is slow, takes its time to die.
             ShutdownStage::Killed => self.client.send(Request::KillVm)?,
             ShutdownStage::None | ShutdownStage::Asked => {}
         }

@@ -41,16 +41,17 @@ pub(super) fn boot(args: &BootArgs, exec_ns: u64, monitor: Unlaunched) -> Result
         false => Ok((None, None)),
     }
     .context("can't make a socket")?;
-    let signals = Signals::ends_and_resizes().context("can't take signals")?;
+    let mut signals = Signals::ends_and_resizes().context("can't take signals")?;
     let id = random::name::<6>().context("can't get random numbers")?;
     let descriptors = vm_console.into_iter().map(Into::into).collect();
     let vm = Vm::Boot(Box::new(vm));
-    let client = super::launch(monitor, id, exec_ns, vm, args.log_file.as_deref(), descriptors)?;
+    let log_file = args.log_file.as_deref();
+    let (client, early) = super::launch(monitor, id, exec_ns, vm, log_file, descriptors, &mut signals)?;
     let raw = match console {
         Some(_) => RawTerminal::enter().context("can't make the terminal raw")?,
         None => None,
     };
-    let ended = attend::attend(client, console, raw.as_ref(), signals);
+    let ended = attend::attend(client, console, raw.as_ref(), signals, early);
     drop(raw);
     Ok(conclude(&ended?, args.timing))
 }

@@ -73,13 +73,14 @@ pub(super) fn run(args: &RunArgs, exec_ns: u64, monitor: Unlaunched) -> Result<u
         vm: machine(args, lease.path()),
         agent_timeout: args.agent_timeout,
     }));
-    let signals = Signals::all().context("can't take signals")?;
-    let client = launch(monitor, id, exec_ns, vm, None, vec![lease.into_fd()])?;
+    let mut signals = Signals::all().context("can't take signals")?;
+    let descriptors = vec![lease.into_fd()];
+    let (client, early) = launch(monitor, id, exec_ns, vm, None, descriptors, &mut signals)?;
     let raw = match args.tty && args.interactive {
         true => RawTerminal::enter().context("can't make the terminal raw")?,
         false => None,
     };
-    let finished = session::attach(client, job, signals);
+    let finished = session::attach(client, job, signals, early);
     drop(raw);
     let finished = finished?;
     report(&finished, args.timing);

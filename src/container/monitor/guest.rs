@@ -40,6 +40,8 @@ pub(super) struct Guest {
     awaited: Option<(Awaited, Instant)>,
     /// The VM is to be written before the agent gets its first request.
     wants_snapshot: bool,
+    /// It is being written.
+    awaits_snapshot: bool,
     /// Requests until the agent has connected.
     early: Option<Vec<AgentRequest>>,
     streams: Vec<(Token, u32, Stream)>,
@@ -73,6 +75,7 @@ impl Guest {
             patience,
             awaited: Some((Awaited::Hello, Instant::now() + patience)),
             wants_snapshot,
+            awaits_snapshot: false,
             early: Some(Vec::new()),
             streams: Vec::new(),
             starting: BTreeSet::new(),
@@ -182,6 +185,7 @@ impl Guest {
         if std::mem::take(&mut self.wants_snapshot) {
             // The connection doesn't outlive the snapshot: the agent connects again, and gets its
             // first request then.
+            self.awaits_snapshot = true;
             vm.send(Command::Snapshot);
             return Ok(());
         }
@@ -200,10 +204,14 @@ impl Guest {
     }
 
     /// The VM is written, which may have taken long; the agent's time to connect again begins now.
-    pub(super) fn on_snapshot(&mut self) {
+    pub(super) fn on_snapshot(&mut self) -> anyhow::Result<()> {
+        if !std::mem::take(&mut self.awaits_snapshot) {
+            bail!("protocol error from the VM's process: a snapshot that nobody has asked for");
+        }
         if self.early.is_some() {
             self.expect(Awaited::Hello);
         }
+        Ok(())
     }
 
     fn on_report(&mut self, vm: &mut VmProcess, report: AgentReport) -> anyhow::Result<Option<Event>> {

@@ -26,7 +26,7 @@ use crate::poll::{self, Source};
 use crate::sink;
 use crate::sys::command_line::CommandLine;
 use crate::sys::descriptors::{self, replace};
-use crate::sys::process::{self, detach};
+use crate::sys::process::{self, detach, end_with_parent};
 use crate::timeline::{Mark, Timeline, Times};
 use crate::virtio::{net, vsock};
 use crate::vmm::control::{Command, Event as VmEvent, Events, Report};
@@ -36,6 +36,9 @@ use guest::Guest;
 
 /// How long the VM may take to end after [`Command::Quit`].
 const KILL_GRACE: Duration = Duration::from_secs(1);
+
+/// How long the VM's process may take to send its report, once it has begun to.
+const REPORT_TIME: Duration = Duration::from_secs(5);
 
 /// What runs a container's VM.
 pub trait Hypervisor {
@@ -48,6 +51,7 @@ pub trait Hypervisor {
         vm: &ContainerVm,
         config: &VmConfig,
         parts: Parts,
+        dir: &StateDir,
         timeline: Timeline,
     ) -> anyhow::Result<VmProcess>;
 }
@@ -70,9 +74,11 @@ impl Hypervisor for Own {
         vm: &ContainerVm,
         config: &VmConfig,
         parts: Parts,
+        dir: &StateDir,
         timeline: Timeline,
     ) -> anyhow::Result<VmProcess> {
-        let resources = vm.resources(config, parts, std::mem::take(&mut self.ports))?;
+        let held = vec![dir.lock().context("can't share a lock")?];
+        let resources = vm.resources(config, parts, std::mem::take(&mut self.ports), held)?;
         VmProcess::spawn(config, resources, None, timeline).context("can't start the VM's process")
     }
 }
@@ -92,6 +98,8 @@ pub fn fork(command_line: &CommandLine, hypervisor: &mut dyn Hypervisor) -> std:
 /// The monitor's whole life.
 fn run(mut client: Channel, hypervisor: &mut dyn Hypervisor) {
     detach();
+    // Until the VM runs nothing here notices that the client has died: an open may take long.
+    end_with_parent(true);
     // A client that ends before it launches anything leaves nothing behind.
     let Ok((envelope, descriptors)) = client.wait::<Request>() else { return };
     let container = envelope.container;
@@ -100,6 +108,7 @@ fn run(mut client: Channel, hypervisor: &mut dyn Hypervisor) {
         _ => Err(anyhow::anyhow!("the first message of a client must start a VM")),
     };
     let served = launched.and_then(|monitor| {
+        end_with_parent(false);
         client.queue(&container, Event::Launched, vec![]).context("can't send to the client")?;
         // Now everything that the client named by a path is open, /dev/stdin and the like included.
         descriptors::close_inherited();
@@ -132,6 +141,8 @@ struct Monitor {
     events: Events,
     /// Of a VM for containers.
     guest: Option<Guest>,
+    /// It has ended by itself; its VM hasn't.
+    guest_has_ended: bool,
     /// The vsock device's socket, to be removed.
     _socket: Option<Socket>,
 }
@@ -177,7 +188,7 @@ fn start(
             let mut vm = VmProcess::spawn(&config, resources, console, timeline)
                 .context("can't start the VM's process")?;
             let events = vm.events.take().context("the VM has no events")?;
-            Ok(Monitor { vm, events, guest: None, _socket: socket })
+            Ok(Monitor { vm, events, guest: None, guest_has_ended: false, _socket: socket })
         }
         Vm::Container(container) => start_for_containers(*container, next()?, hypervisor, timeline),
     }
@@ -196,10 +207,10 @@ fn start_for_containers(
     let parts = Parts::open(&vm, image)?;
     launch::must_run_linux("")?;
     let agent = hypervisor.listen(&mut config, &dir)?;
-    let mut process = hypervisor.start(&vm, &config, parts, timeline)?;
+    let mut process = hypervisor.start(&vm, &config, parts, &dir, timeline)?;
     let events = process.events.take().context("the VM has no events")?;
     let guest = Guest::new(agent, dir, config, agent_timeout, vm.snapshot.is_some());
-    Ok(Monitor { vm: process, events, guest: Some(guest), _socket: None })
+    Ok(Monitor { vm: process, events, guest: Some(guest), guest_has_ended: false, _socket: None })
 }
 
 impl Monitor {
@@ -211,7 +222,7 @@ impl Monitor {
         }
         let Self { vm, events, guest, .. } = self;
         let moments = guest.map(Guest::into_moments).unwrap_or_default();
-        let report = events.report();
+        let report = events.report(REPORT_TIME).inspect_err(|_| vm.kill());
         served?;
         let (outcome, times, counts) = match report.context("the VM's report is unreadable")? {
             Some(Report::Ended { outcome, times, counts }) => (Ok(outcome), times, counts),
@@ -275,15 +286,17 @@ impl Monitor {
     /// Reads an event of the VM's; true if it has ended.
     fn on_vm_event(&mut self, client: &mut Channel, container: &str) -> anyhow::Result<bool> {
         match self.events.read().context("can't read the VM's events")? {
+            VmEvent::GuestEnded if std::mem::replace(&mut self.guest_has_ended, true) => {
+                bail!("protocol error from the VM's process: its guest ends twice")
+            }
             VmEvent::GuestEnded => {
                 client.queue(container, Event::GuestEnded, vec![]).context("can't send to the client")?;
             }
             VmEvent::Snapshot { written: false } => bail!("the snapshot can't be written"),
-            VmEvent::Snapshot { written: true } => {
-                if let Some(guest) = &mut self.guest {
-                    guest.on_snapshot();
-                }
-            }
+            VmEvent::Snapshot { written: true } => match &mut self.guest {
+                Some(guest) => guest.on_snapshot()?,
+                None => bail!("protocol error from the VM's process: a snapshot that nobody has asked for"),
+            },
             VmEvent::Report => {
                 if let Some(guest) = &mut self.guest {
                     guest.serve_to_the_end(&mut self.vm, client, container)?;
@@ -300,15 +313,23 @@ impl Monitor {
         let mut deadline = Instant::now() + KILL_GRACE;
         let mut killed = false;
         loop {
+            // Whatever it sends: it may not keep us by sending without end.
+            if Instant::now() >= deadline {
+                if killed {
+                    return;
+                }
+                self.vm.kill();
+                (killed, deadline) = (true, Instant::now() + KILL_GRACE);
+            }
             match poll::wait([Source::readable(&self.events)], Some(deadline)) {
                 Ok([ready]) if ready.readable => match self.events.read() {
                     Ok(VmEvent::GuestEnded | VmEvent::Snapshot { .. }) => {}
-                    Ok(VmEvent::Report) | Err(_) => break,
+                    Ok(VmEvent::Report) | Err(_) => return,
                 },
-                _ if killed => break,
-                _ => {
-                    self.vm.kill();
-                    (killed, deadline) = (true, Instant::now() + KILL_GRACE);
+                Ok(_) => {}
+                Err(error) => {
+                    log::debug!("can't wait for the VM's end: {error}");
+                    return self.vm.kill();
                 }
             }
         }
