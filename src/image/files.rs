@@ -18,7 +18,6 @@ use super::digest::{read_capped, shown};
 use super::index::{Offered, Unusable};
 use super::manifest::{DocumentError, MAX_DOCUMENT_LEN};
 use super::reference::ReferenceError;
-use super::registry::RegistryError;
 
 /// Why no image can be read from what was given.
 #[derive(Debug, Error)]
@@ -69,9 +68,12 @@ pub enum ContentError {
     /// Malformed or foreign.
     #[error(transparent)]
     Document(#[from] DocumentError),
-    /// A registry doesn't give it.
+    /// The place that the image comes from, such as a registry, has no such file.
     #[error(transparent)]
-    Registry(#[from] RegistryError),
+    NotThere(Box<dyn std::error::Error + Send + Sync>),
+    /// It doesn't give the file.
+    #[error(transparent)]
+    NotServed(Box<dyn std::error::Error + Send + Sync>),
     /// A bad name in it.
     #[error("{name} holds an image with a bad name")]
     BadName {

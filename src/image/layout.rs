@@ -337,8 +337,7 @@ impl<'a, 'b> Search<'a, 'b> {
 /// Whether the error is about this entry alone.
 fn leads_nowhere(error: &ContentError) -> bool {
     match error {
-        ContentError::Missing { .. } | ContentError::Document(_) => true,
-        ContentError::Registry(error) => error.is_missing(),
+        ContentError::Missing { .. } | ContentError::NotThere(_) | ContentError::Document(_) => true,
         _ => false,
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::image::digest::shown;
+use crate::image::files::ContentError;
 
 /// Why a registry, or what stands in front of it, gives nothing. `host` is the registry as people write it, or another host that it names.
 #[derive(Debug, Error)]
@@ -166,8 +167,14 @@ impl RegistryError {
     }
 
     /// Whether that is not there which was asked for.
-    pub(in crate::image) fn is_missing(&self) -> bool {
+    pub(super) fn is_missing(&self) -> bool {
         matches!(self, Self::NotFound { .. } | Self::WebPage { status: 404, .. })
+    }
+}
+
+impl From<RegistryError> for ContentError {
+    fn from(error: RegistryError) -> Self {
+        if error.is_missing() { Self::NotThere(Box::new(error)) } else { Self::NotServed(Box::new(error)) }
     }
 }
 

@@ -139,7 +139,7 @@ impl<'a> Remote<'a> {
         let lease = lease.map_err(|error| match error {
             StoreError::Blob { name, source } => match source.downcast() {
                 // It may be an entry of an index that leads nowhere.
-                Ok(error) if RegistryError::is_missing(&error) => ContentError::Registry(error),
+                Ok(error) if RegistryError::is_missing(&error) => error.into(),
                 Ok(error) => ContentError::Io { name, source: error.into() },
                 Err(source) => ContentError::Io { name, source },
             },
