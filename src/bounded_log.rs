@@ -1,7 +1,8 @@
 //! What guests, images and registries can cause to be logged, in a bounded dose.
 //!
-//! A guest may do a wrong thing a million times a second. The first few are worth a line each, the rest would bury everything else and fill a disk. So each
-//! source has a budget, which is full again after a while; the first line of the next budget says how many were left out.
+//! A guest may do a wrong thing a million times a second. The first few are worth a line each, the
+//! rest would bury everything else and fill a disk. So each source has a budget, which is full
+//! again after a while; the first line of the next budget says how many were left out.
 
 use std::borrow::Cow;
 use std::fmt::Display;

@@ -1,9 +1,9 @@
-//! Address -> device, for MMIO and for port I/O, and the two services that a device may ask of the machine
-//! it is plugged into.
+//! Address -> device, for MMIO and for port I/O, and the two services that a device may ask of the
+//! machine it is plugged into.
 //!
-//! A [`Bus`] is filled while a VM is built and never changes afterwards, so a lookup takes no lock; each device
-//! guards its own state. The bus owns no thread and no descriptor. It knows nothing of KVM: [`Doorbells`] and
-//! [`MsiRoutes`] are what devices see of it, and `vmm` implements them.
+//! A [`Bus`] is filled while a VM is built and never changes afterwards, so a lookup takes no lock;
+//! each device guards its own state. The bus owns no thread and no descriptor. It knows nothing of
+//! KVM: [`Doorbells`] and [`MsiRoutes`] are what devices see of it, and `vmm` implements them.
 
 use std::io;
 use std::sync::Arc;
@@ -13,12 +13,13 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// What can be plugged into a [`Bus`].
 ///
-/// Called on vCPU threads, by several at once, while the guest waits: an implementation takes its own lock and
-/// doesn't block on anything but that. `offset` is relative to the start of the device's range, and
-/// `offset + data.len()` may reach past its end: the access is the guest's own choice.
+/// Called on vCPU threads, by several at once, while the guest waits: an implementation takes its
+/// own lock and doesn't block on anything but that. `offset` is relative to the start of the
+/// device's range, and `offset + data.len()` may reach past its end: the access is the guest's own
+/// choice.
 pub trait BusDevice: Send + Sync {
-    /// Fills `data` (1, 2, 4 or 8 bytes) with what the guest reads. It arrives filled with ones: what a real bus
-    /// gives where nothing answers.
+    /// Fills `data` (1, 2, 4 or 8 bytes) with what the guest reads. It arrives filled with ones:
+    /// what a real bus gives where nothing answers.
     fn read(&self, offset: u64, data: &mut [u8]);
     /// Takes what the guest writes (1, 2, 4 or 8 bytes).
     fn write(&self, offset: u64, data: &[u8]);
@@ -26,12 +27,14 @@ pub trait BusDevice: Send + Sync {
 
 /// Lets a guest's write to an address signal an eventfd without passing through user space.
 ///
-/// Only a speed-up: until `add` takes effect, and where it fails, the same write arrives as an MMIO exit, and the
-/// transport signals the eventfd itself. So an implementation may do the work later, on another thread.
+/// Only a speed-up: until `add` takes effect, and where it fails, the same write arrives as an MMIO
+/// exit, and the transport signals the eventfd itself. So an implementation may do the work later,
+/// on another thread.
 pub trait Doorbells: Send + Sync {
     /// From some time on, `bell` signals `evt`.
     fn add(&self, bell: Doorbell, evt: &Arc<EventFd>);
-    /// Undoes an `add` with the same arguments. A doorbell that still rings once afterwards is harmless.
+    /// Undoes an `add` with the same arguments. A doorbell that still rings once afterwards is
+    /// harmless.
     fn remove(&self, bell: Doorbell, evt: &Arc<EventFd>);
 }
 
@@ -40,14 +43,15 @@ pub trait Doorbells: Send + Sync {
 pub struct Doorbell {
     /// Where it is written.
     pub gpa: u64,
-    /// What is written there, as 4 bytes; whatever is written, in whatever width, where it is missing.
+    /// What is written there, as 4 bytes; whatever is written, in whatever width, where it is
+    /// missing.
     pub value: Option<u32>,
 }
 
 /// Message-signalled interrupts: what an IOAPIC pin or an MSI-X vector becomes.
 ///
-/// Every interrupt is an edge. A route starts masked. Edges that arrive while a route is masked are kept and
-/// delivered, as one, when it is unmasked.
+/// Every interrupt is an edge. A route starts masked. Edges that arrive while a route is masked are
+/// kept and delivered, as one, when it is unmasked.
 pub trait MsiRoutes: Send + Sync {
     /// Makes a route; whoever writes to the eventfd afterwards raises the interrupt.
     fn allocate(&self) -> io::Result<MsiRoute>;

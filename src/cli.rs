@@ -56,40 +56,46 @@ fn quick(words: &[OsString]) -> Option<Command> {
 pub enum Command {
     /// Boot a virtual machine with its console on this terminal
     ///
-    /// Without further words this boots bothy's own guest to a shell. On a terminal, Ctrl-a x ends the VM and Ctrl-a h
-    /// lists the other keys. SIGTERM presses the power button; a second one, or 10 seconds, kills the VM.
+    /// Without further words this boots bothy's own guest to a shell. On a terminal, Ctrl-a x ends
+    /// the VM and Ctrl-a h lists the other keys. SIGTERM presses the power button; a second one, or
+    /// 10 seconds, kills the VM.
     ///
-    /// Exit codes: 0 power-off or reset, 1 the VM couldn't be set up, 2 wrong usage, 3 the guest's kernel panicked, 4
-    /// triple fault, 5 KVM gave up, 6 killed because SIGTERM wasn't answered.
+    /// Exit codes: 0 power-off or reset, 1 the VM couldn't be set up, 2 wrong usage, 3 the guest's
+    /// kernel panicked, 4 triple fault, 5 KVM gave up, 6 killed because SIGTERM wasn't answered.
     Boot(Box<BootArgs>),
     /// Run a command of a container image in a virtual machine of its own
     ///
-    /// The image comes from the store, or from whatever `bothy load` takes. Its file system is shared by all its virtual machines; what a command
-    /// writes goes to its own memory and is gone with it. All signals go to the command; a third SIGINT or SIGTERM ends the virtual machine.
+    /// The image comes from the store, or from whatever `bothy load` takes. Its file system is
+    /// shared by all its virtual machines; what a command writes goes to its own memory and is gone
+    /// with it. All signals go to the command; a third SIGINT or SIGTERM ends the virtual machine.
     ///
-    /// Exit codes: the command's own; 128 and the signal's number if a signal ended it; 127 there is no such command, 126 it can't be executed, 125 anything
-    /// else.
+    /// Exit codes: the command's own; 128 and the signal's number if a signal ended it; 127 there
+    /// is no such command, 126 it can't be executed, 125 anything else.
     Run(Box<RunArgs>),
     /// The same with QEMU's microvm, for `bothy bench` to compare with
     #[command(hide = true)]
     RunQemu(Box<RunArgs>),
     /// Measure virtual machines and containers side by side on this machine
     ///
-    /// The same static program runs in a virtual machine of bothy's, in containers of runc and crun, and as a plain process, in turn; the report says what
-    /// each costs. The image is one that bothy makes for this, and removes. Ctrl-C ends every instance and prints what there is.
+    /// The same static program runs in a virtual machine of bothy's, in containers of runc and
+    /// crun, and as a plain process, in turn; the report says what each costs. The image is one
+    /// that bothy makes for this, and removes. Ctrl-C ends every instance and prints what there is.
     ///
-    /// Exit codes: 0 there is a report, whatever it says of peers that failed; 1 there is none; 2 wrong usage; 130 interrupted.
+    /// Exit codes: 0 there is a report, whatever it says of peers that failed; 1 there is none; 2
+    /// wrong usage; 130 interrupted.
     Bench(Box<BenchArgs>),
     /// Put images into the store
     ///
-    /// From directories and archives as skopeo, umoci, buildah, docker and podman write them. An image that has no name of its own gets
-    /// that of its file: localhost/NAME:latest, or localhost/NAME:DIGEST where there are several. Standard output has a line for each image,
+    /// From directories and archives as skopeo, umoci, buildah, docker and podman write them. An
+    /// image that has no name of its own gets that of its file: localhost/NAME:latest, or
+    /// localhost/NAME:DIGEST where there are several. Standard output has a line for each image,
     /// and one for each name that another image had before.
     Load(LoadArgs),
     /// Get images from registries into the store
     ///
-    /// A name is completed as docker completes it, and a tag is looked up anew each time. Credentials are those that docker login and podman login
-    /// have saved. HTTP_PROXY, HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR are honoured.
+    /// A name is completed as docker completes it, and a tag is looked up anew each time.
+    /// Credentials are those that docker login and podman login have saved. HTTP_PROXY,
+    /// HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR are honoured.
     Pull(PullArgs),
     /// List the images in the store
     Images {
@@ -99,9 +105,11 @@ pub enum Command {
     },
     /// Remove images from the store
     ///
-    /// A name is removed; its image goes with its last name. What a virtual machine uses is not removed.
+    /// A name is removed; its image goes with its last name. What a virtual machine uses is not
+    /// removed.
     Rmi {
-        /// Names, or digests and the first digits of them, which remove the image with all its names
+        /// Names, or digests and the first digits of them, which remove the image with all its
+        /// names
         #[arg(value_name = "NAME", required = true)]
         names: Vec<String>,
     },
@@ -117,7 +125,8 @@ pub enum Command {
     Doctor,
     /// Print what makes a shell complete bothy's words, images by their names
     ///
-    /// In bash: source <(bothy completions bash), there or in ~/.bashrc; in fish: bothy completions fish | source
+    /// In bash: source <(bothy completions bash), there or in ~/.bashrc; in fish: bothy completions
+    /// fish | source
     Completions {
         /// The shell
         #[arg(value_name = "SHELL")]
@@ -129,7 +138,8 @@ pub enum Command {
         #[arg(value_name = "DIR")]
         dir: PathBuf,
     },
-    /// Name the programs and libraries that are part of the guest and of bothy, with their sources and licences
+    /// Name the programs and libraries that are part of the guest and of bothy, with their sources
+    /// and licences
     Licenses,
     /// Write a bothy that has the guest inside: one file, to be copied to other machines
     #[command(hide = true)]
@@ -143,8 +153,8 @@ pub enum Command {
 /// Flags of `bothy load`.
 #[derive(Debug, Args)]
 pub struct LoadArgs {
-    /// oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], dir:DIR, `-` for an archive on standard input, a path, or a
-    /// name, which is pulled if it isn't in the store
+    /// oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], dir:DIR, `-` for an
+    /// archive on standard input, a path, or a name, which is pulled if it isn't in the store
     #[arg(value_name = "SRC", required = true)]
     pub sources: Vec<String>,
     /// Override the image's name
@@ -159,8 +169,8 @@ pub struct LoadArgs {
     /// Most files and directories of an image [default: 5000000]
     #[arg(long, value_name = "N")]
     pub max_entries: Option<u64>,
-    /// Most bytes of an image, of its layers together when they are uncompressed, and of an archive that is compressed or comes through a
-    /// pipe
+    /// Most bytes of an image, of its layers together when they are uncompressed, and of an archive
+    /// that is compressed or comes through a pipe
     #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = parse_bytes)]
     pub max_bytes: u64,
 }
@@ -194,35 +204,44 @@ pub struct BootArgs {
     /// Virtual CPUs, 1 to 64 [default: 1]
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
-    /// Memory, from 32M up, like 512M or 2G, and what it is made of: huge pages of a pool of the host's or (the default) those that the
-    /// kernel makes by itself (thp), `shared` for a file in memory, `prefault` for all of it at once [default: 512M]
+    /// Memory, from 32M up, like 512M or 2G, and what it is made of: huge pages of a pool of the
+    /// host's or (the default) those that the kernel makes by itself (thp), `shared` for a file in
+    /// memory, `prefault` for all of it at once [default: 512M]
     #[arg(long, value_name = "SIZE[,hugepages=2M|1G|thp][,shared][,prefault]")]
     pub memory: Option<Memory>,
-    /// A disk: an image file or a block device; `ro` for read-only, `format=raw` for one that looks like an image of another format and is none, `id` is what the guest sees as its serial number, `queues` (1 to
-    /// 64) is how many of its processors can use it at once, `cache` is writeback (the default), none (past this machine's page
-    /// cache) or unsafe (what the guest flushes may be lost when this machine crashes), `aio` is io_uring (the default, where this machine has it) or sync, `iops` and `bw` are the most requests and bytes
-    /// in a second, like 500 and 100M
+    /// A disk: an image file or a block device; `ro` for read-only, `format=raw` for one that looks
+    /// like an image of another format and is none, `id` is what the guest sees as its serial
+    /// number, `queues` (1 to 64) is how many of its processors can use it at once, `cache` is
+    /// writeback (the default), none (past this machine's page cache) or unsafe (what the guest
+    /// flushes may be lost when this machine crashes), `aio` is io_uring (the default, where this
+    /// machine has it) or sync, `iops` and `bw` are the most requests and bytes in a second, like
+    /// 500 and 100M
     #[arg(long, value_name = "PATH[,ro][,format=raw][,id=NAME][,queues=N][,cache=KIND][,aio=KIND][,iops=N][,bw=SIZE]", value_parser = parse_disk)]
     pub disk: Vec<blk::Config>,
-    /// A network device on a tap that exists, or (`tap=auto`) on one of the VM's own, which has the address `gw`, if there is one, and is gone with it; the guest's init
-    /// sets the address, gateway and name server; `queues` (1 to 64) is how many of the guest's processors can use it at once, on a tap made with
-    /// multi_queue; `rate` is the most bits in a second in each direction, like 100M
+    /// A network device on a tap that exists, or (`tap=auto`) on one of the VM's own, which has the
+    /// address `gw`, if there is one, and is gone with it; the guest's init sets the address,
+    /// gateway and name server; `queues` (1 to 64) is how many of the guest's processors can use it
+    /// at once, on a tap made with multi_queue; `rate` is the most bits in a second in each
+    /// direction, like 100M
     #[arg(long, value_name = "tap=NAME|auto[,mac=M][,queues=N][,rate=R][,ip=A/P][,gw=G][,dns=D]", value_parser = parse_net)]
     pub net: Vec<net::Config>,
-    /// Byte streams to and from the guest: whoever connects to the Unix socket PATH and says `CONNECT P` reaches the guest's
-    /// vsock port P; a guest that connects to port P of context 2 reaches whoever listens at PATH_P
+    /// Byte streams to and from the guest: whoever connects to the Unix socket PATH and says
+    /// `CONNECT P` reaches the guest's vsock port P; a guest that connects to port P of context 2
+    /// reaches whoever listens at PATH_P
     #[arg(long, value_name = "PATH[,cid=N]", value_parser = parse_vsock)]
     pub vsock: Option<vsock::Config>,
-    /// Where the guest's console is; virtio takes far fewer exits for what it says and follows the terminal's size (a serial port is there as well,
-    /// for what the kernel says before it finds the console), but a guest of one processor stands still while nobody reads, and Linux
-    /// takes Ctrl-O there for a SysRq [default: serial]
+    /// Where the guest's console is; virtio takes far fewer exits for what it says and follows the
+    /// terminal's size (a serial port is there as well, for what the kernel says before it finds
+    /// the console), but a guest of one processor stands still while nobody reads, and Linux takes
+    /// Ctrl-O there for a SysRq [default: serial]
     #[arg(long, value_name = "KIND")]
     pub console: Option<Console>,
-    /// Whether memory that the guest doesn't need goes back to the host [default: on; off for memory of a pool of huge pages, and with prefault]
+    /// Whether memory that the guest doesn't need goes back to the host [default: on; off for
+    /// memory of a pool of huge pages, and with prefault]
     #[arg(long, value_name = "SWITCH")]
     pub balloon: Option<Balloon>,
-    /// How the guest reaches its devices: pci is faster, mmio starts a little sooner and is there in every kernel [default: pci for bothy's
-    /// own kernel, mmio for another one]
+    /// How the guest reaches its devices: pci is faster, mmio starts a little sooner and is there
+    /// in every kernel [default: pci for bothy's own kernel, mmio for another one]
     #[arg(long, value_name = "KIND")]
     pub transport: Option<Transport>,
     /// Write the log to a file instead of standard error; RUST_LOG sets its level
@@ -231,7 +250,8 @@ pub struct BootArgs {
     /// Print where the time went, and the exits from the guest by reason
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
     pub timing: Option<TimingFormat>,
-    /// Take the VM from a TOML file with the same names; flags win over it, and lists of devices replace its lists
+    /// Take the VM from a TOML file with the same names; flags win over it, and lists of devices
+    /// replace its lists
     #[arg(long, value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
     /// Boot Linux even where this host's KVM is known not to run it
@@ -318,7 +338,8 @@ fn parse_bytes(text: &str) -> Result<u64, NotASize> {
     size::parse(text, Base::Binary)
 }
 
-/// `PATH[,ro][,format=raw][,id=NAME][,queues=N][,cache=KIND][,aio=KIND][,iops=N][,bw=SIZE]`. A path with a comma goes into a `--config` file.
+/// `PATH[,ro][,format=raw][,id=NAME][,queues=N][,cache=KIND][,aio=KIND][,iops=N][,bw=SIZE]`. A path
+/// with a comma goes into a `--config` file.
 fn parse_disk(text: &str) -> Result<blk::Config, String> {
     let mut parts = text.split(',');
     let path = parts.next().filter(|path| !path.is_empty()).ok_or("the path is missing")?;
@@ -407,7 +428,8 @@ impl BootArgs {
     }
 }
 
-/// What clap says of wrong words, as one line: the error and its tips, without the usage, and with the way to that.
+/// What clap says of wrong words, as one line: the error and its tips, without the usage, and with
+/// the way to that.
 pub fn one_line(message: &str) -> String {
     let told = message.split("\nUsage:").next().unwrap_or_default();
     let lines = told

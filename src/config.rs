@@ -36,26 +36,31 @@ pub struct VmConfig {
     pub net: Vec<net::Config>,
     /// A vsock device, if there is to be one.
     pub vsock: Option<vsock::Config>,
-    /// The memory balloon; default on, and off for memory of a pool or that is there from the start.
+    /// The memory balloon; default on, and off for memory of a pool or that is there from the
+    /// start.
     pub balloon: Option<Balloon>,
-    /// How the guest reaches virtio devices; default pci for bothy's own kernel and mmio for another one.
+    /// How the guest reaches virtio devices; default pci for bothy's own kernel and mmio for
+    /// another one.
     pub transport: Option<Transport>,
 }
 
 /// Where the guest's console is.
 ///
-/// Measured in the emulated host: 200 kB of lines make 312,000 exits by the serial port and 17,000 to 39,000 by virtio, and take 1.5 to 18 times as long; a
-/// boot that says nothing makes 1.09 times as many exits with virtio, which shows in no median of its time (six each). That speaks for virtio, and what
-/// Linux makes of it against: while nobody reads what a guest says (Ctrl-S, a pager) its driver waits in a loop with interrupts off, so that a machine of one
-/// processor stands still as a whole, where a serial port stops the writer alone; and it takes each Ctrl-O for the beginning of a SysRq. So the
-/// serial port remains the default, of bothy's own guest as well.
+/// Measured in the emulated host: 200 kB of lines make 312,000 exits by the serial port and 17,000
+/// to 39,000 by virtio, and take 1.5 to 18 times as long; a boot that says nothing makes 1.09 times
+/// as many exits with virtio, which shows in no median of its time (six each). That speaks for
+/// virtio, and what Linux makes of it against: while nobody reads what a guest says (Ctrl-S, a
+/// pager) its driver waits in a loop with interrupts off, so that a machine of one processor stands
+/// still as a whole, where a serial port stops the writer alone; and it takes each Ctrl-O for the
+/// beginning of a SysRq. So the serial port remains the default, of bothy's own guest as well.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Console {
     /// A serial port, wired to standard input and output.
     #[default]
     Serial,
-    /// A virtio console, wired to them likewise, and a serial port beside it for what the kernel says before it finds the console.
+    /// A virtio console, wired to them likewise, and a serial port beside it for what the kernel
+    /// says before it finds the console.
     Virtio,
     /// There is none.
     None,
@@ -74,9 +79,11 @@ pub enum Balloon {
 
 /// How the guest reaches virtio devices.
 ///
-/// Measured in the emulated host: with PCI a guest reads and writes 1.2 to 1.7 times as much at a time (an interrupt takes it no exit, and
-/// with MMIO it takes two to user space), and it boots in 1.07 times the time (four devices are 1,170 exits more). So what bothy brings
-/// itself uses PCI; a kernel of somebody else's may have none, and MMIO is what every virtual machine monitor of this kind has.
+/// Measured in the emulated host: with PCI a guest reads and writes 1.2 to 1.7 times as much at a
+/// time (an interrupt takes it no exit, and with MMIO it takes two to user space), and it boots in
+/// 1.07 times the time (four devices are 1,170 exits more). So what bothy brings itself uses PCI; a
+/// kernel of somebody else's may have none, and MMIO is what every virtual machine monitor of this
+/// kind has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
@@ -248,7 +255,8 @@ impl fmt::Display for MemorySize {
 }
 
 impl VmConfig {
-    /// `flags` over `self`: what was given as a flag wins, and a list that was given at all replaces the whole list.
+    /// `flags` over `self`: what was given as a flag wins, and a list that was given at all
+    /// replaces the whole list.
     pub fn overridden_by(self, flags: Self) -> Self {
         Self {
             kernel: flags.kernel.or(self.kernel),
@@ -285,8 +293,9 @@ impl VmConfig {
         self.console.unwrap_or_default()
     }
 
-    /// The memory balloon. Memory that was taken as a whole is kept as a whole, unless it is asked for: what goes back to a pool of huge pages
-    /// may be gone when the guest wants it again, and that ends the VM.
+    /// The memory balloon. Memory that was taken as a whole is kept as a whole, unless it is asked
+    /// for: what goes back to a pool of huge pages may be gone when the guest wants it again, and
+    /// that ends the VM.
     pub fn balloon(&self) -> Balloon {
         let backing = self.backing();
         let is_kept = backing.prefault || backing.pages != memory::Pages::Transparent;

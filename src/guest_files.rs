@@ -1,8 +1,10 @@
-//! Finds bothy's own guest: its kernel, its two initramfs, and the manifest that says what they are made of.
+//! Finds bothy's own guest: its kernel, its two initramfs, and the manifest that says what they are
+//! made of.
 //!
-//! Looked for in `$BOTHY_GUEST_DIR`, inside this very binary (see [`pack`]), and in `guest/` next to it: a link there leads to what `make guest` has
-//! built. What lies in the working directory is never taken: it would be a kernel of somebody else's, in a process of the user's. The files of a packed
-//! binary are read from where they stand in it; nothing is unpacked.
+//! Looked for in `$BOTHY_GUEST_DIR`, inside this very binary (see [`pack`]), and in `guest/` next
+//! to it: a link there leads to what `make guest` has built. What lies in the working directory is
+//! never taken: it would be a kernel of somebody else's, in a process of the user's. The files of a
+//! packed binary are read from where they stand in it; nothing is unpacked.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -36,7 +38,8 @@ pub const DIR_VARIABLE: &str = "BOTHY_GUEST_DIR";
 
 /// Stands at the start of the trailer.
 const MAGIC: [u8; 16] = *b"bothy-guest-v4\0\0";
-/// The last bytes of a packed binary: the magic, then offset and length of kernel, initramfs, agent, scratch disk, load and manifest.
+/// The last bytes of a packed binary: the magic, then offset and length of kernel, initramfs,
+/// agent, scratch disk, load and manifest.
 const TRAILER_LEN: usize = 16 + 12 * 8;
 
 /// More than what is read whole has: the manifest and the load.

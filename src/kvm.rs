@@ -1,10 +1,12 @@
-//! KVM: /dev/kvm, its capabilities, and the VM's irqchip, memory slots, irqfds, ioeventfds and statistics.
+//! KVM: /dev/kvm, its capabilities, and the VM's irqchip, memory slots, irqfds, ioeventfds and
+//! statistics.
 //!
-//! The interrupt controller is split: only the local APICs are in the kernel, the IOAPIC is a device of ours. On the
-//! way to a guest's first instruction that is worth several milliseconds, because the in-kernel PIC and IOAPIC sit on
-//! KVM's I/O bus, and every change to that bus (and above all its tear-down) waits for an SRCU grace period. For the
-//! same reason nothing here registers an ioeventfd before a queue goes live. There is no PIT: guests have the TSC
-//! deadline timer and kvmclock.
+//! The interrupt controller is split: only the local APICs are in the kernel, the IOAPIC is a
+//! device of ours. On the way to a guest's first instruction that is worth several milliseconds,
+//! because the in-kernel PIC and IOAPIC sit on KVM's I/O bus, and every change to that bus (and
+//! above all its tear-down) waits for an SRCU grace period. For the same reason nothing here
+//! registers an ioeventfd before a queue goes live. There is no PIT: guests have the TSC deadline
+//! timer and kvmclock.
 //!
 //! Owns the descriptors of /dev/kvm and the VM. Only `vmm` and `vcpu` name this module.
 
@@ -29,7 +31,8 @@ use crate::memory::{GuestMemory, layout};
 
 /// The KVM API version that has been the only one since 2007.
 pub const API_VERSION: i32 = 12;
-/// KVM_CAP_EXIT_ON_EMULATION_FAILURE, not yet in kvm-bindings: the failing instruction's bytes come with the exit.
+/// KVM_CAP_EXIT_ON_EMULATION_FAILURE, not yet in kvm-bindings: the failing instruction's bytes come
+/// with the exit.
 const CAP_EXIT_ON_EMULATION_FAILURE: u32 = 204;
 /// KVM_CAP_BINARY_STATS_FD, not yet among kvm-ioctls' names.
 const CAP_BINARY_STATS_FD: u32 = 203;
@@ -92,7 +95,8 @@ pub struct Capability {
     pub required: bool,
 }
 
-/// All capabilities that bothy uses; `bothy doctor` lists them, [`open_vm`] checks the required ones.
+/// All capabilities that bothy uses; `bothy doctor` lists them, [`open_vm`] checks the required
+/// ones.
 pub const CAPABILITIES: [Capability; 10] = [
     capability("KVM_CAP_USER_MEMORY", Cap::UserMemory as u32, "guest memory", true),
     capability(
@@ -148,14 +152,16 @@ pub fn system(file: File) -> Kvm {
     }
 }
 
-/// Whether the CPUs have hardware virtualization, from /proc/cpuinfo: `Some("vmx")`, `Some("svm")` or `None`.
+/// Whether the CPUs have hardware virtualization, from /proc/cpuinfo: `Some("vmx")`, `Some("svm")`
+/// or `None`.
 pub fn hardware_virtualization(cpuinfo: &str) -> Option<&'static str> {
     let flags = cpuinfo.lines().find(|line| line.starts_with("flags"))?;
     ["vmx", "svm"].into_iter().find(|wanted| flags.split_whitespace().any(|flag| flag == *wanted))
 }
 
-/// Why this host's KVM is known not to run unmodified Linux, if it is: a KVM that works without hardware
-/// virtualization (kvm_pvm) emulates kernel code, and an unmodified kernel's user space dies at its first system call.
+/// Why this host's KVM is known not to run unmodified Linux, if it is: a KVM that works without
+/// hardware virtualization (kvm_pvm) emulates kernel code, and an unmodified kernel's user space
+/// dies at its first system call.
 pub fn cannot_run_linux() -> Option<&'static str> {
     let hardware =
         std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| hardware_virtualization(&text).is_some());
@@ -194,7 +200,8 @@ pub fn open_vm(kvm: Kvm) -> Result<Vm, KvmError> {
         (KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK).into(),
     );
     vm.enable_if_present(CAP_EXIT_ON_EMULATION_FAILURE, 1);
-    // For real mode on Intel processors without unrestricted guests; elsewhere KVM accepts and ignores them.
+    // For real mode on Intel processors without unrestricted guests; elsewhere KVM accepts and
+    // ignores them.
     vm.fd
         .set_identity_map_address(layout::KVM_IDENTITY_MAP_GPA)
         .map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
@@ -234,8 +241,8 @@ impl Vm {
                 userspace_addr: region.as_ptr() as u64,
             };
             #[expect(unsafe_code, reason = "KVM writes to the mapping behind Rust's back")]
-            // SAFETY: the region is mapped for its whole length, and the VM's process keeps `mem` until it exits;
-            // nobody holds references into it.
+            // SAFETY: the region is mapped for its whole length, and the VM's process keeps `mem`
+            // until it exits; nobody holds references into it.
             unsafe { self.fd.set_user_memory_region(slot) }.map_err(ioctl("KVM_SET_USER_MEMORY_REGION"))?;
         }
         Ok(())
@@ -251,7 +258,8 @@ impl Vm {
         self.fd.get_clock().map_err(ioctl("KVM_GET_CLOCK"))
     }
 
-    /// The guest's clock goes on from where another one stood: the time between is none for the guest.
+    /// The guest's clock goes on from where another one stood: the time between is none for the
+    /// guest.
     pub fn set_clock(&self, clock: &kvm_clock_data) -> Result<(), KvmError> {
         let clock = kvm_clock_data { clock: clock.clock, ..Default::default() };
         self.fd.set_clock(&clock).map_err(ioctl("KVM_SET_CLOCK"))
@@ -281,7 +289,8 @@ impl Vm {
         Ok(self.fd.unregister_irqfd(evt, gsi)?)
     }
 
-    /// From now on a guest's ringing of `bell` signals `evt` and causes no exit. This may wait for several milliseconds.
+    /// From now on a guest's ringing of `bell` signals `evt` and causes no exit. This may wait for
+    /// several milliseconds.
     pub fn add_ioeventfd(&self, evt: &EventFd, bell: Doorbell) -> io::Result<()> {
         let at = IoEventAddress::Mmio(bell.gpa);
         // Without a value there is no length either: on Intel such a write isn't even decoded.

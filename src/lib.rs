@@ -12,8 +12,9 @@
 //! bounded_log, outcome, timeline, poll, random, sink, size, sys, thread (small, and used by all of the above)
 //! ```
 //!
-//! A module uses only what stands to its right or below, and siblings don't see each other; `tests/layering.rs` holds
-//! that. What is particular to x86-64 stays in `boot`, `vcpu` and `memory::layout`.
+//! A module uses only what stands to its right or below, and siblings don't see each other;
+//! `tests/layering.rs` holds that. What is particular to x86-64 stays in `boot`, `vcpu` and
+//! `memory::layout`.
 
 // These panic where nobody reads.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]

@@ -1,4 +1,5 @@
-//! How a VM ends: the reasons, their exit codes, and the one place where whoever sees an end reports it.
+//! How a VM ends: the reasons, their exit codes, and the one place where whoever sees an end
+//! reports it.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -62,8 +63,8 @@ impl End {
         Self { outcome: OnceLock::new(), panicked: AtomicBool::new(false), evt }
     }
 
-    /// Reports an end. Callable from any thread; never blocks. Later reports change nothing. Whatever ends a guest that has
-    /// panicked, the panic is why.
+    /// Reports an end. Callable from any thread; never blocks. Later reports change nothing.
+    /// Whatever ends a guest that has panicked, the panic is why.
     pub fn report(&self, outcome: Outcome) {
         let outcome = if self.has_panicked() { Outcome::Panic } else { outcome };
         if self.outcome.set(outcome).is_ok() {
@@ -71,8 +72,8 @@ impl End {
         }
     }
 
-    /// Reports that the guest's kernel has panicked. It may go on for a while: a kernel says so before its last words are out.
-    /// Callable from any thread; never blocks.
+    /// Reports that the guest's kernel has panicked. It may go on for a while: a kernel says so
+    /// before its last words are out. Callable from any thread; never blocks.
     pub fn report_panic(&self) {
         self.panicked.store(true, Ordering::SeqCst);
         self.signal();

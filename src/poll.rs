@@ -31,8 +31,9 @@ impl<'a> Source<'a> {
         Self { fd: Some(fd), events }
     }
 
-    /// Ready (readable and writable) when a tap's interface is gone, and for nothing else. The kernel tells of that as it tells of a
-    /// packet, so that who asks for errors alone isn't woken; urgent data, which a tap never has, is woken for as well.
+    /// Ready (readable and writable) when a tap's interface is gone, and for nothing else. The
+    /// kernel tells of that as it tells of a packet, so that who asks for errors alone isn't woken;
+    /// urgent data, which a tap never has, is woken for as well.
     pub fn gone(tap: &'a dyn AsRawFd) -> Self {
         Self { fd: Some(tap), events: libc::POLLPRI }
     }
@@ -53,12 +54,14 @@ pub fn wait<const N: usize>(sources: [Source<'_>; N], deadline: Option<Instant>)
     });
     loop {
         let timeout = deadline.map_or(-1, |deadline| {
-            // Rounded up, so that a wake-up isn't too early and the loop doesn't spin for a millisecond.
+            // Rounded up, so that a wake-up isn't too early and the loop doesn't spin for a
+            // millisecond.
             let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
             libc::c_int::try_from(left.as_millis()).unwrap_or(libc::c_int::MAX)
         });
         #[expect(unsafe_code, reason = "poll(2) has no safe wrapper among our crates")]
-        // SAFETY: `fds` is an array of N initialised pollfd that outlives the call; the descriptors are borrowed, so open.
+        // SAFETY: `fds` is an array of N initialised pollfd that outlives the call; the descriptors
+        // are borrowed, so open.
         let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
         if ready >= 0 {
             let gone = libc::POLLHUP | libc::POLLERR | libc::POLLNVAL;
@@ -79,8 +82,9 @@ pub fn is_passing(error: &io::Error) -> bool {
     [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted].contains(&error.kind())
 }
 
-/// Blocks until at least one of the sources is readable, closed or broken, and says which are. `None` stands for a source
-/// that is not of interest now; with nothing but `None` this would block for ever.
+/// Blocks until at least one of the sources is readable, closed or broken, and says which are.
+/// `None` stands for a source that is not of interest now; with nothing but `None` this would block
+/// for ever.
 pub fn readable<const N: usize>(sources: [Option<&dyn AsRawFd>; N]) -> [bool; N] {
     wait_readable(sources.map(|fd| fd.map_or(Source::none(), Source::readable)), None)
 }

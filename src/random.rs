@@ -5,7 +5,8 @@ use std::io;
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-/// Bytes that nobody can guess. Waits, in the first second after the host's boot, until its pool is filled.
+/// Bytes that nobody can guess. Waits, in the first second after the host's boot, until its pool is
+/// filled.
 pub fn bytes<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     let mut filled = 0;

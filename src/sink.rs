@@ -1,12 +1,16 @@
 //! Where messages and the log go: standard error, or a file, without ever waiting for a reader.
 //!
-//! Whatever a guest, an image or a registry can cause to be logged would otherwise stop the thread that logs it, when nobody reads the terminal or the pipe
-//! behind it: signals would be ignored, and a VM could not end. So a line that can't be written at once is lost, and the next one says how many were.
+//! Whatever a guest, an image or a registry can cause to be logged would otherwise stop the thread
+//! that logs it, when nobody reads the terminal or the pipe behind it: signals would be ignored,
+//! and a VM could not end. So a line that can't be written at once is lost, and the next one says
+//! how many were.
 //!
-//! A pipe or a terminal is opened a second time, without blocking: to make standard error itself so would change it for other processes that have it. Where
-//! that isn't allowed a line is written only when poll(2) says that there is room, and is no longer than what a pipe then takes.
+//! A pipe or a terminal is opened a second time, without blocking: to make standard error itself so
+//! would change it for other processes that have it. Where that isn't allowed a line is written
+//! only when poll(2) says that there is room, and is no longer than what a pipe then takes.
 //!
-//! On a terminal that does no output processing, because a guest or a container has it, lines end with a carriage return as well.
+//! On a terminal that does no output processing, because a guest or a container has it, lines end
+//! with a carriage return as well.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -62,7 +66,8 @@ impl Sink {
         Ok(Self { fd, kind, lost: AtomicU64::new(0) })
     }
 
-    /// Writes one or more lines, unless nobody takes them within `grace`. Whether they were written.
+    /// Writes one or more lines, unless nobody takes them within `grace`. Whether they were
+    /// written.
     pub fn write(&self, text: &str, grace: Duration) -> bool {
         let lost = self.lost.load(Ordering::Relaxed);
         let notice = if lost > 0 {
@@ -146,12 +151,14 @@ pub fn standard_error() -> Option<&'static Sink> {
     STANDARD_ERROR.get_or_init(|| Sink::of(io::stderr().as_fd()).ok()).as_ref()
 }
 
-/// What is open here besides the standard streams: a process that closes all others keeps these for its log.
+/// What is open here besides the standard streams: a process that closes all others keeps these for
+/// its log.
 pub fn descriptors() -> Vec<RawFd> {
     standard_error().into_iter().chain(LOG_FILE.get()).map(AsRawFd::as_raw_fd).collect()
 }
 
-/// The log: each piece that is written is a line. It goes to standard error, unless [`Log::to_file`] was called.
+/// The log: each piece that is written is a line. It goes to standard error, unless
+/// [`Log::to_file`] was called.
 #[derive(Debug)]
 pub struct Log;
 

@@ -1,7 +1,8 @@
 //! Amounts with units, by docker's grammar: `536870912`, `512m`, `1.5g`, `10 GB`, `1TiB`.
 //!
-//! A number, perhaps with a fraction, perhaps a space, and perhaps a unit: b, k, m, g, t or p in letters of either case, with `b` or `ib` behind it or
-//! not. Without a unit it is a number of bytes (or bits). What is less than one is cut off.
+//! A number, perhaps with a fraction, perhaps a space, and perhaps a unit: b, k, m, g, t or p in
+//! letters of either case, with `b` or `ib` behind it or not. Without a unit it is a number of
+//! bytes (or bits). What is less than one is cut off.
 
 use std::fmt;
 

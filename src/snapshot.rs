@@ -11,8 +11,10 @@
 //! 72            the state, JSON
 //! ```
 //!
-//! The header is written last: a file that nobody finished is no snapshot. Memory has no checksum, because whoever goes on from it reads only what he
-//! needs of it; a file that has another length is refused. What state and memory are is none of this module's business: it names no part of a VM.
+//! The header is written last: a file that nobody finished is no snapshot. Memory has no checksum,
+//! because whoever goes on from it reads only what he needs of it; a file that has another length
+//! is refused. What state and memory are is none of this module's business: it names no part of a
+//! VM.
 
 use std::fs::File;
 use std::io;
@@ -61,7 +63,8 @@ pub struct MemoryPart {
     pub len: u64,
 }
 
-/// Writes a snapshot to an empty file. `write_memory` writes `memory_len` bytes, or leaves them as holes, from the offset on that it is told.
+/// Writes a snapshot to an empty file. `write_memory` writes `memory_len` bytes, or leaves them as
+/// holes, from the offset on that it is told.
 pub fn write(
     file: &File,
     state: &impl Serialize,

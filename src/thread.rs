@@ -1,5 +1,6 @@
-//! Starting threads of the VM's process: the one place for a thread's name, for what it does first (its seccomp filter,
-//! which arrives here as an opaque value) and for what happens when it panics. The command's own threads only [`start`] here.
+//! Starting threads of the VM's process: the one place for a thread's name, for what it does first
+//! (its seccomp filter, which arrives here as an opaque value) and for what happens when it panics.
+//! The command's own threads only [`start`] here.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,8 +10,8 @@ use std::thread::JoinHandle;
 /// What a thread does before anything else, told its own name.
 type First = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// Bytes of a thread's stack. Of the usual 2 MiB the host, where it makes huge pages of all memory that it can, gives a stack all at once if it
-/// happens to begin at the right address.
+/// Bytes of a thread's stack. Of the usual 2 MiB the host, where it makes huge pages of all memory
+/// that it can, gives a stack all at once if it happens to begin at the right address.
 const STACK: usize = 512 << 10;
 
 /// Starts a thread. `name` shows in `ps -L` and gdb, up to 15 bytes of it.
@@ -35,8 +36,8 @@ impl Spawner {
 
     /// [Starts](start) a thread.
     ///
-    /// A panic in it is our bug, and a VM with a dead thread would hang with no word of why; so the whole process aborts,
-    /// after the panic hook has printed its message.
+    /// A panic in it is our bug, and a VM with a dead thread would hang with no word of why; so the
+    /// whole process aborts, after the panic hook has printed its message.
     pub fn spawn<T: Send + 'static>(
         &self,
         name: &str,

@@ -1,4 +1,5 @@
-//! When each step of a VM's life happened, always recorded: `--timing` only decides whether it is printed.
+//! When each step of a VM's life happened, always recorded: `--timing` only decides whether it is
+//! printed.
 //!
 //! Times are CLOCK_MONOTONIC in nanoseconds, so those of different processes compare.
 
@@ -11,7 +12,8 @@ use serde::{Deserialize, Serialize};
 /// A moment in a VM's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mark {
-    /// The kernel began to execute the command: `main`'s time less the CPU time that the process had used by then.
+    /// The kernel began to execute the command: `main`'s time less the CPU time that the process
+    /// had used by then.
     Exec,
     /// The client has sent its request to the monitor.
     Requested,
@@ -67,7 +69,8 @@ impl Timeline {
 
     /// Records that `mark` happened at `ns`, unless it was recorded before.
     pub fn record_at(&self, mark: Mark, ns: u64) {
-        // A second recording of the same mark changes nothing, and that is all an error could mean here.
+        // A second recording of the same mark changes nothing, and that is all an error could mean
+        // here.
         let _first = self.0[mark as usize].compare_exchange(0, ns, Ordering::Relaxed, Ordering::Relaxed);
     }
 
@@ -94,8 +97,9 @@ pub fn now_ns() -> u64 {
     clock_ns(ClockId::Monotonic)
 }
 
-/// When the kernel began to execute this program, as well as that can be known: now, less the CPU time that the process
-/// has used (/proc/self/stat counts in hundredths of a second only). Call it first thing in `main`.
+/// When the kernel began to execute this program, as well as that can be known: now, less the CPU
+/// time that the process has used (/proc/self/stat counts in hundredths of a second only). Call it
+/// first thing in `main`.
 pub fn exec_ns() -> u64 {
     now_ns().saturating_sub(clock_ns(ClockId::ProcessCPUTime))
 }

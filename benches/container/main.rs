@@ -1,4 +1,5 @@
-//! How long it takes to run a command in a virtual machine, beside runc and crun with the same file system, and what one more idle machine costs.
+//! How long it takes to run a command in a virtual machine, beside runc and crun with the same file
+//! system, and what one more idle machine costs.
 //!
 //! `benches/run container` builds what is needed and calls this with the name of the host.
 

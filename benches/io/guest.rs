@@ -1,5 +1,5 @@
-//! The guest of the benchmark and of the tests of devices: a file system with fio, iperf3, ethtool and what they need, and an init that
-//! runs them when it is told to.
+//! The guest of the benchmark and of the tests of devices: a file system with fio, iperf3, ethtool
+//! and what they need, and an init that runs them when it is told to.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,5 @@
-//! What the host gives the machines: taps and somebody to talk to; and what it can say of them: processor time and exits.
+//! What the host gives the machines: taps and somebody to talk to; and what it can say of them:
+//! processor time and exits.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -79,7 +80,8 @@ impl Used {
     }
 }
 
-/// Processor time of a process or thread, user and system less guest (proc(5)), in seconds; none when it has gone.
+/// Processor time of a process or thread, user and system less guest (proc(5)), in seconds; none
+/// when it has gone.
 fn cpu(stat: &str) -> Option<f64> {
     let text = fs::read_to_string(stat).ok()?;
     let fields: Vec<&str> = text.rsplit_once(')').expect("a name").1.split_whitespace().collect();

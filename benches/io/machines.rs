@@ -1,4 +1,5 @@
-//! The machines that are compared: the same kernel, file system and disks in each, and a console to give them work by.
+//! The machines that are compared: the same kernel, file system and disks in each, and a console to
+//! give them work by.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -71,7 +72,8 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Starts a machine with so many processors, and as many queues per device. `number` makes names and addresses its own.
+    /// Starts a machine with so many processors, and as many queues per device. `number` makes
+    /// names and addresses its own.
     pub(crate) fn start(kind: Kind, processors: u16, number: u8, parts: &Parts) -> Self {
         let tap = Tap::make(number, processors > 1);
         let disk = |name: &str| {

@@ -1,8 +1,11 @@
-//! How fast disks and networks are, beside QEMU: the same kernel and guest, all machines at once, each job in each of them in turn.
+//! How fast disks and networks are, beside QEMU: the same kernel and guest, all machines at once,
+//! each job in each of them in turn.
 //!
-//! `benches/run io` builds what is needed and calls this with the name of the host. `BOTHY_BENCH_ROUNDS`, `BOTHY_BENCH_SECONDS`,
-//! `BOTHY_BENCH_ROWS` (words that a row's name must contain one of, with commas) and `BOTHY_BENCH_MACHINES` (names, with commas; QEMU q35
-//! must be one) make it shorter or longer. `BOTHY_BENCH_OTHER` is another build of bothy, which runs every row as well (a path inside the repository).
+//! `benches/run io` builds what is needed and calls this with the name of the host.
+//! `BOTHY_BENCH_ROUNDS`, `BOTHY_BENCH_SECONDS`, `BOTHY_BENCH_ROWS` (words that a row's name must
+//! contain one of, with commas) and `BOTHY_BENCH_MACHINES` (names, with commas; QEMU q35 must be
+//! one) make it shorter or longer. `BOTHY_BENCH_OTHER` is another build of bothy, which runs every
+//! row as well (a path inside the repository).
 
 mod guest;
 mod host;
@@ -34,7 +37,8 @@ struct Row {
     /// Whether it is of the machines with four processors and four queues.
     four: bool,
     job: String,
-    /// Counts of a second by which processor time and exits are divided: the result's own unit over this.
+    /// Counts of a second by which processor time and exits are divided: the result's own unit over
+    /// this.
     unit: f64,
 }
 
@@ -288,7 +292,8 @@ fn targets(host: &str, ratios: &[f64], cpu: &[(bool, f64)], low: &[&str], costly
     }
 }
 
-/// A file system of its own, gone with the benchmark: past the page cache goes not every one, and in the emulated host none.
+/// A file system of its own, gone with the benchmark: past the page cache goes not every one, and
+/// in the emulated host none.
 struct Ext4 {
     mount: PathBuf,
 }

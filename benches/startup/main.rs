@@ -1,7 +1,9 @@
-//! How long it takes to start and end a VM, and what it costs in memory, beside the least possible and QEMU.
+//! How long it takes to start and end a VM, and what it costs in memory, beside the least possible
+//! and QEMU.
 //!
-//! All contenders of a table run interleaved in one run, because only ratios mean anything on a shared machine.
-//! `benches/run startup` builds what is needed and calls this with `tiny` or `linux` and the name of the host.
+//! All contenders of a table run interleaved in one run, because only ratios mean anything on a
+//! shared machine. `benches/run startup` builds what is needed and calls this with `tiny` or
+//! `linux` and the name of the host.
 
 mod guests;
 #[path = "../support/ip.rs"]
@@ -118,7 +120,8 @@ fn tiny(places: &Places, host: &str, net: &Net) {
             Contender::new("bothy, disk and net", "A", with(&[&devices[0], &devices[1]])),
             Contender::new("qemu microvm", "A", move || {
                 let mut command = guests::qemu("128M");
-                // Its exit device stands where the guest writes its reset, because microvm has no keyboard controller.
+                // Its exit device stands where the guest writes its reset, because microvm has no
+                // keyboard controller.
                 command
                     .arg("-kernel")
                     .arg(&qemu_guest)

@@ -1,4 +1,5 @@
-//! What a VM costs besides its guest's memory: the Pss of its processes, less the mappings behind memory slots.
+//! What a VM costs besides its guest's memory: the Pss of its processes, less the mappings behind
+//! memory slots.
 
 use std::io::Read;
 use std::process::{Child, Command, Stdio};

@@ -15,7 +15,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// A way to start a guest.
 pub(crate) struct Contender {
     name: &'static str,
-    /// What its guest prints; a run without it didn't happen. A guest that prints nothing must succeed instead, and its first output is its return.
+    /// What its guest prints; a run without it didn't happen. A guest that prints nothing must
+    /// succeed instead, and its first output is its return.
     says: &'static str,
     command: Box<dyn Fn() -> Command>,
 }
@@ -138,7 +139,8 @@ fn run_once(contender: &Contender) -> Run {
     let (mut output, mut chunk) = (Vec::new(), [0; 4096]);
     let mut first_line = None;
     let says = contender.says.as_bytes();
-    // Whatever holds the pipe open is still at work: the guest's output ends before its program returns.
+    // Whatever holds the pipe open is still at work: the guest's output ends before its program
+    // returns.
     while let Ok(len @ 1..) = stdout.read(&mut chunk) {
         output.extend_from_slice(&chunk[..len]);
         let is_it = |window: &[u8]| window == says;
@@ -169,7 +171,8 @@ fn run_once(contender: &Contender) -> Run {
     Run { first_line, returned, gone }
 }
 
-/// Makes processes that lose their parent children of this one, so that their end can be waited for.
+/// Makes processes that lose their parent children of this one, so that their end can be waited
+/// for.
 pub(crate) fn adopt_orphans() {
     #[expect(unsafe_code, reason = "std has no prctl")]
     // SAFETY: this option takes a flag and touches no memory.

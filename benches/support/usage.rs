@@ -38,7 +38,8 @@ pub(crate) struct Mapping {
 /// What a process holds but for guest memory, of so many bytes.
 pub(crate) fn own(pid: u32, guest_memory: u64) -> Usage {
     let mappings = mappings(pid);
-    // The kernel's file is mapped amid guest memory, so the whole stretch between the first and the last part counts as guest memory.
+    // The kernel's file is mapped amid guest memory, so the whole stretch between the first and the
+    // last part counts as guest memory.
     let guest: Vec<&Mapping> = mappings
         .iter()
         .filter(|mapping| mapping.dont_dump && mapping.end - mapping.start >= 1 << 20)

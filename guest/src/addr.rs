@@ -1,5 +1,5 @@
-//! Ethernet and IP addresses as they are written: on the host's command line, in its configuration files, and in
-//! [`crate::net::NetConfig`].
+//! Ethernet and IP addresses as they are written: on the host's command line, in its configuration
+//! files, and in [`crate::net::NetConfig`].
 
 use std::fmt;
 use std::net::IpAddr;

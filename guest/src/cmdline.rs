@@ -1,8 +1,8 @@
 //! Splits a kernel command line into words, by the kernel's own rules for quotes.
 //!
-//! The kernel (`next_arg` in `lib/cmdline.c`) ends a word at white space outside double quotes, and removes a pair
-//! of quotes around a whole word or around its value. There is no escape character, so a value can't contain a
-//! double quote and a space at once in any other way.
+//! The kernel (`next_arg` in `lib/cmdline.c`) ends a word at white space outside double quotes, and
+//! removes a pair of quotes around a whole word or around its value. There is no escape character,
+//! so a value can't contain a double quote and a space at once in any other way.
 
 /// One word: `key` or `key=value`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! The console, and the programs that are started on it.
 //!
-//! The kernel gives init `/dev/console` as its standard input and output. That device can't be a controlling
-//! terminal, so programs get the terminal behind it, and with it job control and Ctrl-C.
+//! The kernel gives init `/dev/console` as its standard input and output. That device can't be a
+//! controlling terminal, so programs get the terminal behind it, and with it job control and
+//! Ctrl-C.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
@@ -52,13 +53,14 @@ pub(crate) fn terminal() -> Option<File> {
     Some(terminal)
 }
 
-/// The host may say how large its terminal is: the kernel hands words that it doesn't know to init as environment.
+/// The host may say how large its terminal is: the kernel hands words that it doesn't know to init
+/// as environment.
 fn size_of(variable: &str, usual: u16) -> u16 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 
-/// Starts `sh` with these arguments on the terminal, or on init's own standard streams if there is none, and
-/// returns its process number. The loop that reaps everybody learns of its end.
+/// Starts `sh` with these arguments on the terminal, or on init's own standard streams if there is
+/// none, and returns its process number. The loop that reaps everybody learns of its end.
 pub(crate) fn start_shell(args: &[&str], terminal: Option<&File>) -> io::Result<i32> {
     let mut command = Command::new("/bin/sh");
     command.args(args).current_dir("/root").env("PATH", PATH).env("HOME", "/root").env("USER", "root");

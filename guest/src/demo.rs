@@ -8,7 +8,8 @@ use crate::network::{self, Interface};
 
 const SECTOR_BYTES: u64 = 512;
 
-/// Prints kernel, memory, processors, disks and network. `up` is how long the kernel had run when init started.
+/// Prints kernel, memory, processors, disks and network. `up` is how long the kernel had run when
+/// init started.
 pub(crate) fn print(up: Duration, configured: &[Interface]) {
     let mut text = String::from("\n");
     let mut row = |label: &str, value: &str| {

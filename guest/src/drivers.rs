@@ -1,5 +1,5 @@
-//! Kernel modules that the initramfs brings along. Our own kernel needs none; a distribution's has its virtio
-//! drivers there.
+//! Kernel modules that the initramfs brings along. Our own kernel needs none; a distribution's has
+//! its virtio drivers there.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -8,7 +8,8 @@ use bothy_guest::MODULES_DIR;
 
 use crate::{say, sys};
 
-/// Loads all modules in the order of their file names. One that fails is reported, and the next is tried.
+/// Loads all modules in the order of their file names. One that fails is reported, and the next is
+/// tried.
 pub(crate) fn load() {
     let Ok(entries) = fs::read_dir(MODULES_DIR) else { return };
     let mut paths: Vec<PathBuf> = entries

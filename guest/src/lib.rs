@@ -1,5 +1,6 @@
-//! What the host and the guest agree on: the timing port, the words of the kernel command line, the signal of
-//! the power button, and the agent's protocol and the containers that it describes ([`spec`]); and what both use ([`netlink`]). PID 1 itself is the binary of this package.
+//! What the host and the guest agree on: the timing port, the words of the kernel command line, the
+//! signal of the power button, and the agent's protocol and the containers that it describes
+//! ([`spec`]); and what both use ([`netlink`]). PID 1 itself is the binary of this package.
 //!
 //! The words that PID 1 understands on the kernel command line:
 //!
@@ -11,7 +12,8 @@
 //! | `bothy.agent[=PORT]` | run an image's commands as the host says at this vsock port ([`protocol`]); nothing else counts then |
 //! | `TERM=T COLUMNS=N LINES=N` | the terminal behind the console; 80 by 24 characters if not said |
 //!
-//! With neither demo nor exec a console terminal gets a shell, and the machine powers off when it ends.
+//! With neither demo nor exec a console terminal gets a shell, and the machine powers off when it
+//! ends.
 
 pub mod addr;
 pub mod cmdline;
@@ -20,7 +22,8 @@ pub mod netlink;
 pub mod protocol;
 pub mod spec;
 
-/// The I/O port that PID 1 writes a [`TimingMark`] to, one byte each time. Reading it has no meaning.
+/// The I/O port that PID 1 writes a [`TimingMark`] to, one byte each time. Reading it has no
+/// meaning.
 pub const TIMING_PORT: u16 = 0x610;
 
 /// What a byte at [`TIMING_PORT`] says.
@@ -29,7 +32,8 @@ pub const TIMING_PORT: u16 = 0x610;
 pub enum TimingMark {
     /// The first thing that PID 1 does.
     InitStarted = 0x01,
-    /// The last thing before PID 1 asks the kernel to power off or restart: file systems are written and unmounted.
+    /// The last thing before PID 1 asks the kernel to power off or restart: file systems are
+    /// written and unmounted.
     InitPowerOff = 0x02,
 }
 
@@ -54,13 +58,13 @@ pub const KEY_EXEC: &str = "bothy.exec";
 /// The word that makes PID 1 the agent of an image.
 pub const KEY_AGENT: &str = "bothy.agent";
 
-/// What PID 1 prints on the console when the command of [`KEY_EXEC`] has ended, followed by its exit status
-/// (128 and the signal's number if a signal ended it) and a newline.
+/// What PID 1 prints on the console when the command of [`KEY_EXEC`] has ended, followed by its
+/// exit status (128 and the signal's number if a signal ended it) and a newline.
 pub const EXIT_STATUS_PREFIX: &str = "bothy: exit status ";
 
 /// What the kernel's tiny power button sends to PID 1: `SIGRTMIN+4`, as `kernel.config` says.
 pub const POWER_BUTTON_SIGNAL: i32 = 38;
 
-/// Where PID 1 looks for kernel modules to load, in the order of their names, before anything else: an initramfs for
-/// a distribution's kernel carries its virtio drivers there.
+/// Where PID 1 looks for kernel modules to load, in the order of their names, before anything else:
+/// an initramfs for a distribution's kernel carries its virtio drivers there.
 pub const MODULES_DIR: &str = "/lib/bothy/modules";

@@ -1,9 +1,10 @@
-//! PID 1 of bothy's guests: mounts, network, one command or a shell, and the machine's orderly end; or, where the host runs an image,
-//! its agent (`agent`).
+//! PID 1 of bothy's guests: mounts, network, one command or a shell, and the machine's orderly end;
+//! or, where the host runs an image, its agent (`agent`).
 //!
-//! It is a single thread and links everything statically. It starts no services, and it is not an init for a
-//! distribution: the root file system is the initramfs. What it understands on the kernel command line is described
-//! in the library beside it; a machine always ends with it, whether it succeeds or fails.
+//! It is a single thread and links everything statically. It starts no services, and it is not an
+//! init for a distribution: the root file system is the initramfs. What it understands on the
+//! kernel command line is described in the library beside it; a machine always ends with it,
+//! whether it succeeds or fails.
 
 mod agent;
 mod console;
@@ -109,7 +110,8 @@ fn task(words: &[Word]) -> Task {
     }
 }
 
-/// Runs the command to its end, or until somebody asks for the machine's end. Returns it if it still runs.
+/// Runs the command to its end, or until somebody asks for the machine's end. Returns it if it
+/// still runs.
 fn exec(command: &str, events: &mut Events) -> io::Result<(End, Option<i32>)> {
     let terminal = console::terminal();
     let pid = console::start_shell(&["-c", command], terminal.as_ref())?;

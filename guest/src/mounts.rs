@@ -104,7 +104,8 @@ pub(crate) fn unmount_all() {
     }
 }
 
-/// Mount point and type of a line in /proc/self/mounts, where white space and backslashes in paths are octal.
+/// Mount point and type of a line in /proc/self/mounts, where white space and backslashes in paths
+/// are octal.
 fn parse_mount(line: &str) -> Option<(String, &str)> {
     let mut fields = line.split(' ');
     let target = fields.nth(1)?;

@@ -1,7 +1,8 @@
-//! The word that describes one network interface on the kernel command line: the host writes it, PID 1 reads it.
+//! The word that describes one network interface on the kernel command line: the host writes it,
+//! PID 1 reads it.
 //!
-//! `mac=52:54:00:12:34:56,ip=10.0.0.2/24,gw=10.0.0.1,dns=10.0.0.1`; everything but `mac` may be missing or stand
-//! several times, and each address may be IPv4 or IPv6.
+//! `mac=52:54:00:12:34:56,ip=10.0.0.2/24,gw=10.0.0.1,dns=10.0.0.1`; everything but `mac` may be
+//! missing or stand several times, and each address may be IPv4 or IPv6.
 
 use std::fmt;
 use std::net::IpAddr;

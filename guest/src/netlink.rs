@@ -1,5 +1,5 @@
-//! Just enough rtnetlink (`man 7 rtnetlink`) to bring interfaces up and give them addresses and routes: one message
-//! format for IPv4 and IPv6, and no external program.
+//! Just enough rtnetlink (`man 7 rtnetlink`) to bring interfaces up and give them addresses and
+//! routes: one message format for IPv4 and IPv6, and no external program.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -19,7 +19,8 @@ const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
-/// The host chose the address: nobody else can have it, so there is nothing to detect and to wait for.
+/// The host chose the address: nobody else can have it, so there is nothing to detect and to wait
+/// for.
 const IFA_F_NODAD: u8 = 0x02;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
@@ -74,7 +75,8 @@ impl Netlink {
         self.request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &body)
     }
 
-    /// Says that a single address is a direct neighbour, for a gateway outside the interface's own networks.
+    /// Says that a single address is a direct neighbour, for a gateway outside the interface's own
+    /// networks.
     pub fn add_neighbour_route(&mut self, interface: u32, neighbour: IpAddr) -> io::Result<()> {
         let bits = if neighbour.is_ipv4() { 32 } else { 128 };
         let mut body = route_body(family(neighbour), bits, RT_SCOPE_LINK);
@@ -110,7 +112,8 @@ fn route_body(family: u8, destination_bits: u8, scope: u8) -> Vec<u8> {
     body
 }
 
-/// `struct nlmsghdr` (length, type, flags, sequence, port) and the body. Bodies here are always whole words.
+/// `struct nlmsghdr` (length, type, flags, sequence, port) and the body. Bodies here are always
+/// whole words.
 fn message(kind: u16, flags: u16, body: &[u8]) -> io::Result<Vec<u8>> {
     let length = u32::try_from(body.len().saturating_add(HEADER_BYTES)).map_err(io::Error::other)?;
     let mut message = Vec::with_capacity(body.len().saturating_add(HEADER_BYTES));
@@ -122,7 +125,8 @@ fn message(kind: u16, flags: u16, body: &[u8]) -> io::Result<Vec<u8>> {
     Ok(message)
 }
 
-/// `struct rtattr` (length, type) and its value, which is a whole number of words for every attribute used here.
+/// `struct rtattr` (length, type) and its value, which is a whole number of words for every
+/// attribute used here.
 fn put_attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
     let length =
         u16::try_from(value.len().saturating_add(4)).expect("addresses and indexes have at most 16 bytes");

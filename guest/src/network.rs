@@ -1,5 +1,5 @@
-//! Configures the network as the kernel command line says. An interface that fails is reported and left as it is:
-//! a machine without network still boots.
+//! Configures the network as the kernel command line says. An interface that fails is reported and
+//! left as it is: a machine without network still boots.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -40,7 +40,8 @@ pub(crate) struct Network {
     pub(crate) failures: Vec<String>,
 }
 
-/// Brings `lo` and the interfaces of all `bothy.net` words up, and writes `/etc/resolv.conf` if there is a DNS server.
+/// Brings `lo` and the interfaces of all `bothy.net` words up, and writes `/etc/resolv.conf` if
+/// there is a DNS server.
 pub(crate) fn configure(words: &[Word]) -> Vec<Interface> {
     let texts = words.iter().filter(|word| word.key == KEY_NET);
     let network = bring_up(texts.map(|word| word.value.as_deref().unwrap_or_default()));

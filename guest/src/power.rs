@@ -9,13 +9,15 @@ use crate::signals::{End, Events};
 use crate::sys::Reaped;
 use crate::{console, mounts, say, sys};
 
-/// How long programs have between SIGTERM and SIGKILL. The host gives the whole machine ten seconds.
+/// How long programs have between SIGTERM and SIGKILL. The host gives the whole machine ten
+/// seconds.
 const GRACE: Duration = Duration::from_secs(3);
-/// How long to wait for killed programs to be gone; one that hangs in the kernel must not keep the machine.
+/// How long to wait for killed programs to be gone; one that hangs in the kernel must not keep the
+/// machine.
 const KILLED: Duration = Duration::from_secs(1);
 
-/// Stops all programs, writes and unmounts the disks, and ends the machine. `shell` is the program on the console:
-/// an interactive one ignores SIGTERM, so it is told that its terminal hangs up.
+/// Stops all programs, writes and unmounts the disks, and ends the machine. `shell` is the program
+/// on the console: an interactive one ignores SIGTERM, so it is told that its terminal hangs up.
 pub(crate) fn end(end: End, events: Option<&mut Events>, shell: Option<i32>) -> ! {
     if let Some(events) = events {
         stop_programs(events, shell);
@@ -29,7 +31,8 @@ pub(crate) fn now(end: End) -> ! {
     sys::sync();
     console::drain();
     sys::mark_time(TimingMark::InitPowerOff);
-    // Without ACPI nothing can cut the power, and the kernel would halt: a restart at least ends the VM.
+    // Without ACPI nothing can cut the power, and the kernel would halt: a restart at least ends
+    // the VM.
     let can_power_off = Path::new("/sys/firmware/acpi").exists();
     let error = match end {
         End::PowerOff if can_power_off => sys::reboot(libc::RB_POWER_OFF),

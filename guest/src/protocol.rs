@@ -1,15 +1,19 @@
 //! What the host and the agent say to each other: the agent is PID 1 of a guest that runs an image.
 //!
-//! The agent connects to [`PORT`] of the host (vsock context 2) and says [`Opening::Control`]; from then on the host sends
-//! [`Request`]s there and the agent answers with [`Report`]s. If that connection breaks, the agent opens another one and goes on: a
-//! restored snapshot finds its new host that way. For each standard stream of a command the agent opens one more connection and says
-//! [`Opening::Stream`] with the token that the host gave for it; every byte after that is the stream's own, and its end
-//! is the end of the sending direction. A reader that stalls so holds up its own stream and nothing else.
+//! The agent connects to [`PORT`] of the host (vsock context 2) and says [`Opening::Control`]; from
+//! then on the host sends [`Request`]s there and the agent answers with [`Report`]s. If that
+//! connection breaks, the agent opens another one and goes on: a restored snapshot finds its new
+//! host that way. For each standard stream of a command the agent opens one more connection and
+//! says [`Opening::Stream`] with the token that the host gave for it; every byte after that is the
+//! stream's own, and its end is the end of the sending direction. A reader that stalls so holds up
+//! its own stream and nothing else.
 //!
-//! The tokens are there because what runs in the guest can open vsock connections, too: without one it gets nowhere.
+//! The tokens are there because what runs in the guest can open vsock connections, too: without one
+//! it gets nowhere.
 //!
-//! A message is its length (32 bits, little endian) and that many bytes of postcard. Both sides refuse what is longer than the reader's limit
-//! and what does not decode, and end the connection: there is one agent for each version of bothy, and it came in the same file.
+//! A message is its length (32 bits, little endian) and that many bytes of postcard. Both sides
+//! refuse what is longer than the reader's limit and what does not decode, and end the connection:
+//! there is one agent for each version of bothy, and it came in the same file.
 
 use std::io::{self, Read, Write};
 
@@ -24,7 +28,8 @@ pub const PORT: u32 = 1024;
 /// Of everything in this file. The host ends a guest that says another one.
 pub const VERSION: u32 = 5;
 
-/// The longest message that the agent accepts, in bytes: arguments and environment may have 2 MiB, as on Linux.
+/// The longest message that the agent accepts, in bytes: arguments and environment may have 2 MiB,
+/// as on Linux.
 pub const MAX_REQUEST: usize = 4 << 20;
 
 /// The longest message that the host accepts, in bytes.
@@ -228,7 +233,8 @@ pub struct Root {
     pub image: String,
     /// What takes what is written.
     pub upper: Upper,
-    /// A block device with a file system (EROFS) that is not the image's, and shows read-only at [`LENT`].
+    /// A block device with a file system (EROFS) that is not the image's, and shows read-only at
+    /// [`LENT`].
     pub lent: Option<String>,
 }
 
@@ -249,13 +255,15 @@ pub enum Upper {
 /// A command, complete: nothing is added to it in the guest but HOME, where it is missing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
-    /// The program, looked for in the environment's PATH if there is no slash in it, and its arguments. Not empty.
+    /// The program, looked for in the environment's PATH if there is no slash in it, and its
+    /// arguments. Not empty.
     pub args: Vec<Vec<u8>>,
     /// `NAME=VALUE`.
     pub env: Vec<Vec<u8>>,
     /// An absolute path in the container; made if it is missing.
     pub cwd: Vec<u8>,
-    /// `USER[:GROUP]`, names or numbers, by the image's own /etc/passwd and /etc/group; empty is root.
+    /// `USER[:GROUP]`, names or numbers, by the image's own /etc/passwd and /etc/group; empty is
+    /// root.
     pub user: String,
     /// What it may do.
     pub rights: Rights,
@@ -275,7 +283,8 @@ pub enum Stdio {
         /// Bytes from it.
         stderr: Token,
     },
-    /// A terminal of its own, with both directions in one connection. If `input` is false nothing is read from the host.
+    /// A terminal of its own, with both directions in one connection. If `input` is false nothing
+    /// is read from the host.
     Terminal {
         /// Both directions.
         stream: Token,
@@ -322,7 +331,8 @@ pub fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Waits for one message of at most `limit` bytes. A connection that ends before it is `UnexpectedEof`.
+/// Waits for one message of at most `limit` bytes. A connection that ends before it is
+/// `UnexpectedEof`.
 pub fn receive<T: DeserializeOwned>(from: &mut impl Read, limit: usize) -> io::Result<T> {
     let mut length = [0; LENGTH];
     from.read_exact(&mut length)?;
@@ -345,7 +355,8 @@ impl Inbox {
         Self { bytes: Vec::new(), limit }
     }
 
-    /// Takes what has arrived. The caller reads pieces of bounded size and takes the messages out after each.
+    /// Takes what has arrived. The caller reads pieces of bounded size and takes the messages out
+    /// after each.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }

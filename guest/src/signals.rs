@@ -1,5 +1,5 @@
-//! What init waits for: signals (children that end, requests to power off or restart) and, on kernels whose ACPI
-//! power button is an input device, that device.
+//! What init waits for: signals (children that end, requests to power off or restart) and, on
+//! kernels whose ACPI power button is an input device, that device.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -43,7 +43,8 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// Blocks the signals and from then on reads them. Call it before the first child starts, so that none is missed.
+    /// Blocks the signals and from then on reads them. Call it before the first child starts, so
+    /// that none is missed.
     pub(crate) fn open() -> io::Result<Self> {
         let signals = sys::signal_fd(&[
             libc::SIGCHLD,
@@ -119,8 +120,9 @@ fn signal_number(info: &[u8; SIGINFO_BYTES]) -> Option<i32> {
     i32::try_from(u32::from_ne_bytes(word)).ok()
 }
 
-/// As busybox's init: `poweroff` sends SIGUSR2, `halt` SIGUSR1, `reboot` SIGTERM. A halted machine would do nothing
-/// but cost memory, so it is powered off. SIGINT is what the kernel makes of Ctrl-Alt-Del.
+/// As busybox's init: `poweroff` sends SIGUSR2, `halt` SIGUSR1, `reboot` SIGTERM. A halted machine
+/// would do nothing but cost memory, so it is powered off. SIGINT is what the kernel makes of
+/// Ctrl-Alt-Del.
 fn event_of_signal(signal: i32) -> Option<Event> {
     match signal {
         libc::SIGCHLD => Some(Event::Child),

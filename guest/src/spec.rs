@@ -1,4 +1,5 @@
-//! What a container is to be, as plain data. The host decides all of it; the agent does what it receives and adds no policy of its own.
+//! What a container is to be, as plain data. The host decides all of it; the agent does what it
+//! receives and adds no policy of its own.
 //!
 //! Paths are absolute paths in the container. Numbers are those of Linux on x86-64.
 
@@ -19,14 +20,16 @@ pub struct Container {
     pub protections: Vec<Protection>,
     /// Written before the container can see them.
     pub sysctls: Vec<Sysctl>,
-    /// Which devices its processes may use: the last rule that fits counts, and what none fits is refused. `None` allows all.
+    /// Which devices its processes may use: the last rule that fits counts, and what none fits is
+    /// refused. `None` allows all.
     pub device_rules: Option<Vec<DeviceRule>>,
 }
 
 /// A new instance of one of the kernel's file systems.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
-    /// Where. On an earlier mount the directory is made if it is missing; in the container's root it must be a directory.
+    /// Where. On an earlier mount the directory is made if it is missing; in the container's root
+    /// it must be a directory.
     pub target: String,
     /// As `mount -t` takes it.
     pub kind: String,
@@ -144,7 +147,8 @@ pub mod access {
 /// What one process of a container may do. Its children inherit it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rights {
-    /// Of the user that it begins as; what the kernel takes from a user that isn't root is taken when its program starts.
+    /// Of the user that it begins as; what the kernel takes from a user that isn't root is taken
+    /// when its program starts.
     pub capabilities: Capabilities,
     /// Resource limits.
     pub limits: Vec<Limit>,
@@ -169,7 +173,8 @@ pub struct Capabilities {
     pub ambient: u64,
 }
 
-/// A resource limit. Where the kernel allows no such increase the limit becomes as high as it allows.
+/// A resource limit. Where the kernel allows no such increase the limit becomes as high as it
+/// allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limit {
     /// `RLIMIT_...`.

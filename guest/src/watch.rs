@@ -19,7 +19,8 @@ pub(crate) struct Watch<'a> {
 pub(crate) struct Ready(Vec<(RawFd, PollFlags)>);
 
 impl<'a> Watch<'a> {
-    /// Waits for this descriptor, too. Errors and hang-ups wake in every case, so one that is of no interest must not be added.
+    /// Waits for this descriptor, too. Errors and hang-ups wake in every case, so one that is of no
+    /// interest must not be added.
     pub(crate) fn add(&mut self, fd: &'a impl AsFd, interest: PollFlags) {
         self.fds.push(PollFd::new(fd, interest));
     }

@@ -61,7 +61,8 @@ impl Control {
         Self { socket, inbox: Inbox::new(MAX_REPORT), unsent: Vec::new() }
     }
 
-    /// Reads one piece of what there is, and tells of each message in it. False at the connection's end; what doesn't decode is an error.
+    /// Reads one piece of what there is, and tells of each message in it. False at the connection's
+    /// end; what doesn't decode is an error.
     pub(super) fn read(&mut self, mut tell: impl FnMut(Report)) -> io::Result<bool> {
         let mut piece = [0; PIECE];
         let going = match self.socket.read(&mut piece) {

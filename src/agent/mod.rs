@@ -1,13 +1,19 @@
-//! The host's side of the guest's agent: a socket that the agent reaches by vsock, its control connection, and the streams
-//! that it opens. The socket is a Unix socket beside bothy's own vsock device, or a vsock socket where another hypervisor has the guest. The messages are in [`bothy_guest::protocol`].
+//! The host's side of the guest's agent: a socket that the agent reaches by vsock, its control
+//! connection, and the streams that it opens. The socket is a Unix socket beside bothy's own vsock
+//! device, or a vsock socket where another hypervisor has the guest. The messages are in
+//! [`bothy_guest::protocol`].
 //!
-//! [`Agent`] is one descriptor to wait for and one function to call when it is readable; it never blocks. It knows nothing of images, of
-//! virtual machines, or of what a command is for: whoever has it decides what is sent and what answers mean.
+//! [`Agent`] is one descriptor to wait for and one function to call when it is readable; it never
+//! blocks. It knows nothing of images, of virtual machines, or of what a command is for: whoever
+//! has it decides what is sent and what answers mean.
 //!
-//! **The agent is not trusted**, nor is whoever else in the guest opens a connection. A message has a length limit; a connection that doesn't say
-//! what it is for within [`OPENING_TIME`] is closed, and so is the oldest when there are more than [`MAX_UNKNOWN`] of them; a stream is only handed out for
-//! a token that was made here and hasn't been used; a second control connection is refused while there is one. What is to be sent is bounded by what the caller
-//! sends; so are what is logged and how many connections are accepted in one turn. How long to wait for the agent is the caller's business.
+//! **The agent is not trusted**, nor is whoever else in the guest opens a connection. A message has
+//! a length limit; a connection that doesn't say what it is for within [`OPENING_TIME`] is closed,
+//! and so is the oldest when there are more than [`MAX_UNKNOWN`] of them; a stream is only handed
+//! out for a token that was made here and hasn't been used; a second control connection is refused
+//! while there is one. What is to be sent is bounded by what the caller sends; so are what is
+//! logged and how many connections are accepted in one turn. How long to wait for the agent is the
+//! caller's business.
 //!
 //! Owns the listening socket, an epoll set, and the connections until they are handed out.
 
@@ -108,7 +114,8 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Listens beside the vsock device's socket at `vsock`, where the device looks for [`protocol::PORT`].
+    /// Listens beside the vsock device's socket at `vsock`, where the device looks for
+    /// [`protocol::PORT`].
     pub fn listen(vsock: &Path) -> io::Result<Self> {
         let mut name = vsock.as_os_str().to_owned();
         name.push(format!("_{}", protocol::PORT));
@@ -145,14 +152,16 @@ impl Agent {
         Ok(token)
     }
 
-    /// Sends a request, or the first part of it; the rest follows in [`Agent::serve`]. Without a control connection it is an error.
+    /// Sends a request, or the first part of it; the rest follows in [`Agent::serve`]. Without a
+    /// control connection it is an error.
     pub fn send(&mut self, request: &Request) -> io::Result<()> {
         let control = self.control.as_mut().ok_or(io::ErrorKind::NotConnected)?;
         control.queue(&protocol::encode(request)?);
         self.flush()
     }
 
-    /// Does what there is to do without waiting. Called when the descriptor is readable, and at [`Agent::deadline`].
+    /// Does what there is to do without waiting. Called when the descriptor is readable, and at
+    /// [`Agent::deadline`].
     pub fn serve(&mut self) -> io::Result<Vec<Event>> {
         let mut ready = [EpollEvent::default(); 16];
         let count = match self.epoll.wait(0, &mut ready) {

@@ -31,7 +31,8 @@ impl Peer {
         socket
     }
 
-    /// What happens within a moment: a connection takes one call to be accepted and another one to be read.
+    /// What happens within a moment: a connection takes one call to be accepted and another one to
+    /// be read.
     fn events(&mut self) -> Vec<Event> {
         (0..3).flat_map(|_| self.agent.serve().unwrap()).collect()
     }

@@ -8,12 +8,14 @@ use rustix::fs::{Advice, fadvise};
 
 use crate::sys::pages::resident;
 
-/// Asks the kernel to forget what it has of these files, and gives the share of their pages that it still has, in percent: what others
-/// have mapped stays, and so does all that has no disk. Of a file that the caller neither owns nor may write, the kernel says that all of it is there.
+/// Asks the kernel to forget what it has of these files, and gives the share of their pages that it
+/// still has, in percent: what others have mapped stays, and so does all that has no disk. Of a
+/// file that the caller neither owns nor may write, the kernel says that all of it is there.
 ///
 /// # Errors
 ///
-/// One line, with the path of the file that can't be opened or looked at; and that there is no file.
+/// One line, with the path of the file that can't be opened or looked at; and that there is no
+/// file.
 pub fn evict(files: &[PathBuf]) -> Result<f64, String> {
     let (mut pages, mut there) = (0, 0);
     for path in files {
@@ -31,7 +33,8 @@ pub fn evict(files: &[PathBuf]) -> Result<f64, String> {
 /// How many pages the file has, and how many of them stay.
 fn evict_one(path: &Path) -> io::Result<(usize, usize)> {
     let file = File::open(path)?;
-    // What isn't on the disk yet can't be forgotten. A file that was only read has nothing to write.
+    // What isn't on the disk yet can't be forgotten. A file that was only read has nothing to
+    // write.
     file.sync_data()?;
     fadvise(&file, 0, None, Advice::DontNeed)?;
     let resident = resident(&file)?;

@@ -1,4 +1,5 @@
-//! Ways to start something: a plain process, a container engine, a hypervisor. Each is an [`Executor`], so that one more is one more row.
+//! Ways to start something: a plain process, a container engine, a hypervisor. Each is an
+//! [`Executor`], so that one more is one more row.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,7 +22,8 @@ pub trait Executor {
         Vec::new()
     }
 
-    /// Bytes on disk of whatever it keeps for its instances; an error, in a line, if that isn't known.
+    /// Bytes on disk of whatever it keeps for its instances; an error, in a line, if that isn't
+    /// known.
     fn kept(&self) -> Result<u64, String> {
         Ok(0)
     }

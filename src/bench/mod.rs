@@ -9,7 +9,8 @@
 //! stats                                what a list of figures says: no clock, no file
 //! ```
 //!
-//! Measuring knows nothing of reports, and reports need nothing but the results, so that any of them can be drawn again from a file.
+//! Measuring knows nothing of reports, and reports need nothing but the results, so that any of
+//! them can be drawn again from a file.
 
 pub mod cache;
 pub mod executor;

@@ -31,7 +31,8 @@ pub struct Call {
     pub command: Command,
     /// What removes whatever a killed instance leaves.
     pub clean_up: Option<Command>,
-    /// What prints, once the instance runs, the number of a process that has it among its children, if the program has not.
+    /// What prints, once the instance runs, the number of a process that has it among its children,
+    /// if the program has not.
     pub keeper: Option<Command>,
 }
 
@@ -92,7 +93,8 @@ impl Program {
         self
     }
 
-    /// Whose largest mapping is the memory of a guest. That is torn down behind it, by a process with this mark on its command line.
+    /// Whose largest mapping is the memory of a guest. That is torn down behind it, by a process
+    /// with this mark on its command line.
     pub fn with_guest(mut self, mark: &Path) -> Self {
         self.guest_mark = Some(mark.to_string_lossy().into_owned());
         self
@@ -108,7 +110,8 @@ impl Program {
     }
 }
 
-/// Runs a program to its end, no longer than an instance may take, and gives what it prints. The error is its last line.
+/// Runs a program to its end, no longer than an instance may take, and gives what it prints. The
+/// error is its last line.
 pub fn run_to_end(call: Call) -> Result<String, String> {
     let mut running = Running::start(call)?;
     while running.read_more()? {}
@@ -246,7 +249,8 @@ impl Running {
         Ok((Run { first_output, exit, output }, errors))
     }
 
-    /// The process that keeps the instance, if it is not the program; asked for when it is first wanted.
+    /// The process that keeps the instance, if it is not the program; asked for when it is first
+    /// wanted.
     fn keeper(&self) -> Result<Option<u32>, String> {
         let find = || {
             let Some(ask) = self.ask_keeper.take() else { return Ok(None) };
@@ -408,7 +412,8 @@ fn of_process(pid: u32) -> Option<Usage> {
 }
 
 fn parse(rollup: &str, stat: &str, ticks_per_second: u64) -> Option<Usage> {
-    // The name stands in brackets, and may have any bytes in it; behind it are the third field and all others.
+    // The name stands in brackets, and may have any bytes in it; behind it are the third field and
+    // all others.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
     let ticks = field(14)? + field(15)?;
@@ -429,7 +434,8 @@ fn disk_usage(path: &Path) -> u64 {
     metadata.blocks() * 512 + below
 }
 
-/// Size and Pss of the largest mapping, in bytes. Neighbours without a file are one: they only differ in what the kernel was told of them.
+/// Size and Pss of the largest mapping, in bytes. Neighbours without a file are one: they only
+/// differ in what the kernel was told of them.
 fn largest_mapping(smaps: &str) -> (u64, u64) {
     let mut all: Vec<(u64, u64)> = Vec::new();
     let mut anonymous_until = None;
@@ -449,7 +455,8 @@ fn largest_mapping(smaps: &str) -> (u64, u64) {
     all.into_iter().max().unwrap_or_default()
 }
 
-/// Where a mapping begins and ends, and whether it has no file and no name; `None` for all lines but the first of one.
+/// Where a mapping begins and ends, and whether it has no file and no name; `None` for all lines
+/// but the first of one.
 fn mapping(line: &str) -> Option<(u64, u64, bool)> {
     let mut words = line.split_whitespace();
     let (start, end) = words.next()?.split_once('-')?;

@@ -1,4 +1,5 @@
-//! What a benchmark found: plain data, which is what `--json` writes and `--from` reads. Every sample is in it, so any report can be drawn again.
+//! What a benchmark found: plain data, which is what `--json` writes and `--from` reads. Every
+//! sample is in it, so any report can be drawn again.
 
 use serde::{Deserialize, Serialize};
 
@@ -248,7 +249,8 @@ pub struct Stack {
 pub struct Curve {
     /// The peer's name.
     pub peer: String,
-    /// For each instance that was started: seconds since the first began, and by how many MiB MemAvailable has fallen.
+    /// For each instance that was started: seconds since the first began, and by how many MiB
+    /// MemAvailable has fallen.
     pub points: Vec<(f64, f64)>,
     /// Why no more were started.
     pub end: String,

@@ -1,5 +1,5 @@
-//! Which system calls the filters of a running process permit. The kernel shows a process's filters to whoever may trace it and is root; here
-//! they are run, for each system call in turn ([`run`]).
+//! Which system calls the filters of a running process permit. The kernel shows a process's filters
+//! to whoever may trace it and is root; here they are run, for each system call in turn ([`run`]).
 
 use std::io;
 

@@ -1,9 +1,11 @@
 //! What a list of figures says, and whether two lists say different things.
 //!
-//! The middle is the median, because times have long tails. Its interval is the percentile bootstrap's: samples as long as the list are drawn from
-//! it with replacement, and 95 in 100 of their medians lie in the interval. The draws are the same for as many figures, so that a report that is
-//! drawn again says the same. Fewer than [`FEW`] figures carry no interval, and no percentile that would be one figure's: the maximum stands
-//! for it. Nothing is thrown away; figures far from the rest are counted.
+//! The middle is the median, because times have long tails. Its interval is the percentile
+//! bootstrap's: samples as long as the list are drawn from it with replacement, and 95 in 100 of
+//! their medians lie in the interval. The draws are the same for as many figures, so that a report
+//! that is drawn again says the same. Fewer than [`FEW`] figures carry no interval, and no
+//! percentile that would be one figure's: the maximum stands for it. Nothing is thrown away;
+//! figures far from the rest are counted.
 
 use serde::{Deserialize, Serialize};
 
@@ -47,7 +49,8 @@ pub struct Summary {
     pub min: f64,
     /// The largest.
     pub max: f64,
-    /// Figures that are further from the quartiles than one and a half times their distance (Tukey's fences).
+    /// Figures that are further from the quartiles than one and a half times their distance
+    /// (Tukey's fences).
     pub outliers: usize,
 }
 
@@ -222,7 +225,8 @@ mod tests {
                 Summary::of(&figures).unwrap().interval.unwrap().contains(truth)
             })
             .count();
-        // 190 expected; the standard deviation is 3, and the percentile bootstrap is a little narrow for so few.
+        // 190 expected; the standard deviation is 3, and the percentile bootstrap is a little
+        // narrow for so few.
         assert!((176..=199).contains(&hits), "{hits} of 200");
     }
 

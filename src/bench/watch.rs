@@ -1,4 +1,5 @@
-//! An instance, seen from outside while it does what its load tells it to: the filters of its processes, and the system calls that strace sees.
+//! An instance, seen from outside while it does what its load tells it to: the filters of its
+//! processes, and the system calls that strace sees.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -141,8 +142,8 @@ fn is_traced(pid: u32) -> bool {
     status.lines().find_map(|line| line.strip_prefix("TracerPid:")).is_none_or(|tracer| tracer.trim() != "0")
 }
 
-/// Calls in what strace has written, by name: `PID NAME(...`. What it only tells the end of was counted at its beginning; what it has interrupted itself is
-/// not the program's.
+/// Calls in what strace has written, by name: `PID NAME(...`. What it only tells the end of was
+/// counted at its beginning; what it has interrupted itself is not the program's.
 fn count(text: &str) -> BTreeMap<String, u64> {
     let mut calls = BTreeMap::new();
     for line in text.lines() {

@@ -1,8 +1,10 @@
-//! The ACPI tables, through which a guest finds everything: RSDP, XSDT, FADT, MADT, DSDT, and the MCFG of a PCI bus.
+//! The ACPI tables, through which a guest finds everything: RSDP, XSDT, FADT, MADT, DSDT, and the
+//! MCFG of a PCI bus.
 //!
-//! Hardware-reduced ACPI (ACPI 6.5 §4.1): no SCI, no PM1 block, no legacy PIC. Sleep and reset are registers that the
-//! FADT names; the power button and a new generation ID are events of a Generic Event Device. Every interrupt is edge-triggered, active high.
-//! Tables are built by the `acpi_tables` crate; this module chooses what they say.
+//! Hardware-reduced ACPI (ACPI 6.5 §4.1): no SCI, no PM1 block, no legacy PIC. Sleep and reset are
+//! registers that the FADT names; the power button and a new generation ID are events of a Generic
+//! Event Device. Every interrupt is edge-triggered, active high. Tables are built by the
+//! `acpi_tables` crate; this module chooses what they say.
 
 use acpi_tables::aml::{self, Path, ResourceTemplate, Scope};
 use acpi_tables::fadt::{FADTBuilder, Flags};
@@ -25,7 +27,8 @@ const OEM_TABLE_ID: [u8; 8] = *b"BOTHYVM ";
 const OEM_REVISION: u32 = 1;
 /// DSDT revision 2: 64-bit integers.
 const DSDT_REVISION: u8 = 2;
-/// FADT IAPC_BOOT_ARCH (ACPI 6.5 table 5.11): no VGA, no CMOS RTC. Bit 1 clear says that there is no i8042.
+/// FADT IAPC_BOOT_ARCH (ACPI 6.5 table 5.11): no VGA, no CMOS RTC. Bit 1 clear says that there is
+/// no i8042.
 const BOOT_ARCH_NO_VGA_NO_RTC: u16 = 1 << 2 | 1 << 5;
 /// Device-specific notification of a button: pressed.
 const NOTIFY_BUTTON_PRESSED: u8 = 0x80;
@@ -178,7 +181,8 @@ fn device(sink: &mut dyn AmlSink, name: &str, children: Vec<&dyn Aml>) {
     aml::Device::new(Path::new(name), children).to_aml_bytes(sink);
 }
 
-/// The Generic Event Device (ACPI 6.5 §5.6.9): its interrupt's method reads and clears the pending events.
+/// The Generic Event Device (ACPI 6.5 §5.6.9): its interrupt's method reads and clears the pending
+/// events.
 struct EventDevice;
 
 impl Aml for EventDevice {
@@ -233,7 +237,8 @@ impl Aml for PowerButton {
     }
 }
 
-/// The VM generation counter (Microsoft, "Virtual Machine Generation ID", 2012): where the ID stands.
+/// The VM generation counter (Microsoft, "Virtual Machine Generation ID", 2012): where the ID
+/// stands.
 struct Generation;
 
 impl Aml for Generation {
@@ -289,8 +294,9 @@ impl Aml for Serial {
     }
 }
 
-/// The PCI bus. It has no legacy interrupts, so that there is nothing to say of their routes, and it isn't PCI Express, so that the guest
-/// has nothing to negotiate; its configuration spaces are where the MCFG says.
+/// The PCI bus. It has no legacy interrupts, so that there is nothing to say of their routes, and
+/// it isn't PCI Express, so that the guest has nothing to negotiate; its configuration spaces are
+/// where the MCFG says.
 struct PciBus;
 
 impl Aml for PciBus {
@@ -317,8 +323,8 @@ impl Aml for PciBus {
 }
 
 /// A motherboard resource that reserves the configuration spaces, as the PCI Firmware Specification
-/// 3.3 §4.1.2 asks of firmware. Without configuration type 1 (ports 0xcf8 and 0xcfc) Linux 6.1 takes
-/// no other reservation, not even the memory map's, and finds no PCI bus; 6.12 needs none.
+/// 3.3 §4.1.2 asks of firmware. Without configuration type 1 (ports 0xcf8 and 0xcfc) Linux 6.1
+/// takes no other reservation, not even the memory map's, and finds no PCI bus; 6.12 needs none.
 struct Ecam;
 
 impl Aml for Ecam {

@@ -1,7 +1,8 @@
-//! Kernel and initramfs files: what they are and whether they are whole, found out before there is a VM.
+//! Kernel and initramfs files: what they are and whether they are whole, found out before there is
+//! a VM.
 //!
-//! Runs in the monitor's process. A file can be a part of a larger one (the guest inside a self-contained bothy), so
-//! everything goes by an offset and a length.
+//! Runs in the monitor's process. A file can be a part of a larger one (the guest inside a
+//! self-contained bothy), so everything goes by an offset and a length.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -249,7 +250,8 @@ impl KernelImage {
                 _ => {}
             }
         }
-        // Some kernels have an interpreter as well (FreeBSD's), and those say by the note that they are kernels.
+        // Some kernels have an interpreter as well (FreeBSD's), and those say by the note that they
+        // are kernels.
         if is_program && notes.pvh_entry.is_none() {
             return Err(blob.not_a_kernel("an ELF program, not a kernel"));
         }
@@ -268,8 +270,8 @@ struct Notes {
 }
 
 impl Notes {
-    /// Reads the notes in `len` bytes from `offset` on: name length, descriptor length, type, name, descriptor, the last
-    /// two padded to 4 bytes.
+    /// Reads the notes in `len` bytes from `offset` on: name length, descriptor length, type, name,
+    /// descriptor, the last two padded to 4 bytes.
     fn read(&mut self, blob: &Blob, offset: u64, len: u64) -> Result<(), ImageError> {
         let mut bytes = vec![0; usize::try_from(len.min(MAX_NOTES_LEN)).expect("at most 1 MiB")];
         blob.read_at(&mut bytes, offset)?;

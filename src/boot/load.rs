@@ -1,12 +1,14 @@
 //! Puts kernel and initramfs into guest memory.
 //!
-//! Both are copied, straight from the page cache into guest memory. Mapping an uncompressed kernel from its file instead was
-//! measured: it saves the copy (14 MiB then) and shares the untouched part between VMs, but each of its 4 KiB pages then costs the guest a
-//! page fault of the hypervisor: about 10,900 in a whole boot, or 350 with the kernel copied into huge pages. In the emulated host that boot
-//! took about 2.5 s in place of 3.2 s (medians of eight interleaved runs on a busy machine).
+//! Both are copied, straight from the page cache into guest memory. Mapping an uncompressed kernel
+//! from its file instead was measured: it saves the copy (14 MiB then) and shares the untouched
+//! part between VMs, but each of its 4 KiB pages then costs the guest a page fault of the
+//! hypervisor: about 10,900 in a whole boot, or 350 with the kernel copied into huge pages. In the
+//! emulated host that boot took about 2.5 s in place of 3.2 s (medians of eight interleaved runs on
+//! a busy machine).
 //!
-//! A kernel may leave gaps between its segments (`guest/split-text` makes them). What is beside a large one lies in small pages: a huge page
-//! would bring the gap along.
+//! A kernel may leave gaps between its segments (`guest/split-text` makes them). What is beside a
+//! large one lies in small pages: a huge page would bring the gap along.
 
 use std::io::{self, Seek, SeekFrom};
 
@@ -71,7 +73,8 @@ pub(super) fn kernel(mem: &GuestMemory, memory_mib: u64, image: &KernelImage) ->
     }
 }
 
-/// What a kernel leaves free between its segments (start, length in bytes), where that is enough to be worth small pages.
+/// What a kernel leaves free between its segments (start, length in bytes), where that is enough to
+/// be worth small pages.
 fn gaps(segments: &[Segment]) -> Vec<(u64, u64)> {
     let mut segments: Vec<_> = segments.iter().map(|s| (s.gpa, s.gpa.saturating_add(s.mem_len))).collect();
     segments.sort_unstable();

@@ -1,8 +1,9 @@
-//! Everything that is in guest memory before the first instruction: kernel, initramfs, command line, boot parameters and
-//! ACPI tables.
+//! Everything that is in guest memory before the first instruction: kernel, initramfs, command
+//! line, boot parameters and ACPI tables.
 //!
-//! [`image`] looks at files in the monitor's process; [`load`] runs in the VM's process, once memory exists. Owns no
-//! thread; the descriptors of kernel and initramfs belong to whoever opened them.
+//! [`image`] looks at files in the monitor's process; [`load`] runs in the VM's process, once
+//! memory exists. Owns no thread; the descriptors of kernel and initramfs belong to whoever opened
+//! them.
 
 pub mod acpi;
 pub mod image;
@@ -74,7 +75,8 @@ pub enum BootError {
     /// The host's kernel gives none, for the generation ID.
     #[error("can't get random numbers")]
     Random(#[source] io::Error),
-    /// A part of the guest can't be written to memory: its file became shorter meanwhile, or our own sums are wrong.
+    /// A part of the guest can't be written to memory: its file became shorter meanwhile, or our
+    /// own sums are wrong.
     #[error("can't fill guest memory")]
     Memory(#[from] GuestMemoryError),
 }
@@ -146,8 +148,9 @@ pub fn load(request: &Request<'_>) -> Result<Start, BootError> {
 
 /// Writes real-mode code to the reset vector that writes the ACPI reset register.
 ///
-/// A Linux built with EFI takes hardware-reduced ACPI for a sign of EFI, and restarts by EFI's runtime services; where there
-/// are none it goes on to the BIOS' way: real mode, then a jump to the reset vector. Debian's kernels do.
+/// A Linux built with EFI takes hardware-reduced ACPI for a sign of EFI, and restarts by EFI's
+/// runtime services; where there are none it goes on to the BIOS' way: real mode, then a jump to
+/// the reset vector. Debian's kernels do.
 fn write_reset_vector(mem: &GuestMemory) -> Result<(), BootError> {
     let [low, high] = (layout::ACPI_PORT + registers::RESET).to_le_bytes();
     let code = [

@@ -1,5 +1,5 @@
-//! What the kernel is told at its entry: the zero page of the Linux boot protocol, or PVH's start info, with the memory
-//! map, the command line, the initramfs and the address of the RSDP.
+//! What the kernel is told at its entry: the zero page of the Linux boot protocol, or PVH's start
+//! info, with the memory map, the command line, the initramfs and the address of the RSDP.
 
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::configurator::linux::LinuxBootConfigurator;
@@ -35,8 +35,8 @@ pub(super) struct Placement {
 }
 
 /// The memory map: (start, length in bytes, type), the type as E820 has it. Linux uses the
-/// configuration spaces of a PCI bus only where firmware reserves them: here, and as a resource of a
-/// motherboard device (`boot::acpi`).
+/// configuration spaces of a PCI bus only where firmware reserves them: here, and as a resource of
+/// a motherboard device (`boot::acpi`).
 fn memory_map(memory_mib: u64) -> Vec<(u64, u64, u32)> {
     let mut map = vec![
         (0, layout::LOW_MEMORY_END, E820_RAM),

@@ -10,7 +10,8 @@ use crate::bench::results::Section;
 /// Flags of `bothy bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// The image to start, by name or as `bothy load` takes it [default: a small one that is made for this]
+    /// The image to start, by name or as `bothy load` takes it [default: a small one that is made
+    /// for this]
     #[arg(value_name = "IMAGE")]
     pub image: Option<String>,
     /// What to measure [default: all of it]

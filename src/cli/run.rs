@@ -46,8 +46,9 @@ pub struct RunArgs {
     /// Give all capabilities and devices, and neither mask nor filter anything
     #[arg(long)]
     pub privileged: bool,
-    /// Set what the container may do: seccomp=FILE (a profile in docker's JSON), seccomp=builtin (docker's default), seccomp=unconfined,
-    /// no-new-privileges[:true|false], systempaths=unconfined
+    /// Set what the container may do: seccomp=FILE (a profile in docker's JSON), seccomp=builtin
+    /// (docker's default), seccomp=unconfined, no-new-privileges[:true|false],
+    /// systempaths=unconfined
     #[arg(long, value_name = "OPTION", value_parser = parse_security)]
     pub security_opt: Vec<SecurityOption>,
     /// Set a parameter of the guest's kernel, any that /proc/sys has
@@ -64,21 +65,23 @@ pub struct RunArgs {
         default_value = "512M"
     )]
     pub memory: Memory,
-    /// Write to a disk of this size and not to the virtual machine's memory; it is gone with the virtual machine
+    /// Write to a disk of this size and not to the virtual machine's memory; it is gone with the
+    /// virtual machine
     #[arg(long, value_name = "SIZE", conflicts_with = "read_only")]
     pub scratch: Option<MemorySize>,
     /// Make the container's file system read-only
     #[arg(long)]
     pub read_only: bool,
-    /// A network device on a tap that exists, or (`tap=auto`) on one of the virtual machine's own, which has the address `gw`, if there is one, and is gone with it; or none
+    /// A network device on a tap that exists, or (`tap=auto`) on one of the virtual machine's own,
+    /// which has the address `gw`, if there is one, and is gone with it; or none
     #[arg(long, value_name = "none|tap=NAME|auto[,mac=M][,queues=N][,rate=R][,ip=A/P][,gw=G][,dns=D]", default_value = "none", value_parser = parse_network)]
     pub net: Network,
-    /// Whether memory that the guest doesn't need goes back to the host [default: on; off for memory of a pool of huge pages, and with
-    /// prefault]
+    /// Whether memory that the guest doesn't need goes back to the host [default: on; off for
+    /// memory of a pool of huge pages, and with prefault]
     #[arg(long, value_name = "SWITCH")]
     pub balloon: Option<Balloon>,
-    /// How the guest reaches its devices: pci is faster, mmio starts a little sooner and is there in every kernel [default: pci for bothy's
-    /// own kernel, mmio for another one]
+    /// How the guest reaches its devices: pci is faster, mmio starts a little sooner and is there
+    /// in every kernel [default: pci for bothy's own kernel, mmio for another one]
     #[arg(long, value_name = "KIND")]
     pub transport: Option<Transport>,
     /// Another kernel than bothy's own
@@ -87,7 +90,8 @@ pub struct RunArgs {
     /// Print where the time went, and the exits from the guest by reason
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
     pub timing: Option<TimingFormat>,
-    /// How long the guest may take until its agent answers, and then until the command runs, in seconds
+    /// How long the guest may take until its agent answers, and then until the command runs, in
+    /// seconds
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
     pub agent_timeout: Duration,
     /// When to get the image from its registry
@@ -99,13 +103,15 @@ pub struct RunArgs {
     /// Allow plain HTTP to remote registries, and saved credentials in plain HTTP
     #[arg(long)]
     pub insecure_registry: bool,
-    /// Show this file system image (EROFS) to the container at /.bothy, read-only: what `bothy bench` runs
+    /// Show this file system image (EROFS) to the container at /.bothy, read-only: what `bothy
+    /// bench` runs
     #[arg(long, value_name = "FILE", hide = true, conflicts_with = "read_only")]
     pub lend: Option<PathBuf>,
     /// Write the virtual machine to this file as soon as its agent is there, and go on
     #[arg(long, value_name = "FILE", hide = true)]
     pub snapshot: Option<PathBuf>,
-    /// Go on from what --snapshot has written of a virtual machine of the same image, processors, memory and devices, instead of booting
+    /// Go on from what --snapshot has written of a virtual machine of the same image, processors,
+    /// memory and devices, instead of booting
     #[arg(long, value_name = "FILE", hide = true, conflicts_with = "snapshot")]
     pub from: Option<PathBuf>,
     /// The image, by name or as `bothy load` takes it, and the command to run in place of its own

@@ -1,7 +1,8 @@
 //! Shell completions and man pages, both made of the command line's own description.
 //!
-//! A shell asks bothy itself what may stand at a place, by the protocol of clap_complete: the variable COMPLETE names the shell. So images complete by
-//! the names that are in the store at that moment.
+//! A shell asks bothy itself what may stand at a place, by the protocol of clap_complete: the
+//! variable COMPLETE names the shell. So images complete by the names that are in the store at that
+//! moment.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -19,8 +20,9 @@ use crate::image::{Reference, Store};
 /// What makes bothy answer a shell instead of doing anything.
 const VARIABLE: &str = "COMPLETE";
 
-/// Bash takes `busybox:1.36` and `--pull=always` for several words, and wants the last of them back. This asks with the words as they are, and gives back
-/// what is behind the last of those breaks.
+/// Bash takes `busybox:1.36` and `--pull=always` for several words, and wants the last of them
+/// back. This asks with the words as they are, and gives back what is behind the last of those
+/// breaks.
 const BASH_WORDS: &str = r#"
 _bothy() {
     local word COMP_WORDS COMP_CWORD
@@ -70,7 +72,8 @@ fn command() -> Command {
     let sources = || ArgValueCompleter::new(images_and_paths);
     Cli::command()
         .mut_subcommand("run", |run| {
-            // To be parsed it is one list, since nothing behind the image is a flag of ours; here the first word is another thing than the rest.
+            // To be parsed it is one list, since nothing behind the image is a flag of ours; here
+            // the first word is another thing than the rest.
             run.mut_arg("words", |words| {
                 words.action(ArgAction::Set).num_args(1).trailing_var_arg(false).add(sources())
             })
@@ -82,7 +85,8 @@ fn command() -> Command {
         .mut_subcommand("rmi", |rmi| rmi.mut_arg("names", |arg| arg.add(images())))
 }
 
-/// The names of the store's images that begin with a word, as people write them, or complete if that is how the word begins.
+/// The names of the store's images that begin with a word, as people write them, or complete if
+/// that is how the word begins.
 fn images(word: &OsStr) -> Vec<CompletionCandidate> {
     let Some(word) = word.to_str() else { return Vec::new() };
     // A shell is no place for errors.

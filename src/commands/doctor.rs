@@ -1,4 +1,5 @@
-//! `bothy doctor`: what this machine has of what bothy needs, and the one command or setting that mends what is missing.
+//! `bothy doctor`: what this machine has of what bothy needs, and the one command or setting that
+//! mends what is missing.
 
 use std::fmt;
 use std::fs;

@@ -98,7 +98,8 @@ fn age(seconds: i64) -> String {
     }
 }
 
-/// Days from 1970-01-01 to a date of the Gregorian calendar: years begin in March, so that the day too many is the last.
+/// Days from 1970-01-01 to a date of the Gregorian calendar: years begin in March, so that the day
+/// too many is the last.
 fn days(year: i64, month: i64, day: i64) -> i64 {
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let leap_days = year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);

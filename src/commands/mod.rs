@@ -162,7 +162,8 @@ fn with_log(command: impl FnOnce() -> Result<u8, Failure>) -> Result<u8, Failure
     command()
 }
 
-/// Writes to standard output. Nobody is told when its reader has gone: what was asked for has been done.
+/// Writes to standard output. Nobody is told when its reader has gone: what was asked for has been
+/// done.
 fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = std::io::stdout();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -199,8 +200,8 @@ fn size(bytes: u64) -> String {
 /// How long a reader of standard error may keep us.
 const SAY_GRACE: Duration = Duration::from_secs(1);
 
-/// Writes a line to standard error, unless its reader doesn't read or has gone: nobody waits for a message that nobody reads, and nothing
-/// fails for it.
+/// Writes a line to standard error, unless its reader doesn't read or has gone: nobody waits for a
+/// message that nobody reads, and nothing fails for it.
 pub fn say(text: &str) {
     if let Some(stderr) = sink::standard_error() {
         // Line by line, so that none is cut.

@@ -1,4 +1,5 @@
-//! Bytes from a socket to a standard stream, on a thread that may block for as long as the stream's reader likes.
+//! Bytes from a socket to a standard stream, on a thread that may block for as long as the stream's
+//! reader likes.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -9,7 +10,8 @@ use crate::poll::{self, Source};
 /// The most that is carried at once, in bytes.
 const PIECE: usize = 64 << 10;
 
-/// Carries everything until the socket's end. An error is that of `to`, which takes nothing any more.
+/// Carries everything until the socket's end. An error is that of `to`, which takes nothing any
+/// more.
 ///
 /// `to` is a copy of a standard stream's descriptor, because std's own buffers lines.
 pub fn all(from: &mut UnixStream, to: &mut File) -> io::Result<()> {

@@ -46,8 +46,9 @@ impl Unlaunched {
         Self { channel, monitor }
     }
 
-    /// Launches a VM, and waits until its process runs. `container` is the id of its container. Signals
-    /// that come meanwhile are left in `early`; with one that asks for an end nobody waits for long.
+    /// Launches a VM, and waits until its process runs. `container` is the id of its container.
+    /// Signals that come meanwhile are left in `early`; with one that asks for an end nobody waits
+    /// for long.
     pub fn launch(
         self,
         container: String,

@@ -219,7 +219,8 @@ impl Session {
             Event::GuestEnded => {}
             Event::Ended(end) => {
                 self.end = Some(*end);
-                // What the command had sent is still to be written, and no stream is connected any more.
+                // What the command had sent is still to be written, and no stream is connected any
+                // more.
                 self.streams.expect_no_more();
             }
             Event::Failed { message, .. } => bail!(message),

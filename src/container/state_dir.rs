@@ -1,11 +1,11 @@
 //! The state directory of a container: its sockets, and a lock that says that it runs.
 //!
-//! It lies in `$XDG_RUNTIME_DIR/bothy`, or where that isn't set in `/tmp/bothy-UID`, and nobody else
-//! may enter it. It has the container's name: only one of a name runs at a time. The monitor makes
-//! it, holds its lock while the container runs, and removes it, under the lock of all directories,
-//! and only if it still is the same one: by then another container may have the name. A directory
-//! whose lock nobody holds was left behind by a monitor that was killed; the next container's
-//! monitor removes it.
+//! It lies in `$XDG_RUNTIME_DIR/bothy`, or where that isn't set in `/tmp/bothy-UID`, and nobody
+//! else may enter it. It has the container's name: only one of a name runs at a time. The monitor
+//! makes it, holds its lock while the container runs, and removes it, under the lock of all
+//! directories, and only if it still is the same one: by then another container may have the name.
+//! A directory whose lock nobody holds was left behind by a monitor that was killed; the next
+//! container's monitor removes it.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -61,8 +61,8 @@ impl StateDir {
         self.path.join("vsock")
     }
 
-    /// The directory's lock, to be held by the VM's process as well: where the monitor is killed, no
-    /// other container has the name before the VM has ended.
+    /// The directory's lock, to be held by the VM's process as well: where the monitor is killed,
+    /// no other container has the name before the VM has ended.
     pub(super) fn lock(&self) -> io::Result<OwnedFd> {
         self.dir.try_clone()
     }
@@ -75,7 +75,8 @@ impl StateDir {
     }
 
     fn try_remove(&self) -> io::Result<()> {
-        // A descriptor of this process's own, since others share the lock of one that they have inherited.
+        // A descriptor of this process's own, since others share the lock of one that they have
+        // inherited.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let base = openat(&self.base, ".", flags, Mode::empty())?;
         flock(&base, FlockOperation::LockExclusive)?;
@@ -124,7 +125,8 @@ pub fn runtime_dir() -> PathBuf {
     }
 }
 
-/// Makes a directory that nobody else may enter, or finds it so: in /tmp somebody else may have made one of that name.
+/// Makes a directory that nobody else may enter, or finds it so: in /tmp somebody else may have
+/// made one of that name.
 fn make_private(dir: &Path) -> anyhow::Result<()> {
     match DirBuilder::new().mode(0o700).create(dir) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

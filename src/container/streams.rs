@@ -1,7 +1,8 @@
 //! The command's standard streams: a socket each, and a thread that carries its bytes.
 //!
-//! Such a thread may block for as long as its reader, or whoever types, likes; signals and the agent are served meanwhile. The thread of standard
-//! input is not waited for: it may be reading from a terminal when everything else has ended.
+//! Such a thread may block for as long as its reader, or whoever types, likes; signals and the
+//! agent are served meanwhile. The thread of standard input is not waited for: it may be reading
+//! from a terminal when everything else has ended.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -24,7 +25,8 @@ const PIECE: usize = 64 << 10;
 pub(super) struct Streams {
     expected: Vec<Stream>,
     has_input: bool,
-    /// Each thread that carries output has a copy, and we have it as long as there is one still to come.
+    /// Each thread that carries output has a copy, and we have it as long as there is one still to
+    /// come.
     guard: Option<UnixStream>,
     /// Ends when the last copy of the guard is gone.
     done: UnixStream,

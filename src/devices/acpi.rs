@@ -1,7 +1,9 @@
-//! The registers behind the ACPI tables: sleep control and status, reset, and the Generic Event Device's events.
+//! The registers behind the ACPI tables: sleep control and status, reset, and the Generic Event
+//! Device's events.
 //!
-//! Offsets from [`layout::ACPI_PORT`](crate::memory::layout::ACPI_PORT); hardware-reduced ACPI (ACPI 6.5 §4.8.3.7,
-//! §5.6.9). The tables are written by `boot::acpi`, which takes the numbers from here. Owns no thread.
+//! Offsets from [`layout::ACPI_PORT`](crate::memory::layout::ACPI_PORT); hardware-reduced ACPI
+//! (ACPI 6.5 §4.8.3.7, §5.6.9). The tables are written by `boot::acpi`, which takes the numbers
+//! from here. Owns no thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -60,8 +62,8 @@ impl Events {
         self.pending.load(Ordering::SeqCst)
     }
 
-    /// The guest goes on in another VM than the one that it was in, or in one of several: beside what it hadn't read there (`state`) it hears
-    /// that its generation ID is another one.
+    /// The guest goes on in another VM than the one that it was in, or in one of several: beside
+    /// what it hadn't read there (`state`) it hears that its generation ID is another one.
     pub fn renew(&self, state: u32) {
         self.raise(state & EVENT_POWER_BUTTON | EVENT_GENERATION);
     }

@@ -1,9 +1,11 @@
-//! The IOAPIC, in user space: each pin is an MSI route, and a redirection entry is the message that it sends.
+//! The IOAPIC, in user space: each pin is an MSI route, and a redirection entry is the message that
+//! it sends.
 //!
-//! All interrupts are edges. An edge that arrives while its entry is masked is kept by the route's eventfd and delivered
-//! when the entry is unmasked ([`MsiRoutes`]); an entry that a guest programs as level-triggered behaves as an edge.
-//! A guest writes a few registers while it boots and almost none afterwards, so this costs nothing that is seen.
-//! Registers as in the Intel 82093AA data sheet. Owns the routes; no thread.
+//! All interrupts are edges. An edge that arrives while its entry is masked is kept by the route's
+//! eventfd and delivered when the entry is unmasked ([`MsiRoutes`]); an entry that a guest programs
+//! as level-triggered behaves as an edge. A guest writes a few registers while it boots and almost
+//! none afterwards, so this costs nothing that is seen. Registers as in the Intel 82093AA data
+//! sheet. Owns the routes; no thread.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -110,8 +112,8 @@ impl Ioapic {
         }
     }
 
-    /// What the guest is told: the last pin that a device is wired to. A kernel reads and writes every pin's entry several times while it
-    /// boots, and each register takes two exits.
+    /// What the guest is told: the last pin that a device is wired to. A kernel reads and writes
+    /// every pin's entry several times while it boots, and each register takes two exits.
     fn last_pin(&self) -> u32 {
         let wired =
             self.pins.iter().rposition(|pin| pin.get().is_some()).and_then(|pin| u32::try_from(pin).ok());
@@ -186,7 +188,8 @@ fn with_half(entry: u64, high: bool, value: u32) -> u64 {
     u64::from(high_half) << 32 | u64::from(low_half)
 }
 
-/// What an entry sends (Intel SDM vol. 3, §11.11): its destination in the address, the rest as data, as an edge.
+/// What an entry sends (Intel SDM vol. 3, §11.11): its destination in the address, the rest as
+/// data, as an edge.
 fn message(entry: u64) -> MsiMessage {
     let destination = entry >> 56;
     let logical = if entry & ENTRY_LOGICAL != 0 { 1 << 2 } else { 0 };

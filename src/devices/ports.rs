@@ -24,7 +24,8 @@ impl Pvpanic {
 }
 
 impl BusDevice for Pvpanic {
-    /// The supported events: only a panic, so a kernel with a crash kernel loaded goes on into that.
+    /// The supported events: only a panic, so a kernel with a crash kernel loaded goes on into
+    /// that.
     fn read(&self, _offset: u64, data: &mut [u8]) {
         data.fill(0);
         if let Some(first) = data.first_mut() {

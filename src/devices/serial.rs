@@ -1,13 +1,14 @@
 //! A 16550 serial port with interrupts and flow control in both directions.
 //!
-//! Bytes that the guest sends wait in a bounded buffer until the VM's main thread takes them; while it is full the
-//! transmitter says that it is busy, so a slow reader slows the guest's writer instead of losing its bytes or blocking
-//! its vCPU. (vm-superio's `Serial` writes through to its output from the vCPU's thread and has no such state, which is
-//! why this port is our own.) Bytes for the guest wait in a receive FIFO that is refilled when the guest has emptied
-//! it, and not while the guest holds RTS low.
+//! Bytes that the guest sends wait in a bounded buffer until the VM's main thread takes them; while
+//! it is full the transmitter says that it is busy, so a slow reader slows the guest's writer
+//! instead of losing its bytes or blocking its vCPU. (vm-superio's `Serial` writes through to its
+//! output from the vCPU's thread and has no such state, which is why this port is our own.) Bytes
+//! for the guest wait in a receive FIFO that is refilled when the guest has emptied it, and not
+//! while the guest holds RTS low.
 //!
-//! Interrupts are edges: one is raised whenever a condition that the guest enabled becomes true. The device owns no
-//! thread. Register names as in the data sheet of the PC16550D.
+//! Interrupts are edges: one is raised whenever a condition that the guest enabled becomes true.
+//! The device owns no thread. Register names as in the data sheet of the PC16550D.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -45,13 +46,14 @@ const LSR_TRANSMITTER_EMPTY: u8 = 0x60;
 /// Carrier, data set ready, clear to send: a peer that is always there.
 const MSR_PEER: u8 = 0xb0;
 
-/// Bytes for the guest that wait in the FIFO. Small enough that a guest's interrupt handler, which reads until it is
-/// empty, comes to an end and lets the reader run.
+/// Bytes for the guest that wait in the FIFO. Small enough that a guest's interrupt handler, which
+/// reads until it is empty, comes to an end and lets the reader run.
 const RECEIVE_CAPACITY: usize = 64;
 /// Bytes from the guest that wait before the transmitter is busy.
 const TRANSMIT_CAPACITY: usize = 16 * 1024;
-/// Bytes from the guest that are kept although the transmitter was busy: a kernel's console gives up waiting after some
-/// milliseconds and writes anyway. Beyond that they are lost, as on a real port.
+/// Bytes from the guest that are kept although the transmitter was busy: a kernel's console gives
+/// up waiting after some milliseconds and writes anyway. Beyond that they are lost, as on a real
+/// port.
 const TRANSMIT_OVERRUN: usize = 16 * 1024;
 
 /// The serial port: the guest's side is [`BusDevice`], the host's side is the methods.
@@ -78,8 +80,8 @@ pub struct Port {
 }
 
 impl Serial {
-    /// A port that raises its interrupt by `interrupt_evt`, and signals `host_evt` when there are bytes to
-    /// [`take`](Self::take) or when it has [`room`](Self::room) again.
+    /// A port that raises its interrupt by `interrupt_evt`, and signals `host_evt` when there are
+    /// bytes to [`take`](Self::take) or when it has [`room`](Self::room) again.
     pub fn new(interrupt_evt: EventFd, host_evt: EventFd) -> Self {
         let port = Port {
             ier: 0,
@@ -100,8 +102,8 @@ impl Serial {
         self.lock().clone()
     }
 
-    /// Becomes what another port was. On `Err`, which says what is wrong, it is as it was. Its interrupt is raised, in case one was on its
-    /// way: to a driver one too many is nothing.
+    /// Becomes what another port was. On `Err`, which says what is wrong, it is as it was. Its
+    /// interrupt is raised, in case one was on its way: to a driver one too many is nothing.
     pub fn restore(&self, state: Port) -> Result<(), String> {
         if state.receive.len() > RECEIVE_CAPACITY
             || state.transmit.len() > TRANSMIT_CAPACITY + TRANSMIT_OVERRUN
@@ -241,8 +243,9 @@ impl Port {
         self.lcr & LCR_DLAB != 0
     }
 
-    /// RTS is low after a reset, so that nothing arrives before a driver is there: Linux empties the FIFO when it finds the port.
-    /// Refilled only when empty: the FIFO's end is what lets a guest's interrupt handler return.
+    /// RTS is low after a reset, so that nothing arrives before a driver is there: Linux empties
+    /// the FIFO when it finds the port. Refilled only when empty: the FIFO's end is what lets a
+    /// guest's interrupt handler return.
     fn room(&self) -> usize {
         let ready = self.receive.is_empty() && self.mcr & (MCR_RTS | MCR_LOOP) == MCR_RTS;
         if ready { RECEIVE_CAPACITY } else { 0 }
@@ -271,7 +274,8 @@ impl Port {
         received | transmitter
     }
 
-    /// In loopback the outputs are wired to the inputs: DTR to DSR, RTS to CTS, OUT1 to RI, OUT2 to DCD.
+    /// In loopback the outputs are wired to the inputs: DTR to DSR, RTS to CTS, OUT1 to RI, OUT2 to
+    /// DCD.
     fn modem_status(&self) -> u8 {
         if self.mcr & MCR_LOOP == 0 {
             return MSR_PEER;

@@ -1,7 +1,8 @@
 //! A tar as the place of an image's files: an index of it, so that they can be read in any order.
 //!
-//! The tar is looked through once, header by header, and read where the files are afterwards; so it must be a plain file. A compressed
-//! one, and what comes through a pipe, is written to an unlinked file first (see `load`).
+//! The tar is looked through once, header by header, and read where the files are afterwards; so it
+//! must be a plain file. A compressed one, and what comes through a pipe, is written to an unlinked
+//! file first (see `load`).
 //!
 //! Of a path that is there twice the last one counts, as for any reader of tars; but metadata that
 //! is there twice is refused: two readers could see two images. Headers are read as those of layers
@@ -23,9 +24,11 @@ use super::rootfs::{Flaw, Trouble};
 
 /// Most entries of an archive: two for each layer and some more are usual.
 const MAX_ENTRIES: usize = 50_000;
-/// Longest path that is kept, in bytes; with the number of entries it limits the memory for both to some 50 MiB.
+/// Longest path that is kept, in bytes; with the number of entries it limits the memory for both to
+/// some 50 MiB.
 const MAX_PATH_LEN: usize = 512;
-/// Most links from one name to the next; podman and old docker save a layer that is there twice as a link.
+/// Most links from one name to the next; podman and old docker save a layer that is there twice as
+/// a link.
 const MAX_LINKS: usize = 8;
 /// Enough for some headers; what stands between them isn't read.
 const BUFFER: usize = 4096;

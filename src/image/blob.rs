@@ -1,13 +1,18 @@
-//! Readers for blobs: they check size and digest, decompress, and check the diff_id, all while the bytes stream through.
+//! Readers for blobs: they check size and digest, decompress, and check the diff_id, all while the
+//! bytes stream through.
 //!
-//! A layer is read through [`LayerReader`]: raw bytes, counted and hashed -> decompression -> hashed again -> the caller. What the
-//! caller gets is **not verified until the reader has said that it is at its end**: a lie about the size, the digest or the diff_id is an
-//! error in place of the end, and of every read after it. So whoever makes something of the bytes throws it away on an error.
+//! A layer is read through [`LayerReader`]: raw bytes, counted and hashed -> decompression ->
+//! hashed again -> the caller. What the caller gets is **not verified until the reader has said
+//! that it is at its end**: a lie about the size, the digest or the diff_id is an error in place of
+//! the end, and of every read after it. So whoever makes something of the bytes throws it away on
+//! an error.
 //!
-//! A blob that is longer than its descriptor says is refused at the first byte too many. A compression bomb costs no memory: 128 KiB of
-//! buffer, and at most 128 MiB of a decoder's window; its bytes are limited by whoever reads.
+//! A blob that is longer than its descriptor says is refused at the first byte too many. A
+//! compression bomb costs no memory: 128 KiB of buffer, and at most 128 MiB of a decoder's window;
+//! its bytes are limited by whoever reads.
 //!
-//! No thread: on one core, both digests and decompression together run faster than any layer's files can be written.
+//! No thread: on one core, both digests and decompression together run faster than any layer's
+//! files can be written.
 
 use std::cell::Cell;
 use std::io::{self, Read};
@@ -76,7 +81,8 @@ pub enum BlobError {
 }
 
 impl BlobError {
-    /// An error that is one of these, or the decoder's that can't read the blob `name`. Others stay as they are.
+    /// An error that is one of these, or the decoder's that can't read the blob `name`. Others stay
+    /// as they are.
     pub(super) fn of(error: io::Error, name: &str) -> Result<Self, io::Error> {
         match error.downcast::<Unsupported>() {
             Ok(Unsupported(compression)) => Ok(Self::Unsupported { name: name.into(), compression }),
@@ -186,7 +192,8 @@ impl<R: Read> LayerReader<R> {
         Ok(())
     }
 
-    /// A decoder's own words say nothing about which blob it was; ours, and the host's errors, stay as they are.
+    /// A decoder's own words say nothing about which blob it was; ours, and the host's errors, stay
+    /// as they are.
     fn explain(&self, error: io::Error) -> io::Error {
         let ours = error.get_ref().is_some_and(|inner| inner.is::<BlobError>());
         if ours || error.raw_os_error().is_some() || error.kind() == io::ErrorKind::Interrupted {

@@ -1,13 +1,16 @@
-//! What the documents of one load may cost, those of all its images together: an index that leads to little may lead there very often.
+//! What the documents of one load may cost, those of all its images together: an index that leads
+//! to little may lead there very often.
 
 use super::files::ContentError;
 use super::manifest::MAX_DOCUMENT_LEN;
 
 /// Most images of one load.
 pub(super) const MAX_IMAGES: usize = 1000;
-/// Most documents that are read for one load: each image has a manifest and a configuration, and there are indexes.
+/// Most documents that are read for one load: each image has a manifest and a configuration, and
+/// there are indexes.
 const MAX_DOCUMENTS: usize = 4 * MAX_IMAGES;
-/// Longest documents of one load, together. A manifest and a configuration have some 10 KiB; in memory they take several times that at worst.
+/// Longest documents of one load, together. A manifest and a configuration have some 10 KiB; in
+/// memory they take several times that at worst.
 const MAX_BYTES: u64 = 8 * MAX_DOCUMENT_LEN;
 
 /// What may yet be read.

@@ -1,4 +1,5 @@
-//! An image's configuration (OCI image-spec, config.md): what it is for, what it runs, and which layers it has.
+//! An image's configuration (OCI image-spec, config.md): what it is for, what it runs, and which
+//! layers it has.
 
 use std::collections::BTreeMap;
 

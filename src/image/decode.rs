@@ -1,7 +1,7 @@
 //! Decompression: gzip, zstd, xz and bzip2, or nothing to do.
 //!
-//! - The compression is told by the first bytes, not by the media type, which is often wrong. What has a valid tar header is a tar,
-//!   whatever its first bytes look like otherwise.
+//! - The compression is told by the first bytes, not by the media type, which is often wrong. What
+//!   has a valid tar header is a tar, whatever its first bytes look like otherwise.
 //! - All formats may have several members in a row (eStargz and zstd:chunked layers, parallel xz
 //!   and bzip2). Other data behind the last member is not decoded, but counts for the blob's size
 //!   and digest; the diff_id shows whether anything is lost.
@@ -75,7 +75,8 @@ fn is_zstd_frame(start: &[u8]) -> bool {
     matches!(start, [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
 }
 
-/// Whether these bytes begin like a tar: a header whose checksum fits, or the zeros that end an empty one.
+/// Whether these bytes begin like a tar: a header whose checksum fits, or the zeros that end an
+/// empty one.
 pub(super) fn is_tar(start: &[u8]) -> bool {
     start.first_chunk::<MAGIC_LEN>().is_some_and(tar::is_header)
 }

@@ -1,4 +1,5 @@
-//! Content digests, `sha256:...` and `sha512:...` (OCI image-spec, descriptor.md, "Digests"): their syntax, and computing them.
+//! Content digests, `sha256:...` and `sha512:...` (OCI image-spec, descriptor.md, "Digests"): their
+//! syntax, and computing them.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -34,7 +35,8 @@ impl Algorithm {
     }
 }
 
-/// The digest of some content. Its text is safe as a file name: lower-case hexadecimal digits of the right number.
+/// The digest of some content. Its text is safe as a file name: lower-case hexadecimal digits of
+/// the right number.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest {

@@ -1,8 +1,8 @@
-//! Docker's own format (`docker save`, `podman save`, skopeo's docker-archive): manifest.json names the images, their
-//! configurations and their layers by path.
+//! Docker's own format (`docker save`, `podman save`, skopeo's docker-archive): manifest.json names
+//! the images, their configurations and their layers by path.
 //!
-//! There is no manifest and no digest of a blob: a layer is what its diff_id in the configuration says, and an image's digest is that of its
-//! configuration, which docker calls the image's ID.
+//! There is no manifest and no digest of a blob: a layer is what its diff_id in the configuration
+//! says, and an image's digest is that of its configuration, which docker calls the image's ID.
 
 use serde::Deserialize;
 

@@ -1,7 +1,8 @@
-//! The files of an image, wherever they are: a directory, or a tar (see `archive`). Whoever reads an image asks for paths
-//! like `index.json`, and doesn't know which it is.
+//! The files of an image, wherever they are: a directory, or a tar (see `archive`). Whoever reads
+//! an image asks for paths like `index.json`, and doesn't know which it is.
 //!
-//! Refuses: paths and symbolic links that lead out of the directory, what is no regular file, documents that are too long.
+//! Refuses: paths and symbolic links that lead out of the directory, what is no regular file,
+//! documents that are too long.
 
 use std::cmp::Ordering;
 use std::fs::File;

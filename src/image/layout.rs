@@ -1,4 +1,5 @@
-//! OCI image layouts (OCI image-spec, image-layout.md): from index.json to the image that was asked for, in a directory or in an archive.
+//! OCI image layouts (OCI image-spec, image-layout.md): from index.json to the image that was asked
+//! for, in a directory or in an archive.
 //!
 //! Every document is verified against its descriptor before it is parsed, so an index can't contain
 //! itself; how deep they lead is capped all the same, and to how many documents those of a whole
@@ -93,7 +94,8 @@ pub(super) fn find_image(
     Search::new(files, platform, &mut budget).image(std::slice::from_ref(descriptor))
 }
 
-/// Whoever changes what the other files mean writes another number here. Some tools leave the file out.
+/// Whoever changes what the other files mean writes another number here. Some tools leave the file
+/// out.
 fn check_version(files: &dyn Files) -> Result<(), ContentError> {
     #[derive(Default, Deserialize)]
     #[serde(rename_all = "camelCase", default)]
@@ -114,8 +116,8 @@ fn check_version(files: &dyn Files) -> Result<(), ContentError> {
     Err(ContentError::Version { name: files.name().into(), version })
 }
 
-/// Manifests of one name belong together: they are one image for several platforms. So do those without a name as far as each says that
-/// it is for another platform; otherwise each is an image.
+/// Manifests of one name belong together: they are one image for several platforms. So do those
+/// without a name as far as each says that it is for another platform; otherwise each is an image.
 fn group(descriptors: Vec<Descriptor>) -> Vec<Vec<Descriptor>> {
     #[derive(PartialEq, Eq, Hash)]
     enum Key {

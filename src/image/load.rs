@@ -1,7 +1,9 @@
-//! From a source to images in the store: find the images, build the file systems that aren't there yet, write down names.
+//! From a source to images in the store: find the images, build the file systems that aren't there
+//! yet, write down names.
 //!
-//! Nothing of an image is in the store before all of it has been read and verified. A tar that is compressed or comes through a pipe is written to an
-//! unlinked file in the store's file system first, uncompressed: its files may stand in any order. It is gone with this process.
+//! Nothing of an image is in the store before all of it has been read and verified. A tar that is
+//! compressed or comes through a pipe is written to an unlinked file in the store's file system
+//! first, uncompressed: its files may stand in any order. It is gone with this process.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -28,9 +30,10 @@ use super::rootfs;
 use super::source::{ArchiveKind, Source, Which};
 use super::store::{DigestOf, Image, RootfsKey, Store};
 
-/// Loads all images of a source, or the one that it names; what is in the store under its name isn't loaded again. Each is handed to `each` as
-/// soon as it is in the store, and may be used by others from then on, whatever becomes of the next one; its file system is leased for as long
-/// as `each` keeps what it gets.
+/// Loads all images of a source, or the one that it names; what is in the store under its name
+/// isn't loaded again. Each is handed to `each` as soon as it is in the store, and may be used by
+/// others from then on, whatever becomes of the next one; its file system is leased for as long as
+/// `each` keeps what it gets.
 pub fn load(
     store: &Store,
     source: &Source,
@@ -193,8 +196,9 @@ impl Loading<'_> {
     }
 }
 
-/// What each image will be called: as somebody wants it, as the source says, or else after the file that it is from. Those that would all
-/// get the file's name, because they have none, are told apart by their digests.
+/// What each image will be called: as somebody wants it, as the source says, or else after the file
+/// that it is from. Those that would all get the file's name, because they have none, are told
+/// apart by their digests.
 fn names(found: &[Found], naming: &Naming, path: Option<&Path>) -> Vec<Vec<Reference>> {
     let mut heirs: BTreeMap<Reference, BTreeSet<&Digest>> = BTreeMap::new();
     if let Some(path) = path {

@@ -1,5 +1,6 @@
-//! The JSON documents that lead to an image (OCI image-spec: descriptor.md, image-index.md, manifest.md; Docker's image manifest V2, schema 2):
-//! only what bothy uses of them, and checked where a lie could do harm.
+//! The JSON documents that lead to an image (OCI image-spec: descriptor.md, image-index.md,
+//! manifest.md; Docker's image manifest V2, schema 2): only what bothy uses of them, and checked
+//! where a lie could do harm.
 
 use serde::Deserialize;
 use thiserror::Error;

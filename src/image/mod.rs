@@ -1,4 +1,5 @@
-//! Container images: what they are called, where they come from, and the store of file systems made of them.
+//! Container images: what they are called, where they come from, and the store of file systems made
+//! of them.
 //!
 //! ```text
 //! source, reference     what people write   -> a Source
@@ -15,10 +16,11 @@
 //! store                 names, images, file systems; leases keep what is in use
 //! ```
 //!
-//! An image is hostile until its digests say that it is the one that was asked for, and its content is hostile even then. Each of these modules says
-//! what it refuses.
+//! An image is hostile until its digests say that it is the one that was asked for, and its content
+//! is hostile even then. Each of these modules says what it refuses.
 //!
-//! Runs in the client's process, with its rights; nothing here is seen by a VM's process but the descriptor of a lease.
+//! Runs in the client's process, with its rights; nothing here is seen by a VM's process but the
+//! descriptor of a lease.
 
 mod archive;
 mod blob;

@@ -92,7 +92,8 @@ impl Reference {
         if self.digest.is_none() {
             short = short.strip_suffix(":latest").unwrap_or(short);
         }
-        // Some would be taken for another name when they are shorter: `library/example.com/x`, 64 hexadecimal digits.
+        // Some would be taken for another name when they are shorter: `library/example.com/x`, 64
+        // hexadecimal digits.
         let same = short.parse().is_ok_and(|name: Self| name == *self);
         if same { short.to_owned() } else { full }
     }
@@ -174,7 +175,8 @@ fn is_image_id(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Splits off a registry: what stands before the first slash, if it can't be the first part of a repository.
+/// Splits off a registry: what stands before the first slash, if it can't be the first part of a
+/// repository.
 fn split_registry(name: &str) -> (&str, &str) {
     match name.split_once('/') {
         Some(("index.docker.io", rest)) => ("docker.io", rest),
@@ -279,7 +281,8 @@ pub(super) fn is_tag(text: &str) -> bool {
     check_tag(text).is_ok()
 }
 
-/// The name of something that was loaded and has none of its own: `localhost/NAME:TAG`, with NAME made of a file's name.
+/// The name of something that was loaded and has none of its own: `localhost/NAME:TAG`, with NAME
+/// made of a file's name.
 pub(super) fn local(path: &Path, tag: Option<&str>) -> Reference {
     let stem = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     let stem = [".gz", ".zst", ".xz", ".bz2"]

@@ -1,5 +1,6 @@
-//! Room on disk. What is written into the store grows by what others have made up, on a file system that others use, too: so it stops
-//! before that is full, and at what the store may have. Zeros take no room.
+//! Room on disk. What is written into the store grows by what others have made up, on a file system
+//! that others use, too: so it stops before that is full, and at what the store may have. Zeros
+//! take no room.
 
 use std::cell::Cell;
 use std::fs::File;

@@ -65,7 +65,8 @@ pub enum Source {
 /// The kinds of archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ArchiveKind {
-    /// Whichever it is. What has both (docker since version 25) is read as docker's: its index.json was wrong in some versions.
+    /// Whichever it is. What has both (docker since version 25) is read as docker's: its index.json
+    /// was wrong in some versions.
     Any,
     /// An OCI image layout.
     Oci,
@@ -82,7 +83,8 @@ impl FromStr for Source {
 }
 
 impl Source {
-    /// What a word means to somebody who wants to run it: without a slash it is a name, even if there is a file of that name.
+    /// What a word means to somebody who wants to run it: without a slash it is a name, even if
+    /// there is a file of that name.
     pub fn to_run(text: &str) -> Result<Self, ReferenceError> {
         Self::parse(text, text.contains('/'))
     }

@@ -1,4 +1,5 @@
-//! The VM of `bothy boot`: a kernel of the user's or bothy's own, and the devices of a configuration.
+//! The VM of `bothy boot`: a kernel of the user's or bothy's own, and the devices of a
+//! configuration.
 
 use std::path::{Path, PathBuf};
 
@@ -36,8 +37,8 @@ impl BootVm {
         self.config.console() != Console::None
     }
 
-    /// Opens everything that the VM needs; afterwards only the VM itself can fail. Taps that are made
-    /// here have their names in the configuration that is returned.
+    /// Opens everything that the VM needs; afterwards only the VM itself can fail. Taps that are
+    /// made here have their names in the configuration that is returned.
     pub fn open(self) -> anyhow::Result<(VmConfig, Resources)> {
         let Self { mut config, guest, force, terminal, console_size, count } = self;
         let own_guest = config.kernel.is_none();
@@ -79,8 +80,8 @@ fn kernel_and_initrd(config: &VmConfig, guest: Option<&Path>) -> anyhow::Result<
     }
 }
 
-/// What the kernel is told. Only bothy's own guest is told to be quiet, to reset on a panic, and what the terminal is:
-/// another kernel's user decides that with --append.
+/// What the kernel is told. Only bothy's own guest is told to be quiet, to reset on a panic, and
+/// what the terminal is: another kernel's user decides that with --append.
 fn command_line(config: &VmConfig, own_guest: bool, terminal: Option<&str>) -> String {
     let mut words = Vec::new();
     match config.console() {
@@ -97,7 +98,8 @@ fn command_line(config: &VmConfig, own_guest: bool, terminal: Option<&str>) -> S
     // Until the console's driver is there.
     let early = (config.console() == Console::Virtio).then(|| "earlyprintk=ttyS0,115200".to_owned());
     let append = config.append.clone();
-    // Behind whoever sets the level of what is printed, which counts from there on; but not where words may be init's, behind a `--`.
+    // Behind whoever sets the level of what is printed, which counts from there on; but not where
+    // words may be init's, behind a `--`.
     let [first, last] = if append.as_deref().is_some_and(|words| words.contains("--")) {
         [early, append]
     } else {

@@ -5,8 +5,8 @@
 //! - [`container`] is a VM for containers, with their agent;
 //! - `scratch` is a disk for what they write.
 //!
-//! Requests are plain data. The monitor opens what they name, and reads no environment variable: the
-//! client puts the values that count into the request. The VM's process opens nothing by path.
+//! Requests are plain data. The monitor opens what they name, and reads no environment variable:
+//! the client puts the values that count into the request. The VM's process opens nothing by path.
 
 pub mod boot;
 pub mod container;

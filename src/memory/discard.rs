@@ -1,16 +1,19 @@
 //! Giving pages of guest memory back to the host.
 //!
-//! KVM forgets pages that are given back by its MMU notifier, and the next access gets fresh ones. How they are given back depends on what
-//! memory is made of: of a private mapping they are dropped (MADV_DONTNEED), which would leave those of a file in memory where
-//! they are, so that a hole is made in it (MADV_REMOVE). Of a pool's huge pages only whole ones can go.
+//! KVM forgets pages that are given back by its MMU notifier, and the next access gets fresh ones.
+//! How they are given back depends on what memory is made of: of a private mapping they are dropped
+//! (MADV_DONTNEED), which would leave those of a file in memory where they are, so that a hole is
+//! made in it (MADV_REMOVE). Of a pool's huge pages only whole ones can go.
 //!
-//! **A snapshot's file.** There MADV_DONTNEED brings back what the file has: the guest's own bytes of before, which cost nothing either, and of
-//! which nobody expects anything. Large ranges get fresh anonymous pages instead; each is a mapping of its own, and a process has some 65,000
-//! of them, so that small ones don't.
+//! **A snapshot's file.** There MADV_DONTNEED brings back what the file has: the guest's own bytes
+//! of before, which cost nothing either, and of which nobody expects anything. Large ranges get
+//! fresh anonymous pages instead; each is a mapping of its own, and a process has some 65,000 of
+//! them, so that small ones don't.
 //!
-//! **Huge pages.** A part of a huge page that is given back is no longer mapped, and still isn't free: the kernel keeps the whole until memory
-//! is short. So where only a small part goes, the huge page is split first (that is what MADV_COLD does with a part of one), and
-//! the kernel is told not to make it whole again.
+//! **Huge pages.** A part of a huge page that is given back is no longer mapped, and still isn't
+//! free: the kernel keeps the whole until memory is short. So where only a small part goes, the
+//! huge page is split first (that is what MADV_COLD does with a part of one), and the kernel is
+//! told not to make it whole again.
 
 use std::io;
 
@@ -27,8 +30,10 @@ pub enum Afterwards {
     UsedSoon,
 }
 
-/// Gives the whole pages of `len` bytes at `gpa` back to the host. Until somebody writes to them again they read as zeros (of a
-/// snapshot's memory perhaps as what they were in the snapshot), and cost nothing. Returns how many bytes that are. The range must be in guest memory. Callable from any thread.
+/// Gives the whole pages of `len` bytes at `gpa` back to the host. Until somebody writes to them
+/// again they read as zeros (of a snapshot's memory perhaps as what they were in the snapshot), and
+/// cost nothing. Returns how many bytes that are. The range must be in guest memory. Callable from
+/// any thread.
 pub fn discard(
     mem: &GuestMemory,
     gpa: GuestAddress,
@@ -67,8 +72,9 @@ pub fn discard(
 fn drop_pages(start: *mut u8, len: usize, flags: libc::c_int) -> io::Result<()> {
     let advice = if flags & libc::MAP_SHARED == 0 { libc::MADV_DONTNEED } else { libc::MADV_REMOVE };
     #[expect(unsafe_code, reason = "madvise has no safe wrapper")]
-    // SAFETY: the range lies in a mapping of guest memory, which lives as long as the VM's process, and is of whole pages. That its
-    // content changes under whoever looks is what guest memory does all the time: nobody has a reference into it.
+    // SAFETY: the range lies in a mapping of guest memory, which lives as long as the VM's process,
+    // and is of whole pages. That its content changes under whoever looks is what guest memory does
+    // all the time: nobody has a reference into it.
     let ret = unsafe { libc::madvise(start.cast(), len, advice) };
     if ret != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -77,8 +83,8 @@ fn drop_pages(start: *mut u8, len: usize, flags: libc::c_int) -> io::Result<()> 
 fn replace(start: *mut u8, len: usize) -> io::Result<()> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
     #[expect(unsafe_code, reason = "std has no mmap")]
-    // SAFETY: the range lies in a mapping of guest memory, which lives as long as the VM's process; that its content changes under whoever
-    // looks is what guest memory does all the time.
+    // SAFETY: the range lies in a mapping of guest memory, which lives as long as the VM's process;
+    // that its content changes under whoever looks is what guest memory does all the time.
     let mapped = unsafe { libc::mmap(start.cast(), len, PROTECTION, flags, -1, 0) };
     if mapped == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
@@ -95,8 +101,8 @@ fn page_size(flags: libc::c_int) -> usize {
     1 << (flags >> libc::MAP_HUGE_SHIFT & libc::MAP_HUGE_MASK)
 }
 
-/// Splits the huge page in which `len` bytes at `start`, whole pages, lie, if they are a part of one. Of larger ranges only what are whole huge pages
-/// matters, and they may be huge again.
+/// Splits the huge page in which `len` bytes at `start`, whole pages, lie, if they are a part of
+/// one. Of larger ranges only what are whole huge pages matters, and they may be huge again.
 fn prepare(mem: &GuestMemory, gpa: GuestAddress, start: *mut u8, len: usize, afterwards: Afterwards) {
     let Some(region) = mem.find_region(gpa) else { return };
     // A region begins at a huge page of the host's, and may end within one.
@@ -115,7 +121,8 @@ fn prepare(mem: &GuestMemory, gpa: GuestAddress, start: *mut u8, len: usize, aft
             let last = (at + len).next_multiple_of(HUGE_PAGE).min(size);
             advise(start.wrapping_sub(at - first), last - first, libc::MADV_NOHUGEPAGE);
         }
-        // So much comes with its neighbours, and with the last of them goes the huge page: a split would be for nothing.
+        // So much comes with its neighbours, and with the last of them goes the huge page: a split
+        // would be for nothing.
         Afterwards::UsedSoon if len >= HUGE_PAGE / 2 => return,
         Afterwards::UsedSoon => {}
     }

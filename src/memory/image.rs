@@ -1,8 +1,9 @@
 //! Guest memory as a part of a file: written once, and mapped by each VM that goes on from there.
 //!
-//! Pages that are all zeros, those that were never touched among them, are holes of the file. What maps it is private: nothing that a VM writes
-//! reaches the file, and what it only reads it shares with all others, and with the host's page cache. The regions follow each other, the first one
-//! at a multiple of a huge page.
+//! Pages that are all zeros, those that were never touched among them, are holes of the file. What
+//! maps it is private: nothing that a VM writes reaches the file, and what it only reads it shares
+//! with all others, and with the host's page cache. The regions follow each other, the first one at
+//! a multiple of a huge page.
 
 use std::fs::File;
 use std::io;
@@ -17,8 +18,8 @@ use super::{Backing, GuestMemory, MemoryError, SMALL_PAGE, advise, from_ranges, 
 const CHUNK: usize = 256 << 10;
 static ZEROS: [u8; SMALL_PAGE] = [0; SMALL_PAGE];
 
-/// Writes all of `mem` to `file` from `offset` on, where it must be empty, and returns how many bytes weren't zeros. Nothing may change memory
-/// meanwhile.
+/// Writes all of `mem` to `file` from `offset` on, where it must be empty, and returns how many
+/// bytes weren't zeros. Nothing may change memory meanwhile.
 pub fn write(mem: &GuestMemory, file: &File, offset: u64) -> io::Result<u64> {
     let mut chunk = vec![0; CHUNK];
     let (mut at, mut written) = (offset, 0);

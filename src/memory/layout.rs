@@ -13,7 +13,8 @@
 //! 0x1_0000_0000  the rest of memory, then the 64-bit window for PCI BARs
 //! ```
 //!
-//! A snapshot holds these numbers, so they don't change once there are snapshots: room for PCI is kept from the start.
+//! A snapshot holds these numbers, so they don't change once there are snapshots: room for PCI is
+//! kept from the start.
 
 /// Global descriptor table of the boot processor.
 pub const GDT_GPA: u64 = 0x500;
@@ -29,7 +30,8 @@ pub const PVH_MEMMAP_GPA: u64 = 0x6080;
 pub const ZERO_PAGE_GPA: u64 = 0x7000;
 /// Top of the boot stack: a kernel gets a valid one although the protocol asks for none.
 pub const BOOT_STACK_GPA: u64 = 0x8ff0;
-/// Page tables for the 64-bit entry: PML4, then PDPT, then one page directory that maps the first GiB.
+/// Page tables for the 64-bit entry: PML4, then PDPT, then one page directory that maps the first
+/// GiB.
 pub const PML4_GPA: u64 = 0x9000;
 /// Second level.
 pub const PDPT_GPA: u64 = 0xa000;
@@ -43,7 +45,8 @@ pub const CMDLINE_MAX: usize = 2048;
 pub const LOW_MEMORY_END: u64 = 0x9_fc00;
 /// The RSDP: 16-byte aligned in the range that an ACPI scan searches (ACPI 6.5 §5.2.5.1).
 pub const RSDP_GPA: u64 = 0xe_0000;
-/// The VM generation ID, 16 bytes, between the RSDP and the other tables: a page that guests have for nothing else.
+/// The VM generation ID, 16 bytes, between the RSDP and the other tables: a page that guests have
+/// for nothing else.
 pub const GENERATION_ID_GPA: u64 = 0xe_0030;
 /// The other ACPI tables, up to the reset vector.
 pub const ACPI_TABLES_GPA: u64 = 0xe_0040;
@@ -62,7 +65,8 @@ pub const PCI_WINDOW_GPA: u64 = 0xc000_0000;
 pub const PCI_WINDOW_LEN: u64 = 0x1000_0000;
 /// From one function's BAR to the next one's.
 pub const PCI_BAR_STRIDE: u64 = 0x8000;
-/// The configuration spaces of bus 0 (PCI Express 5.0 §7.2.2): that of device `n` stands at `PCI_ECAM_GPA + n * PCI_ECAM_STRIDE`.
+/// The configuration spaces of bus 0 (PCI Express 5.0 §7.2.2): that of device `n` stands at
+/// `PCI_ECAM_GPA + n * PCI_ECAM_STRIDE`.
 pub const PCI_ECAM_GPA: u64 = 0xe000_0000;
 /// Size of the configuration spaces of a bus.
 pub const PCI_ECAM_LEN: u64 = 0x10_0000;
@@ -95,18 +99,19 @@ pub const SERIAL_GSI: u32 = 4;
 pub const I8042_PORT: u16 = 0x64;
 /// pvpanic, where QEMU has it.
 pub const PVPANIC_PORT: u16 = 0x505;
-/// ACPI sleep control register (1 byte), sleep status (1 byte), reset register (1 byte), and from offset 4 on the
-/// Generic Event Device's event register (4 bytes).
+/// ACPI sleep control register (1 byte), sleep status (1 byte), reset register (1 byte), and from
+/// offset 4 on the Generic Event Device's event register (4 bytes).
 pub const ACPI_PORT: u16 = 0x600;
 /// Ports of the ACPI registers.
 pub const ACPI_PORT_LEN: u16 = 8;
-/// Interrupt of the Generic Event Device. Low like all others: the IOAPIC shows a guest no more pins than it has to.
+/// Interrupt of the Generic Event Device. Low like all others: the IOAPIC shows a guest no more
+/// pins than it has to.
 pub const ACPI_GED_GSI: u32 = 3;
 /// Where a guest's init says how far it got (1 byte, write only).
 pub const TIMING_PORT: u16 = bothy_guest::TIMING_PORT;
 
 /// Pins of the IOAPIC.
 pub const IOAPIC_PINS: u32 = 24;
-/// Pins that virtio devices use, one each, in this order: all behind COM1's and the GED's. The first few PCs give to a timer and
-/// a keyboard.
+/// Pins that virtio devices use, one each, in this order: all behind COM1's and the GED's. The
+/// first few PCs give to a timer and a keyboard.
 pub const VIRTIO_GSIS: [u32; 19] = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];

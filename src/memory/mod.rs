@@ -1,9 +1,11 @@
 //! Guest memory: its regions and what backs them; [`layout`] names every guest address.
 //!
-//! Memory is anonymous and private unless a [`Backing`] says otherwise, reserves no swap, and stays out of core dumps. It is made of huge pages where the host has
-//! them, because a booting kernel touches most of what it gets: with 4 KiB pages our own guest takes 8,200 to 10,900 page faults
-//! of the hypervisor in one boot, with huge pages 350, nearly all of them in the first 2 MiB. The first 2 MiB are small pages, so that a guest which needs no more than
-//! them costs no more. Owns the mappings; no thread, no descriptor.
+//! Memory is anonymous and private unless a [`Backing`] says otherwise, reserves no swap, and stays
+//! out of core dumps. It is made of huge pages where the host has them, because a booting kernel
+//! touches most of what it gets: with 4 KiB pages our own guest takes 8,200 to 10,900 page faults
+//! of the hypervisor in one boot, with huge pages 350, nearly all of them in the first 2 MiB. The
+//! first 2 MiB are small pages, so that a guest which needs no more than them costs no more. Owns
+//! the mappings; no thread, no descriptor.
 
 mod discard;
 pub mod image;
@@ -19,15 +21,16 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegion
 
 pub use discard::{Afterwards, discard};
 
-/// The guest's memory, as devices and loaders see it. It is never handed out as a `&[u8]` or `&mut [u8]`: the guest
-/// may change any byte at any time.
+/// The guest's memory, as devices and loaders see it. It is never handed out as a `&[u8]` or `&mut
+/// [u8]`: the guest may change any byte at any time.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
 
 /// Size of a page, of the host and of the guest.
 pub const PAGE_SIZE: u64 = 4096;
 /// The least memory a VM may have, in MiB.
 pub const MIN_MIB: u64 = 32;
-/// The most memory a VM may have, in MiB (1 TiB: it must fit below the smallest physical address space in use, 40 bits).
+/// The most memory a VM may have, in MiB (1 TiB: it must fit below the smallest physical address
+/// space in use, 40 bits).
 pub const MAX_MIB: u64 = 1 << 20;
 
 /// What guest memory is made of.
@@ -119,8 +122,8 @@ pub enum MemoryError {
     Regions(String),
 }
 
-/// The ranges of memory (start, length in bytes) of a VM of `mib` MiB: one up to the hole below 4 GiB, and the rest
-/// behind it.
+/// The ranges of memory (start, length in bytes) of a VM of `mib` MiB: one up to the hole below 4
+/// GiB, and the rest behind it.
 pub fn ranges(mib: u64) -> Vec<(u64, u64)> {
     let bytes = mib << 20;
     let low = bytes.min(layout::HOLE_START);
@@ -135,8 +138,8 @@ fn pool_file(page_mib: u64) -> String {
     format!("/sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages", page_mib << 10)
 }
 
-/// Makes guest memory of `mib` MiB (within [`MIN_MIB`] and [`MAX_MIB`]). Nothing is touched, unless it is to be: a page costs the host
-/// something once the guest uses it.
+/// Makes guest memory of `mib` MiB (within [`MIN_MIB`] and [`MAX_MIB`]). Nothing is touched, unless
+/// it is to be: a page costs the host something once the guest uses it.
 pub fn create(mib: u64, backing: Backing) -> Result<GuestMemory, MemoryError> {
     from_ranges(mib, |start, len| region(start, len, backing)).map_err(|error| match (backing.pages, error) {
         (Pages::Pool(page), MemoryError::Map { source, .. })
@@ -164,8 +167,9 @@ const SMALL_PAGE: usize = 4096;
 /// Size of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Maps `len` bytes, of a file from `offset` on if there is one, at an address that begins a huge page, as guest memory does, and a page of
-/// `page_size`: only then can KVM map huge pages of the host as huge pages of the guest.
+/// Maps `len` bytes, of a file from `offset` on if there is one, at an address that begins a huge
+/// page, as guest memory does, and a page of `page_size`: only then can KVM map huge pages of the
+/// host as huge pages of the guest.
 fn map_at(
     len: usize,
     page_size: usize,
@@ -186,8 +190,8 @@ fn map_at(
     let start = start.cast::<u8>();
     let head = start.align_offset(align);
     #[expect(unsafe_code, reason = "the parts beside the aligned range are given back")]
-    // SAFETY: `head` is at most `align`, so the aligned range and both rests lie within the mapping made above; nobody else
-    // knows of them.
+    // SAFETY: `head` is at most `align`, so the aligned range and both rests lie within the mapping
+    // made above; nobody else knows of them.
     unsafe {
         let aligned = start.add(head);
         for (rest, rest_len) in [(start, head), (aligned.add(len), align - head)] {
@@ -203,10 +207,12 @@ fn map_at(
     }
 }
 
-/// Tells the kernel what a part of guest memory is for. A host kernel that doesn't know the advice loses nothing but its point.
+/// Tells the kernel what a part of guest memory is for. A host kernel that doesn't know the advice
+/// loses nothing but its point.
 fn advise(start: *mut u8, len: usize, advice: libc::c_int) {
     #[expect(unsafe_code, reason = "madvise has no safe wrapper")]
-    // SAFETY: the range belongs to a mapping of guest memory, and the advice in use here changes no content.
+    // SAFETY: the range belongs to a mapping of guest memory, and the advice in use here changes no
+    // content.
     let ret = unsafe { libc::madvise(start.cast(), len, advice) };
     if ret != 0 {
         log::debug!("madvise {advice}: {}", io::Error::last_os_error());
@@ -238,16 +244,16 @@ fn guest_region(
     start: GuestAddress,
 ) -> io::Result<GuestRegionMmap> {
     #[expect(unsafe_code, reason = "vm-memory can't align a mapping by itself")]
-    // SAFETY: the range is a mapping of `len` bytes made just now, and nothing ever unmaps it: guest memory lives as long as the VM's
-    // process.
+    // SAFETY: the range is a mapping of `len` bytes made just now, and nothing ever unmaps it:
+    // guest memory lives as long as the VM's process.
     let region = unsafe { MmapRegion::build_raw(hva, len, PROTECTION, flags) };
     let region = region.map_err(io::Error::other)?;
     GuestRegionMmap::new(region, start)
         .ok_or_else(|| io::Error::other(format!("{start:?} + {len:#x} overflows")))
 }
 
-/// Of these bytes, which are in guest memory, nothing will be used for a while: the huge pages that they touch are made of small pages, so that
-/// what else is in those doesn't bring them along.
+/// Of these bytes, which are in guest memory, nothing will be used for a while: the huge pages that
+/// they touch are made of small pages, so that what else is in those doesn't bring them along.
 pub fn leave_unused(mem: &GuestMemory, gpa: GuestAddress, len: u64) {
     let Some((region, at)) = mem.to_region_addr(gpa) else { return };
     if region.flags() & libc::MAP_HUGETLB != 0 {
@@ -264,7 +270,8 @@ pub fn leave_unused(mem: &GuestMemory, gpa: GuestAddress, len: u64) {
 /// Makes every page be there.
 #[expect(unsafe_code, reason = "madvise has no safe wrapper")]
 fn prefault(start: *mut u8, len: usize) -> io::Result<()> {
-    // SAFETY: the range belongs to a mapping of guest memory; its pages come into being, with the content that they had.
+    // SAFETY: the range belongs to a mapping of guest memory; its pages come into being, with the
+    // content that they had.
     if unsafe { libc::madvise(start.cast(), len, libc::MADV_POPULATE_WRITE) } == 0 {
         return Ok(());
     }

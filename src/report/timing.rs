@@ -1,4 +1,5 @@
-//! `--timing`: where the time of one VM went, how often its guest was left, and what that gave back of its memory.
+//! `--timing`: where the time of one VM went, how often its guest was left, and what that gave back
+//! of its memory.
 
 use std::fmt;
 
@@ -54,7 +55,8 @@ impl Timing {
         Self::of(times, &steps, returned_ns, counts)
     }
 
-    /// From the VM's recorded times, those of the run, and the moment at which the command is about to return.
+    /// From the VM's recorded times, those of the run, and the moment at which the command is about
+    /// to return.
     pub fn of_run(times: &Times, run: &RunMoments, returned_ns: u64, counts: Option<&Counts>) -> Self {
         let init = times.at(Mark::InitStarted);
         let steps = [
@@ -86,7 +88,8 @@ impl Timing {
     }
 }
 
-/// KVM's counters that are exits or say what the guest was left for; the others (injections, wake-ups) are left out.
+/// KVM's counters that are exits or say what the guest was left for; the others (injections,
+/// wake-ups) are left out.
 fn is_exit(name: &str) -> bool {
     name.contains("exits")
         || ["hypercalls", "insn_emulation", "pf_taken", "pf_fixed", "pf_emulate"].contains(&name)
@@ -98,7 +101,8 @@ fn user_share(name: &str, count: u64, exits: &Exits) -> Option<u64> {
         "exits" => Some(exits.user.port_io + exits.user.mmio + exits.user.interrupted + exits.user.other),
         "io_exits" => Some(exits.user.port_io),
         "mmio_exits" => Some(exits.user.mmio),
-        // KVM_RUN also returns at once, and uncounted, when it was told to before it entered the guest.
+        // KVM_RUN also returns at once, and uncounted, when it was told to before it entered the
+        // guest.
         "signal_exits" => Some(exits.user.interrupted.min(count)),
         _ => None,
     }

@@ -63,8 +63,10 @@ const LINKS: [(&str, &str); 6] = [
     ("/dev/ptmx", "pts/ptmx"),
 ];
 
-/// Kernel parameters. The first two are docker's: neither a low port nor a ping takes a right. The others are what Debian and Fedora set and what
-/// databases and tools that watch files ask an administrator to raise: in a virtual machine of its own a container has no administrator but itself.
+/// Kernel parameters. The first two are docker's: neither a low port nor a ping takes a right. The
+/// others are what Debian and Fedora set and what databases and tools that watch files ask an
+/// administrator to raise: in a virtual machine of its own a container has no administrator but
+/// itself.
 pub const SYSCTLS: [(&str, &str); 5] = [
     ("net.ipv4.ip_unprivileged_port_start", "0"),
     ("net.ipv4.ping_group_range", "0 2147483647"),
@@ -73,7 +75,8 @@ pub const SYSCTLS: [(&str, &str); 5] = [
     ("fs.inotify.max_user_instances", "8192"),
 ];
 
-/// Resource limits, by the names and numbers of setrlimit(2): open files, processes, the size of core files.
+/// Resource limits, by the names and numbers of setrlimit(2): open files, processes, the size of
+/// core files.
 pub const LIMITS: [(&str, u32, u64); 3] = [
     ("RLIMIT_NOFILE", libc::RLIMIT_NOFILE, 1 << 20),
     ("RLIMIT_NPROC", libc::RLIMIT_NPROC, u64::MAX),

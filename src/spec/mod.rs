@@ -1,5 +1,6 @@
-//! What a container is to be, as data: docker's defaults, and what a user changes of them. `bothy run`, the peers of `bothy bench` and the tests'
-//! bundles take it from here; the agent does what it receives ([`bothy_guest::spec`]) and adds nothing.
+//! What a container is to be, as data: docker's defaults, and what a user changes of them. `bothy
+//! run`, the peers of `bothy bench` and the tests' bundles take it from here; the agent does what
+//! it receives ([`bothy_guest::spec`]) and adds nothing.
 //!
 //! ```text
 //! docker       capabilities, mounts, devices, protections, limits, kernel parameters

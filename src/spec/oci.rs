@@ -1,4 +1,5 @@
-//! A container as the runtime specification of the Open Container Initiative has it, for runc and crun: what they run beside bothy is the same.
+//! A container as the runtime specification of the Open Container Initiative has it, for runc and
+//! crun: what they run beside bothy is the same.
 
 use bothy_guest::spec::{
     Capabilities, Container, DeviceKind, DeviceRule, Mount, Protect, Rights, access, attribute,
@@ -30,7 +31,8 @@ fn mount(mount: &Mount) -> Value {
     })
 }
 
-/// `linux`, with new namespaces of all kinds but the user's, and a network that exists already if `network` is its path.
+/// `linux`, with new namespaces of all kinds but the user's, and a network that exists already if
+/// `network` is its path.
 pub fn linux(container: &Container, network: Option<&str>, seccomp: Option<&Value>) -> Value {
     let mut namespaces: Vec<Value> =
         ["mount", "uts", "pid", "ipc", "cgroup"].iter().map(|kind| json!({ "type": kind })).collect();

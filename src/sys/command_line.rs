@@ -43,8 +43,8 @@ impl CommandLine {
     /// The first argument behind the program's name. Nothing is copied.
     pub fn first_argument(&self) -> &[u8] {
         #[expect(unsafe_code, reason = "memory that the kernel has given to this process")]
-        // SAFETY: the kernel mapped and filled these bytes before the program started; nothing unmaps
-        // them, and only `erase` writes to them, in a process with a single thread.
+        // SAFETY: the kernel mapped and filled these bytes before the program started; nothing
+        // unmaps them, and only `erase` writes to them, in a process with a single thread.
         let arguments =
             unsafe { std::slice::from_raw_parts(self.arguments.start as *const u8, self.arguments.len()) };
         arguments.split(|byte| *byte == 0).nth(1).unwrap_or_default()
@@ -68,7 +68,8 @@ impl CommandLine {
             std::ptr::copy_nonoverlapping(title.as_ptr(), self.arguments.start as *mut u8, length);
         }
         #[expect(unsafe_code, reason = "std removes variables one by one")]
-        // SAFETY: nobody has a pointer into the environment's list: the process has a single thread.
+        // SAFETY: nobody has a pointer into the environment's list: the process has a single
+        // thread.
         unsafe {
             libc::clearenv();
         }

@@ -32,8 +32,8 @@ pub fn close_inherited() {
     for fd in numbers.filter(|fd| *fd > libc::STDERR_FILENO).collect::<Vec<RawFd>>() {
         #[expect(unsafe_code, reason = "descriptors without an owner")]
         // SAFETY: F_GETFD takes no pointer. All descriptors that values of this process own are
-        // close-on-exec, so nobody uses the ones that are closed here. One that is closed already is
-        // refused.
+        // close-on-exec, so nobody uses the ones that are closed here. One that is closed already
+        // is refused.
         unsafe {
             let flags = libc::fcntl(fd, libc::F_GETFD);
             if flags >= 0 && flags & libc::FD_CLOEXEC == 0 {

@@ -15,9 +15,9 @@ pub mod trace;
 mod testing {
     use std::process::Command;
 
-    /// Whether this test runs by itself, in a process with one thread, which is made with `variable`
-    /// in its environment. In the process of all tests it runs the test so, and insists that it passes;
-    /// `shell` is run before that.
+    /// Whether this test runs by itself, in a process with one thread, which is made with
+    /// `variable` in its environment. In the process of all tests it runs the test so, and insists
+    /// that it passes; `shell` is run before that.
     pub(super) fn is_alone(variable: &str, test: &str, shell: &str) -> bool {
         if std::env::var_os(variable).is_some() {
             return true;

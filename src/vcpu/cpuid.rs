@@ -1,7 +1,7 @@
 //! The guest's CPUID: what KVM supports, made true for one vCPU of this VM.
 //!
-//! The topology is one socket with one thread per core; the APIC id is the vCPU's number. Leaves by the Intel SDM
-//! vol. 2A (CPUID) and the AMD APM vol. 3 (appendix E).
+//! The topology is one socket with one thread per core; the APIC id is the vCPU's number. Leaves by
+//! the Intel SDM vol. 2A (CPUID) and the AMD APM vol. 3 (appendix E).
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 

@@ -1,8 +1,9 @@
 //! Where vCPUs wait while the VM is paused.
 //!
-//! A closed gate stops each vCPU's thread before it enters its guest again; the main thread kicks those that are inside, and waits until all
-//! have come. Only then each says what it is, if that is wanted: while one of them runs it may still send interrupts to the others. Only a
-//! vCPU's own thread touches it.
+//! A closed gate stops each vCPU's thread before it enters its guest again; the main thread kicks
+//! those that are inside, and waits until all have come. Only then each says what it is, if that is
+//! wanted: while one of them runs it may still send interrupts to the others. Only a vCPU's own
+//! thread touches it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -60,8 +61,8 @@ impl Gate {
         wait.expect("a panic under this lock ends the process").0.waiting == count
     }
 
-    /// What each of the vCPUs that wait, which is all of them, is, in the order of their numbers. `msrs` are the numbers of all MSRs that this
-    /// host's KVM has.
+    /// What each of the vCPUs that wait, which is all of them, is, in the order of their numbers.
+    /// `msrs` are the numbers of all MSRs that this host's KVM has.
     pub(super) fn states(&self, msrs: Arc<[u32]>) -> Result<Vec<State>, VcpuError> {
         let mut inner = self.inner();
         inner.wanted = Some(msrs);
@@ -80,7 +81,8 @@ impl Gate {
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// On a vCPU's thread, outside of the guest, when no access of it is half done: waits while the gate is closed.
+    /// On a vCPU's thread, outside of the guest, when no access of it is half done: waits while the
+    /// gate is closed.
     pub(super) fn wait(&self, id: u8, vcpu: &VcpuFd) {
         let mut inner = self.inner();
         inner.waiting += 1;

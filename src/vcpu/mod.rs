@@ -1,8 +1,8 @@
 //! vCPUs: setting one up, and the thread that runs it.
 //!
-//! A vCPU's thread (`vcpuN`) enters the guest, answers its port and MMIO accesses from the buses, and leaves when the VM
-//! has ended. It owns the vCPU's descriptor. It never waits for anything but the guest: devices that have work to do
-//! hand it to their own threads.
+//! A vCPU's thread (`vcpuN`) enters the guest, answers its port and MMIO accesses from the buses,
+//! and leaves when the VM has ended. It owns the vCPU's descriptor. It never waits for anything but
+//! the guest: devices that have work to do hand it to their own threads.
 
 mod cpuid;
 mod gate;
@@ -137,8 +137,8 @@ pub struct Vcpu {
     exits: Arc<UserExits>,
 }
 
-/// Makes `count` vCPUs. The first one is the boot processor and starts at `entry`; the others wait for the guest's
-/// INIT and SIPI. `supported` is what KVM can give a guest.
+/// Makes `count` vCPUs. The first one is the boot processor and starts at `entry`; the others wait
+/// for the guest's INIT and SIPI. `supported` is what KVM can give a guest.
 pub fn create_all(
     vm: &Vm,
     supported: &CpuId,
@@ -213,8 +213,9 @@ impl Vcpu {
         }
     }
 
-    /// What the guest reads only arrives in its registers when it is entered the next time, and one instruction may have several accesses:
-    /// enters it for as long as there are some, and no further.
+    /// What the guest reads only arrives in its registers when it is entered the next time, and one
+    /// instruction may have several accesses: enters it for as long as there are some, and no
+    /// further.
     fn finish_access(&mut self, machine: &Machine) {
         self.fd.set_kvm_immediate_exit(1);
         loop {
@@ -264,8 +265,9 @@ impl Vcpu {
                 let (data, len) = (data.as_mut_ptr(), data.len());
                 let size = self.unit_size();
                 #[expect(unsafe_code, reason = "the slice had to be let go to read the unit's size")]
-                // SAFETY: kvm-ioctls made this mutable slice from the vCPU's mapping, which lives as long as `self.fd`; KVM doesn't
-                // touch it before the next KVM_RUN, and reading the unit's size touched another part of the mapping.
+                // SAFETY: kvm-ioctls made this mutable slice from the vCPU's mapping, which lives
+                // as long as `self.fd`; KVM doesn't touch it before the next KVM_RUN, and reading
+                // the unit's size touched another part of the mapping.
                 let data = unsafe { std::slice::from_raw_parts_mut(data, len) };
                 for unit in data.chunks_mut(size) {
                     if !machine.ports.read(port.into(), unit) {
@@ -287,7 +289,8 @@ impl Vcpu {
                 }
                 Step::Served
             }
-            // The end of an interrupt that the guest wanted as a level. Devices raise edges only, so nothing waits for it.
+            // The end of an interrupt that the guest wanted as a level. Devices raise edges only,
+            // so nothing waits for it.
             VcpuExit::IoapicEoi(_) => {
                 count(&self.exits.other);
                 Step::Served
@@ -320,7 +323,8 @@ impl Vcpu {
         Step::Ended(outcome)
     }
 
-    /// Bytes of one access of the last exit, which was a port access: a string instruction makes several at once.
+    /// Bytes of one access of the last exit, which was a port access: a string instruction makes
+    /// several at once.
     fn unit_size(&mut self) -> usize {
         count(&self.exits.port_io);
         let run = self.fd.get_kvm_run();
@@ -338,7 +342,8 @@ impl Vcpu {
     fn internal_error(&mut self) -> String {
         let run = self.fd.get_kvm_run();
         #[expect(unsafe_code, reason = "kvm-ioctls doesn't pass the details on")]
-        // SAFETY: the last exit was KVM_EXIT_INTERNAL_ERROR, so `internal` is the union's active member.
+        // SAFETY: the last exit was KVM_EXIT_INTERNAL_ERROR, so `internal` is the union's active
+        // member.
         let internal = unsafe { run.__bindgen_anon_1.internal };
         let at = self.rip();
         if internal.suberror != INTERNAL_ERROR_EMULATION {
@@ -389,8 +394,8 @@ pub fn start_all(vcpus: Vec<Vcpu>, machine: &Machine, spawner: &Spawner) -> Resu
 }
 
 impl Running {
-    /// Has all vCPUs leave the guest and wait, until the gate is opened, and returns what they are. `msrs` are the numbers of all that this
-    /// host's KVM has. `None` if the VM ends meanwhile.
+    /// Has all vCPUs leave the guest and wait, until the gate is opened, and returns what they are.
+    /// `msrs` are the numbers of all that this host's KVM has. `None` if the VM ends meanwhile.
     pub fn pause(&self, machine: &Machine, msrs: Arc<[u32]>) -> Result<Option<Vec<State>>, VcpuError> {
         machine.gate.close();
         loop {
@@ -405,7 +410,8 @@ impl Running {
         }
     }
 
-    /// Has those that are in the guest leave it. One that arrives between a vCPU's look at what it is to do and its entry is lost.
+    /// Has those that are in the guest leave it. One that arrives between a vCPU's look at what it
+    /// is to do and its entry is lost.
     fn kick(&self) {
         for thread in self.threads.iter().filter(|thread| !thread.is_finished()) {
             if let Err(error) = thread.kill(SIGRTMIN()) {
@@ -414,8 +420,8 @@ impl Running {
         }
     }
 
-    /// Waits until no vCPU runs any more, and none holds the buses. Called once the machine's end is reported; kicks those
-    /// that are in the guest.
+    /// Waits until no vCPU runs any more, and none holds the buses. Called once the machine's end
+    /// is reported; kicks those that are in the guest.
     pub fn join(self) {
         let mut left = self.threads.len();
         while left > 0 {
@@ -432,8 +438,8 @@ fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The bytes of an instruction that KVM failed to emulate: data[0] holds flags, and where they say so, the next 16 bytes
-/// a length and up to 15 bytes of the instruction stream.
+/// The bytes of an instruction that KVM failed to emulate: data[0] holds flags, and where they say
+/// so, the next 16 bytes a length and up to 15 bytes of the instruction stream.
 fn instruction_bytes(ndata: u32, data: &[u64; 16]) -> Vec<u8> {
     if ndata < 3 || data[0] & EMULATION_FLAG_BYTES == 0 {
         return Vec::new();

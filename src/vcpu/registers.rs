@@ -1,7 +1,9 @@
-//! The boot processor's registers at the guest's first instruction, and the tables in memory that they point to.
+//! The boot processor's registers at the guest's first instruction, and the tables in memory that
+//! they point to.
 //!
-//! Two protocols: PVH (32-bit protected mode, paging off) and Linux' 64-bit one (long mode, identity-mapped first GiB).
-//! The other processors need nothing: the guest starts them by INIT and SIPI.
+//! Two protocols: PVH (32-bit protected mode, paging off) and Linux' 64-bit one (long mode,
+//! identity-mapped first GiB). The other processors need nothing: the guest starts them by INIT and
+//! SIPI.
 
 use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;

@@ -1,7 +1,8 @@
-//! A vCPU at rest, as plain data: what KVM knows of it, by the structures of its API (Documentation/virt/kvm/api.rst).
+//! A vCPU at rest, as plain data: what KVM knows of it, by the structures of its API
+//! (Documentation/virt/kvm/api.rst).
 //!
-//! A state may come from anywhere, and KVM checks it as it checks what any program asks for. What it can't check, that this host's processors
-//! have what the guest has seen, is checked here.
+//! A state may come from anywhere, and KVM checks it as it checks what any program asks for. What
+//! it can't check, that this host's processors have what the guest has seen, is checked here.
 
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs,
@@ -38,7 +39,8 @@ pub struct State {
     msrs: Vec<(u32, u64)>,
 }
 
-/// Takes everything that a vCPU is. It must not be in its guest. `msrs` are the numbers of all MSRs that this host's KVM has.
+/// Takes everything that a vCPU is. It must not be in its guest. `msrs` are the numbers of all MSRs
+/// that this host's KVM has.
 pub(super) fn take(vcpu: &VcpuFd, msrs: &[u32]) -> Result<State, VcpuError> {
     // First what KVM brings up to date by looking at it: pending INIT and SIPI (KVM_GET_MP_STATE).
     let mp_state = vcpu.get_mp_state().map_err(VcpuError::ioctl("KVM_GET_MP_STATE"))?;
@@ -63,7 +65,8 @@ pub(super) fn take(vcpu: &VcpuFd, msrs: &[u32]) -> Result<State, VcpuError> {
     })
 }
 
-/// Makes a fresh vCPU what another one was, if this host's processors have what it has seen: `own` is what they would show it. `first` of the VM's.
+/// Makes a fresh vCPU what another one was, if this host's processors have what it has seen: `own`
+/// is what they would show it. `first` of the VM's.
 pub(super) fn put(vcpu: &VcpuFd, own: &CpuId, state: &State, first: bool) -> Result<(), VcpuError> {
     if let Some(leaf) = missing(own.as_slice(), &state.cpuid) {
         return Err(VcpuError::Missing { leaf });
@@ -80,23 +83,25 @@ pub(super) fn put(vcpu: &VcpuFd, own: &CpuId, state: &State, first: bool) -> Res
     vcpu.set_sregs(&state.sregs).map_err(VcpuError::ioctl("KVM_SET_SREGS"))?;
     vcpu.set_xcrs(&state.xcrs).map_err(VcpuError::ioctl("KVM_SET_XCRS"))?;
     #[expect(unsafe_code, reason = "with more features KVM would read more than the structure")]
-    // SAFETY: that takes a process that has asked for them (arch_prctl, ARCH_REQ_XCOMP_GUEST_PERM), and this one never does.
+    // SAFETY: that takes a process that has asked for them (arch_prctl, ARCH_REQ_XCOMP_GUEST_PERM),
+    // and this one never does.
     unsafe { vcpu.set_xsave(&state.xsave) }.map_err(VcpuError::ioctl("KVM_SET_XSAVE"))?;
     vcpu.set_debug_regs(&state.debug).map_err(VcpuError::ioctl("KVM_SET_DEBUGREGS"))?;
     vcpu.set_lapic(&state.lapic).map_err(VcpuError::ioctl("KVM_SET_LAPIC"))?;
     if first && state.msrs.iter().any(|(index, _)| *index == MSR_TSC) {
-        // KVM takes a write of the counter that comes within a second of another one, in real and in the counter's time, for an attempt to
-        // synchronize the two, and does that instead (kvm_synchronize_tsc). It began this one with 0: a guest that was younger than a
-        // second would see its time go back, and its timers late. After a write from far away the next one counts as it is; those of the
-        // other vCPUs are to be synchronized with this one's.
+        // KVM takes a write of the counter that comes within a second of another one, in real and
+        // in the counter's time, for an attempt to synchronize the two, and does that instead
+        // (kvm_synchronize_tsc). It began this one with 0: a guest that was younger than a second
+        // would see its time go back, and its timers late. After a write from far away the next one
+        // counts as it is; those of the other vCPUs are to be synchronized with this one's.
         set_msrs(vcpu, &[(MSR_TSC, FAR)])?;
     }
     set_msrs(vcpu, &state.msrs)?;
     vcpu.set_vcpu_events(&state.events).map_err(VcpuError::ioctl("KVM_SET_VCPU_EVENTS"))
 }
 
-/// Leaf, subleaf and which of EAX, EBX, ECX and EDX are lists of features (Intel SDM vol. 2A, CPUID; AMD APM vol. 3, appendix E;
-/// Documentation/virt/kvm/x86/cpuid.rst).
+/// Leaf, subleaf and which of EAX, EBX, ECX and EDX are lists of features (Intel SDM vol. 2A,
+/// CPUID; AMD APM vol. 3, appendix E; Documentation/virt/kvm/x86/cpuid.rst).
 const FEATURES: [(u32, u32, [bool; 4]); 7] = [
     (0x1, 0, [false, false, true, true]),
     (0x7, 0, [false, true, true, true]),
@@ -126,7 +131,8 @@ fn missing(own: &[kvm_cpuid_entry2], seen: &[kvm_cpuid_entry2]) -> Option<u32> {
     FEATURES.iter().find(|leaf| lacks(leaf)).map(|(leaf, _, _)| *leaf)
 }
 
-/// The values of those that a guest has: KVM stops at the first that this one has not, and is asked for those behind it.
+/// The values of those that a guest has: KVM stops at the first that this one has not, and is asked
+/// for those behind it.
 fn get_msrs(vcpu: &VcpuFd, numbers: &[u32]) -> Result<Vec<(u32, u64)>, VcpuError> {
     let mut values = Vec::with_capacity(numbers.len());
     let mut rest = numbers;
@@ -145,7 +151,8 @@ fn get_msrs(vcpu: &VcpuFd, numbers: &[u32]) -> Result<Vec<(u32, u64)>, VcpuError
     Ok(values)
 }
 
-/// Sets all of them, in this order. One that KVM refuses is no harm if it is zero, as it is in a fresh vCPU.
+/// Sets all of them, in this order. One that KVM refuses is no harm if it is zero, as it is in a
+/// fresh vCPU.
 fn set_msrs(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<(), VcpuError> {
     let mut rest = values;
     while !rest.is_empty() {

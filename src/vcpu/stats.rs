@@ -1,7 +1,8 @@
-//! KVM's own counters of one vCPU, through KVM_GET_STATS_FD: what they are called and what they stand at.
+//! KVM's own counters of one vCPU, through KVM_GET_STATS_FD: what they are called and what they
+//! stand at.
 //!
-//! With the local APIC in the kernel most exits (halts, timer, page faults, ioeventfd writes) never return to user space,
-//! so only KVM can count them.
+//! With the local APIC in the kernel most exits (halts, timer, page faults, ioeventfd writes) never
+//! return to user space, so only KVM can count them.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -43,8 +44,8 @@ impl StatsFd {
     }
 }
 
-/// Reads the format of "KVM_GET_STATS_FD" in the KVM API documentation: a header of six words, descriptors of 16 bytes
-/// and a name, values of 8 bytes.
+/// Reads the format of "KVM_GET_STATS_FD" in the KVM API documentation: a header of six words,
+/// descriptors of 16 bytes and a name, values of 8 bytes.
 fn parse(file: &[u8]) -> Option<Vec<(String, u64)>> {
     let word = |at: usize| Some(u32::from_le_bytes(*file.get(at..)?.first_chunk()?));
     let size = |at: usize| usize::try_from(word(at)?).ok();

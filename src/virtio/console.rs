@@ -1,10 +1,13 @@
 //! virtio-console (virtio 1.2 §5.3): one port, a terminal. One worker thread.
 //!
-//! [`Port`] is the host's side. A chain of the guest's is one piece of output, and costs it one exit, where a serial port has two for
-//! each byte. Bytes wait on the host's side in buffers of bounded size: while the one for output is full the device takes no more chains.
-//! (Linux's driver then waits for the device in a loop that uses up its processor, where it sleeps for a serial port.)
+//! [`Port`] is the host's side. A chain of the guest's is one piece of output, and costs it one
+//! exit, where a serial port has two for each byte. Bytes wait on the host's side in buffers of
+//! bounded size: while the one for output is full the device takes no more chains. (Linux's driver
+//! then waits for the device in a loop that uses up its processor, where it sleeps for a serial
+//! port.)
 //!
-//! Several ports and the emergency write aren't offered: there is one terminal, and a serial port beside it for early words.
+//! Several ports and the emergency write aren't offered: there is one terminal, and a serial port
+//! beside it for early words.
 
 use std::collections::VecDeque;
 use std::io;
@@ -54,7 +57,8 @@ struct State {
 }
 
 impl Port {
-    /// Gives the guest as many of `bytes` as fit, and says how many that were. When there is room again, `host_evt` says so.
+    /// Gives the guest as many of `bytes` as fit, and says how many that were. When there is room
+    /// again, `host_evt` says so.
     pub fn give(&self, bytes: &[u8]) -> usize {
         let mut state = self.state();
         let fitting = &bytes[..bytes.len().min(INPUT_CAPACITY - state.input.len())];
@@ -97,8 +101,8 @@ pub struct Console {
 }
 
 impl Console {
-    /// A console of this size, if it is known. `name` is its thread's name, e.g. `console0`; `host_evt` is signalled when the port has bytes to
-    /// [`take`](Port::take), or room for some.
+    /// A console of this size, if it is known. `name` is its thread's name, e.g. `console0`;
+    /// `host_evt` is signalled when the port has bytes to [`take`](Port::take), or room for some.
     pub fn new(
         name: &str,
         size: Option<WindowSize>,
@@ -256,7 +260,8 @@ fn take_output(queue: &mut ActiveQueue, port: &Port, stop: &Stop) -> bool {
     })
 }
 
-/// Gives the guest what there is for it, as far as it has buffers; whether to wait for its next kick.
+/// Gives the guest what there is for it, as far as it has buffers; whether to wait for its next
+/// kick.
 fn give_input(queue: &mut ActiveQueue, port: &Port, stop: &Stop) -> bool {
     let is_empty = || port.state().input.is_empty();
     serve(queue, stop, is_empty, |chain, mem| {
@@ -270,8 +275,9 @@ fn give_input(queue: &mut ActiveQueue, port: &Port, stop: &Stop) -> bool {
     })
 }
 
-/// Hands chains to `answer`, which returns how many bytes it wrote, until there are no more or the host's side is done. Whether to wait for
-/// the driver's next kick: otherwise it waits for the host's side.
+/// Hands chains to `answer`, which returns how many bytes it wrote, until there are no more or the
+/// host's side is done. Whether to wait for the driver's next kick: otherwise it waits for the
+/// host's side.
 fn serve(
     queue: &mut ActiveQueue,
     stop: &Stop,

@@ -14,7 +14,8 @@ use crate::memory::GuestMemory;
 use crate::random;
 use crate::thread::Spawner;
 
-/// The most that one request gets, in bytes: a driver asks again for more, and no request keeps the thread for long.
+/// The most that one request gets, in bytes: a driver asks again for more, and no request keeps the
+/// thread for long.
 const MAX_PER_REQUEST: u32 = 64 << 10;
 /// The most in a second, in bytes: more than any use of randomness, and little of the host's time.
 const MAX_PER_SECOND: u64 = 4 << 20;
@@ -42,7 +43,8 @@ fn fill(chain: &Chain, mem: &GuestMemory) -> u32 {
     let mut writer = chain.writer(mem).split_off_front(MAX_PER_REQUEST);
     let wanted = writer.len();
     while !writer.is_empty() {
-        // The kernel has never too little: only its first second, long past with /dev/kvm there, makes anybody wait.
+        // The kernel has never too little: only its first second, long past with /dev/kvm there,
+        // makes anybody wait.
         let bytes: [u8; 256] = random::bytes().expect("getrandom(2) can't fail");
         writer.write(&bytes);
     }

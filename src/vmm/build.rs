@@ -85,7 +85,8 @@ fn io(what: &'static str) -> impl Fn(io::Error) -> BuildError {
     move |source| BuildError::Io { what, source }
 }
 
-/// Assembles a VM; nothing of the guest has run yet when it returns. `console` is the command's end of the console.
+/// Assembles a VM; nothing of the guest has run yet when it returns. `console` is the command's end
+/// of the console.
 pub(super) fn build(
     config: &VmConfig,
     resources: Resources,
@@ -205,7 +206,8 @@ struct Base {
     wakeups: Wakeups,
 }
 
-/// Everything of a VM but its vCPUs and what is in its memory: the same whether a guest begins or goes on.
+/// Everything of a VM but its vCPUs and what is in its memory: the same whether a guest begins or
+/// goes on.
 struct Platform {
     base: Base,
     mem: Arc<GuestMemory>,
@@ -259,8 +261,9 @@ impl Platform {
     }
 }
 
-/// Asks for KVM's CPUID on a thread of its own while the VM is made. KVM executes CPUID for every leaf, and where the host is
-/// a virtual machine itself each of those is an exit: together a tenth of the way to the first instruction.
+/// Asks for KVM's CPUID on a thread of its own while the VM is made. KVM executes CPUID for every
+/// leaf, and where the host is a virtual machine itself each of those is an exit: together a tenth
+/// of the way to the first instruction.
 struct CpuidQuery(JoinHandle<Result<CpuId, KvmError>>);
 
 impl CpuidQuery {
@@ -390,7 +393,8 @@ struct Sockets<'a> {
 }
 
 impl Sockets<'_> {
-    /// Each a page of registers and a line of the IOAPIC. Returns as well what the guest has to be told of them.
+    /// Each a page of registers and a line of the IOAPIC. Returns as well what the guest has to be
+    /// told of them.
     fn plug_mmio(
         &mut self,
         devices: Vec<Box<dyn VirtioDevice>>,
@@ -409,7 +413,8 @@ impl Sockets<'_> {
         Ok((slots, plugged))
     }
 
-    /// Each the only function of its device on the PCI bus, in order; the guest finds them by itself.
+    /// Each the only function of its device on the PCI bus, in order; the guest finds them by
+    /// itself.
     fn plug_pci(&mut self, devices: Vec<Box<dyn VirtioDevice>>) -> Result<Plugged, BuildError> {
         let mut plugged: Plugged = Vec::new();
         for (device, n) in devices.into_iter().zip(0..layout::PCI_DEVICES) {

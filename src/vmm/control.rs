@@ -42,7 +42,8 @@ pub enum Command {
 }
 
 impl Command {
-    /// A letter, and for some numbers behind it (little-endian). Written at once, so that the VM never waits for a rest.
+    /// A letter, and for some numbers behind it (little-endian). Written at once, so that the VM
+    /// never waits for a rest.
     pub(super) fn encode(self) -> Vec<u8> {
         match self {
             Self::PressPowerButton => vec![b'p'],
@@ -83,7 +84,8 @@ fn read_array<const N: usize>(from: &mut impl Read) -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// Says that the guest has ended, by itself and not by an order: what is left to wait for are its disks. No JSON starts so.
+/// Says that the guest has ended, by itself and not by an order: what is left to wait for are its
+/// disks. No JSON starts so.
 const GUEST_ENDED: u8 = b'E';
 
 /// The longest report, in bytes: KVM's counters have some 150 names.

@@ -33,8 +33,9 @@ impl Wakeups {
     }
 }
 
-/// What a kernel that has panicked gets to write its last words: its report comes before them if another CPU has the console. bothy's
-/// own guest resets as soon as they are out; Debian's kernels never do.
+/// What a kernel that has panicked gets to write its last words: its report comes before them if
+/// another CPU has the console. bothy's own guest resets as soon as they are out; Debian's kernels
+/// never do.
 const PANIC_GRACE: Duration = Duration::from_secs(1);
 
 /// Serves the VM until it has ended, and says how.
@@ -139,7 +140,8 @@ fn on_command(vmm: &mut Vmm, vcpus: &Running, control: &mut UnixStream) -> bool 
     true
 }
 
-/// The VM's end of the console: a socket to the command on one side, the serial port on the other, and a virtio console if there is one.
+/// The VM's end of the console: a socket to the command on one side, the serial port on the other,
+/// and a virtio console if there is one.
 struct Console {
     serial: Arc<Serial>,
     /// Then what is typed goes here.
@@ -193,7 +195,8 @@ impl Console {
         !self.outgoing.is_empty()
     }
 
-    /// Somebody wants the VM to end, and nobody reads what it says: a guest that waits to be read would never power off.
+    /// Somebody wants the VM to end, and nobody reads what it says: a guest that waits to be read
+    /// would never power off.
     fn give_up_on_reader(&mut self) {
         self.unread = true;
         self.carry();
@@ -246,8 +249,8 @@ impl Console {
         }
     }
 
-    /// Sends the guest's last words, for as long as their reader takes; but if somebody wants the VM to end, or does so meanwhile,
-    /// they are worth a short wait and no more.
+    /// Sends the guest's last words, for as long as their reader takes; but if somebody wants the
+    /// VM to end, or does so meanwhile, they are worth a short wait and no more.
     fn finish(&mut self, control: &UnixStream, asked: bool) {
         let mut deadline = asked.then(|| Instant::now() + LAST_WORDS_GRACE);
         self.carry();

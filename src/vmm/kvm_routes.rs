@@ -10,8 +10,9 @@ use crate::kvm::Vm;
 
 /// MSI routes: each has a GSI, which is its number, and an eventfd.
 ///
-/// The eventfd is an irqfd only while the route is unmasked. While it is masked KVM doesn't listen, so an edge stays in
-/// the eventfd's counter, and KVM finds it there when it listens again: that is how no edge is lost.
+/// The eventfd is an irqfd only while the route is unmasked. While it is masked KVM doesn't listen,
+/// so an edge stays in the eventfd's counter, and KVM finds it there when it listens again: that is
+/// how no edge is lost.
 pub(super) struct KvmRoutes {
     vm: Arc<Vm>,
     routes: Mutex<Vec<Route>>,
@@ -65,7 +66,8 @@ impl MsiRoutes for KvmRoutes {
         }
         let published = self.publish(&routes);
         if published.is_err() {
-            // The table is refused as a whole: one bad message must not keep the others from changing.
+            // The table is refused as a whole: one bad message must not keep the others from
+            // changing.
             find(&mut routes, id)?.message = before;
         }
         published
@@ -92,11 +94,11 @@ impl MsiRoutes for KvmRoutes {
     }
 }
 
-/// Doorbells are registered by the VM's main thread: that waits for the kernel for milliseconds, and a vCPU has better
-/// things to do. Until then the guest's notification arrives as an exit.
+/// Doorbells are registered by the VM's main thread: that waits for the kernel for milliseconds,
+/// and a vCPU has better things to do. Until then the guest's notification arrives as an exit.
 ///
-/// What is kept is the state that is wanted of each doorbell, not the requests: a guest that starts and resets its devices in a
-/// loop makes neither the list nor the work grow.
+/// What is kept is the state that is wanted of each doorbell, not the requests: a guest that starts
+/// and resets its devices in a loop makes neither the list nor the work grow.
 pub(super) struct DoorbellQueue {
     bells: Mutex<Vec<Bell>>,
     evt: EventFd,
@@ -115,8 +117,8 @@ impl DoorbellQueue {
         Self { bells: Mutex::default(), evt }
     }
 
-    /// Registers or removes one doorbell, and signals again if there is more to do: between two of them the main thread looks at
-    /// everything else. Called on the VM's main thread.
+    /// Registers or removes one doorbell, and signals again if there is more to do: between two of
+    /// them the main thread looks at everything else. Called on the VM's main thread.
     pub(super) fn apply(&self, vm: &Vm) {
         let mut bells = self.lock();
         let mut changed = bells.iter_mut().filter(|bell| bell.wanted != bell.registered);

@@ -1,9 +1,10 @@
-//! A virtual machine: assembled by [`build`], run in a process of its own ([`process`]), served by its main thread.
+//! A virtual machine: assembled by [`build`], run in a process of its own ([`process`]), served by
+//! its main thread.
 //!
 //! The monitor opens files and forks; the child inherits the plain configuration and the open
 //! descriptors, makes the VM (KVM ties a VM to the process that made it) and opens nothing by path.
-//! They are connected by a socket pair ([`control`]); the console's bytes go directly between the VM
-//! and the client. If the monitor dies, its end closes and the VM ends.
+//! They are connected by a socket pair ([`control`]); the console's bytes go directly between the
+//! VM and the client. If the monitor dies, its end closes and the VM ends.
 
 mod build;
 pub mod control;
@@ -138,7 +139,8 @@ struct Counters {
     balloon: Option<balloon::Handle>,
 }
 
-/// What must outlive the VM's report: letting go of it waits for the kernel, and nobody needs to wait for that.
+/// What must outlive the VM's report: letting go of it waits for the kernel, and nobody needs to
+/// wait for that.
 struct Remains {
     _vm: Arc<Vm>,
     _mem: Arc<GuestMemory>,
@@ -154,7 +156,8 @@ impl Vmm {
         Counters { vcpus, balloon: self.balloon.clone() }
     }
 
-    /// Starts the vCPUs, serves them until the VM has ended, finishes requests in flight and lets go of disks and taps.
+    /// Starts the vCPUs, serves them until the VM has ended, finishes requests in flight and lets
+    /// go of disks and taps.
     fn run(mut self, control: &mut UnixStream) -> Result<(Outcome, Remains), VcpuError> {
         // Those that go on from a snapshot; others have nothing to go on with.
         for device in &self.devices {

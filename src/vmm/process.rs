@@ -1,8 +1,8 @@
 //! The VM's process: forked by the monitor, it makes the VM, runs it, reports, and ends.
 //!
-//! The client returns to its caller as soon as the report is there: the tear-down of memory and KVM,
-//! which mostly waits for the kernel, goes on behind it. So the VM's process releases everything that
-//! somebody could wait for (standard error, disks, taps) before it reports.
+//! The client returns to its caller as soon as the report is there: the tear-down of memory and
+//! KVM, which mostly waits for the kernel, goes on behind it. So the VM's process releases
+//! everything that somebody could wait for (standard error, disks, taps) before it reports.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -60,7 +60,8 @@ impl VmProcess {
         Ok(Self { child, control, events, words: None })
     }
 
-    /// Starts another program in the place of the VM's process. It says nothing but by its end, and takes no order but that.
+    /// Starts another program in the place of the VM's process. It says nothing but by its end, and
+    /// takes no order but that.
     pub fn of_program(mut program: Program) -> io::Result<Self> {
         let (control, other) = UnixStream::pair()?;
         let words = File::from(memfd_create("words", MemfdFlags::CLOEXEC)?);
@@ -128,8 +129,8 @@ fn run(
     null: &File,
 ) {
     let timeline = Arc::new(timeline);
-    // The client's streams are not the VM's business; standard error stays until the report, for the
-    // log.
+    // The client's streams are not the VM's business; standard error stays until the report, for
+    // the log.
     replace(libc::STDIN_FILENO, null);
     replace(libc::STDOUT_FILENO, null);
     // The guest then sees an error.
@@ -176,7 +177,8 @@ fn send(control: &mut UnixStream, report: &Report, null: &File) {
     }
 }
 
-/// Each queue of a device takes a few descriptors, and the usual limit of 1024 is there for programs that use select(2).
+/// Each queue of a device takes a few descriptors, and the usual limit of 1024 is there for
+/// programs that use select(2).
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {

@@ -1,4 +1,5 @@
-//! A VM at rest: everything about it but its memory, as plain data; how one gets there, and how one goes on from there.
+//! A VM at rest: everything about it but its memory, as plain data; how one gets there, and how one
+//! goes on from there.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -113,7 +114,8 @@ pub(super) enum RestError {
 }
 
 impl Vmm {
-    /// Brings the VM to rest, writes it to an empty file, and has it go on. Called on the VM's main thread.
+    /// Brings the VM to rest, writes it to an empty file, and has it go on. Called on the VM's main
+    /// thread.
     pub(super) fn write_to(&self, vcpus: &Running, file: &File) -> Result<(), RestError> {
         let states = vcpus.pause(&self.machine, self.vm.msrs()?);
         let written = match states {

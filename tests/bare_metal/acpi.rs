@@ -179,7 +179,8 @@ fn the_dsdt_describes_each_device_to_a_disassembler() {
 
 #[test]
 fn without_a_console_the_dsdt_has_no_serial_port() {
-    // There is no serial port to dump the tables by; the reset is the answer. "COM1" stands nowhere in the tables.
+    // There is no serial port to dump the tables by; the reset is the answer. "COM1" stands nowhere
+    // in the tables.
     let with = Tables::of(&[]);
     let at = with.0.windows(4).position(|window| window == b"COM1").expect("with a console there is one");
     let gpa = SCAN_START + u32::try_from(at).unwrap();

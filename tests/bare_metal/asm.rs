@@ -1,8 +1,9 @@
 //! The guest's own code, assembled into the test program, and copied from there into ELF files.
 //!
-//! Three pieces, all at fixed addresses once loaded ([`CODE_GPA`]): the 32-bit interpreter of a [`Script`](super::script::Script),
-//! a 64-bit prologue that works off a small table of its own and then falls back to 32 bits, and a 16-bit trampoline for
-//! further processors. Addresses are written as differences of labels, so the linker has nothing to relocate.
+//! Three pieces, all at fixed addresses once loaded ([`CODE_GPA`]): the 32-bit interpreter of a
+//! [`Script`](super::script::Script), a 64-bit prologue that works off a small table of its own and
+//! then falls back to 32 bits, and a 16-bit trampoline for further processors. Addresses are
+//! written as differences of labels, so the linker has nothing to relocate.
 
 use std::arch::global_asm;
 
@@ -12,14 +13,15 @@ pub(crate) const CODE_GPA: u32 = 0x11_0000;
 pub(crate) const STATE_32_GPA: u32 = 0x18_0000;
 /// Where the 64-bit entry does.
 pub(crate) const STATE_64_GPA: u32 = 0x18_1000;
-/// The 64-bit prologue's table: a CR3 (0: keep it), 8 unused bytes, then entries of operation (1 write, 2 read, 0 end), address,
-/// value, and 8 unused bytes.
+/// The 64-bit prologue's table: a CR3 (0: keep it), 8 unused bytes, then entries of operation (1
+/// write, 2 read, 0 end), address, value, and 8 unused bytes.
 pub(crate) const LONG_TABLE_GPA: u32 = 0x1c_0000;
 /// The script: entries of operation and three operands, 32 bits each.
 pub(crate) const SCRIPT_GPA: u32 = 0x20_0000;
 /// Where the trampoline runs once it is copied there.
 pub(crate) const TRAMPOLINE_GPA: u32 = 0x1_0000;
-/// Where it writes: a byte for each APIC id, at 0x100 the x2APIC ids, at 0x400 the number of processors.
+/// Where it writes: a byte for each APIC id, at 0x100 the x2APIC ids, at 0x400 the number of
+/// processors.
 pub(crate) const TRAMPOLINE_DATA_GPA: u32 = 0x1_1000;
 
 global_asm!(
@@ -256,7 +258,8 @@ bothy_guest_start:
     divl %ebx
     jmp .Ltriple
 
-    // An instruction that no KVM emulates, on an address without memory: hardware KVM has to emulate it as well.
+    // An instruction that no KVM emulates, on an address without memory: hardware KVM has to
+    // emulate it as well.
 .Lpopcnt:
     popcntl 0xd0f00000, %eax
     jmp .Lnext
@@ -471,7 +474,8 @@ bothy_guest_end:
     options(att_syntax)
 );
 
-// SAFETY: nothing is called; the statics are bytes that the assembler above has put into read-only data.
+// SAFETY: nothing is called; the statics are bytes that the assembler above has put into read-only
+// data.
 unsafe extern "C" {
     static bothy_guest_start: u8;
     static bothy_guest_long: u8;
@@ -486,7 +490,8 @@ fn offset(of: *const u8) -> u32 {
 /// All of the code, to be loaded at [`CODE_GPA`].
 pub(crate) fn code() -> &'static [u8] {
     let len = offset(&raw const bothy_guest_end);
-    // SAFETY: both symbols are in the same section with only initialised bytes between them, and nothing ever writes there.
+    // SAFETY: both symbols are in the same section with only initialised bytes between them, and
+    // nothing ever writes there.
     unsafe { std::slice::from_raw_parts(&raw const bothy_guest_start, len as usize) }
 }
 

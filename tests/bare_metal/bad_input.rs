@@ -1,4 +1,5 @@
-//! What is refused: one clear line that names the flag, the right exit code, no panic, and nothing left behind.
+//! What is refused: one clear line that names the flag, the right exit code, no panic, and nothing
+//! left behind.
 
 use std::fs;
 use std::path::Path;
@@ -44,7 +45,8 @@ pub(crate) fn refuses(bothy: Bothy, dir: &Path, code: i32, texts: &[&str]) {
     }
 }
 
-/// `bothy boot` with these words; they can be file names in a directory that also has a good kernel.
+/// `bothy boot` with these words; they can be file names in a directory that also has a good
+/// kernel.
 #[track_caller]
 fn boot_refuses(dir: &Path, words: &[&str], code: i32, texts: &[&str]) {
     refuses(Bothy::new(["boot"]).args(words), dir, code, texts);

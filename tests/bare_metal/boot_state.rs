@@ -1,4 +1,5 @@
-//! What a kernel finds at its first instruction: registers, boot parameters, memory map, command line, initramfs.
+//! What a kernel finds at its first instruction: registers, boot parameters, memory map, command
+//! line, initramfs.
 
 use std::path::Path;
 
@@ -129,7 +130,8 @@ fn the_zero_page_has_header_map_command_line_and_rsdp() {
 #[test]
 fn without_a_console_the_command_line_names_none() {
     let dir = support::scratch();
-    // With no serial port there is nothing to see, so the guest compares: the first word of its command line.
+    // With no serial port there is nothing to see, so the guest compares: the first word of its
+    // command line.
     let expected = u32::from_le_bytes(*b"word");
     let script = Script::new().wait(CMDLINE, u32::MAX, expected).out8(0x505, 1).halt();
     let kernel = Guest::new(&script).write(dir.path());
@@ -175,7 +177,8 @@ pub(crate) fn noise(len: usize) -> Vec<u8> {
     std::iter::repeat_with(next).take(len).collect()
 }
 
-/// Boots twice: to learn where the initramfs is, and to see it. The place is by the same rule both times.
+/// Boots twice: to learn where the initramfs is, and to see it. The place is by the same rule both
+/// times.
 fn initrd_arrives(linux64: bool, dir: &Path, len: usize) {
     let content = noise(len);
     let initrd = support::file(dir, "initrd", &content);

@@ -1,5 +1,5 @@
-//! What a driver can do wrong with a ring, over either transport: the device says DEVICE_NEEDS_RESET and stops, everything else
-//! goes on, and after a reset it works again.
+//! What a driver can do wrong with a ring, over either transport: the device says
+//! DEVICE_NEEDS_RESET and stops, everything else goes on, and after a reset it works again.
 
 use super::boot_state::noise;
 use super::driver::*;
@@ -10,8 +10,9 @@ use crate::support::scratch;
 /// Bytes of the disk.
 const LEN: usize = 1 << 20;
 
-/// Does what `breaks` says to the disk (device 0), which may use the ring and the requests of `guest`; then uses the entropy device
-/// (device 1), resets the disk and reads it. `said` is what `breaks` sends.
+/// Does what `breaks` says to the disk (device 0), which may use the ring and the requests of
+/// `guest`; then uses the entropy device (device 1), resets the disk and reads it. `said` is what
+/// `breaks` sends.
 fn is_survived(what: &str, breaks: impl Fn(Script, Device) -> Script, data: &[(u32, Vec<u8>)], said: &[u8]) {
     const GOOD_RING: u32 = 0x42_0000;
     let dir = scratch();
@@ -190,14 +191,16 @@ fn an_index_that_goes_back_stops_the_device_and_nothing_else() {
 
 #[test]
 fn a_ring_that_is_rewritten_while_it_is_used_does_no_harm() {
-    // Each of these is bad somewhere: no memory, all ones, a wild next, a loop, a table at an odd place. As a length none makes whole
-    // sectors: the disk would rightly write them over everything behind the buffer.
+    // Each of these is bad somewhere: no memory, all ones, a wild next, a loop, a table at an odd
+    // place. As a length none makes whole sectors: the disk would rightly write them over
+    // everything behind the buffer.
     const BAD: [u32; 6] = [32 << 20, u32::MAX, 0x7fff_0001, 0x0001_0003, 4, 0x0001_0005];
     let bytes = ring(&one_read().descriptors, &[0; SIZE as usize]);
     // The three descriptors, the flags and the index, the first heads.
     let rewritten = (0..3 * 16).step_by(4).chain([AVAIL, AVAIL + 4]);
     let writes: Vec<(u32, u32)> = rewritten.flat_map(|offset| BAD.map(|bad| (offset, bad))).collect();
-    // Whether the device sees the bad word, and when, is a race; so each has some chances, and a device of its own.
+    // Whether the device sees the bad word, and when, is a race; so each has some chances, and a
+    // device of its own.
     let breaks = |script: Script, disk| {
         script.each(&writes, |script, (offset, bad)| {
             let good = u32_at(&bytes, *offset as usize);

@@ -4,7 +4,8 @@ use super::guest::Guest;
 use super::script::{RESULTS, Script};
 use crate::support::{Bothy, file, scratch};
 
-/// Says which devices there are, what the FIFO of cmdline begins with, and how many processors CPUID tells of.
+/// Says which devices there are, what the FIFO of cmdline begins with, and how many processors
+/// CPUID tells of.
 fn report() -> Script {
     Script::new()
         .read32(0xd000_0008, RESULTS)

@@ -1,4 +1,5 @@
-//! Port and memory-mapped accesses: all widths, string instructions, and addresses where nothing is.
+//! Port and memory-mapped accesses: all widths, string instructions, and addresses where nothing
+//! is.
 
 use super::guest::{Guest, long_result, u64_at, words};
 use super::script::{ACPI, IOAPIC, RESULTS, SERIAL, Script};
@@ -55,7 +56,8 @@ fn an_access_of_eight_bytes_reaches_devices_and_nowhere() {
         .put(RESULTS, 4);
     let output = Guest::with_long_accesses(&script, &accesses).run(&[]);
     assert_eq!(u64_at(&output, 0), u64::MAX);
-    // A virtio register takes 4 bytes and nothing else: what it gives then is its own choice, but it lives on.
+    // A virtio register takes 4 bytes and nothing else: what it gives then is its own choice, but
+    // it lives on.
     assert_ne!(u64_at(&output, 8), 5, "it was read");
     assert_eq!(output[16..], *b"virt");
 }

@@ -1,5 +1,5 @@
-//! A driver for virtio devices, by hand, over either transport: its registers, its rings, and the requests of a disk and of an
-//! entropy device.
+//! A driver for virtio devices, by hand, over either transport: its registers, its rings, and the
+//! requests of a disk and of an entropy device.
 
 use std::path::Path;
 
@@ -95,7 +95,8 @@ impl From<u32> for Device {
 }
 
 impl Device {
-    /// Where this is what the MMIO transport has at `offset`, and how many bytes a driver reads and writes there.
+    /// Where this is what the MMIO transport has at `offset`, and how many bytes a driver reads and
+    /// writes there.
     fn register(self, offset: u32) -> (u32, u32) {
         if self.transport == Transport::Mmio {
             return (register(self.number, offset), 4);
@@ -124,7 +125,8 @@ pub(crate) fn register(device: u32, offset: u32) -> u32 {
     0xd000_0000 + device * 0x1000 + offset
 }
 
-/// Where things are of functions on the PCI bus. [`super::pci`] sees that the functions say the same.
+/// Where things are of functions on the PCI bus. [`super::pci`] sees that the functions say the
+/// same.
 pub(crate) mod pci {
     // In the BAR: the common configuration.
     pub(crate) const CONFIG_VECTOR: u32 = 0x10;
@@ -289,7 +291,8 @@ impl Script {
         }
     }
 
-    /// Has so many chains on offer: a device that starts takes those that are there by itself, and must be notified of others.
+    /// Has so many chains on offer: a device that starts takes those that are there by itself, and
+    /// must be notified of others.
     pub(crate) fn offer(self, base: u32, count: u16) -> Self {
         self.write16(base + AVAIL + 2, count)
     }
@@ -305,7 +308,8 @@ impl Script {
         self.wait(gpa, NEEDS_RESET, NEEDS_RESET)
     }
 
-    /// One request for random bytes to the entropy device, whose queue is at [`OTHER_RING`]; sends `r` when it is answered.
+    /// One request for random bytes to the entropy device, whose queue is at [`OTHER_RING`]; sends
+    /// `r` when it is answered.
     pub(crate) fn entropy_works(self, device: impl Into<Device>) -> Self {
         let device = device.into();
         self.start_device(device, OTHER_RING, 0).notify(device).wait_used(OTHER_RING, 1).say(b'r')
@@ -344,7 +348,8 @@ impl Requests {
         self
     }
 
-    /// Two reads: the sectors 3 and 4 to [`DATA`], and sector 0 behind them. What [`Script::put_two_reads`] sends of them is for [`insist_on_two_reads`].
+    /// Two reads: the sectors 3 and 4 to [`DATA`], and sector 0 behind them. What
+    /// [`Script::put_two_reads`] sends of them is for [`insist_on_two_reads`].
     pub(crate) fn two_reads() -> Self {
         Self::default().add(BLK_IN, 3, Some((DATA, 1024, true))).add(
             BLK_IN,

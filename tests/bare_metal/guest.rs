@@ -1,4 +1,5 @@
-//! A guest as a file: an ELF that bothy boots, made of the interpreter, a script, and whatever data the script works on.
+//! A guest as a file: an ELF that bothy boots, made of the interpreter, a script, and whatever data
+//! the script works on.
 
 use std::path::{Path, PathBuf};
 
@@ -33,10 +34,12 @@ impl Guest {
         Self { segments, notes: Vec::new(), entry: asm::long_entry() }
     }
 
-    /// Entered by the 64-bit boot protocol; makes accesses of eight bytes to the first 8 GiB before the script begins. Each is an
-    /// operation (1 write, 2 read), an address and a value; [`long_result`] finds what was read.
+    /// Entered by the 64-bit boot protocol; makes accesses of eight bytes to the first 8 GiB before
+    /// the script begins. Each is an operation (1 write, 2 read), an address and a value;
+    /// [`long_result`] finds what was read.
     pub(crate) fn with_long_accesses(script: &Script, accesses: &[(u64, u64, u64)]) -> Self {
-        // The identity map of the 64-bit entry covers the first GiB only, so this brings one of its own.
+        // The identity map of the 64-bit entry covers the first GiB only, so this brings one of its
+        // own.
         const PML4: u64 = 0x1e_0000;
         const PDPT: u64 = PML4 + 4096;
         let mut tables = vec![0; 8192];
@@ -90,7 +93,8 @@ impl Guest {
         (support::Bothy::boot(&self.write(dir.path())), dir)
     }
 
-    /// Boots it with these further words, and gives what it sent to the serial port before it reset.
+    /// Boots it with these further words, and gives what it sent to the serial port before it
+    /// reset.
     #[track_caller]
     pub(crate) fn run(&self, args: &[&str]) -> Vec<u8> {
         let (bothy, _dir) = self.boot();
@@ -158,7 +162,8 @@ pub(crate) fn elf(entry: u64, segments: &[Segment<'_>], notes: &[Note]) -> Vec<u
     content
 }
 
-/// A bzImage that does what `script` says: a setup header, and behind it what goes to 1 MiB, its 64-bit entry 0x200 bytes in.
+/// A bzImage that does what `script` says: a setup header, and behind it what goes to 1 MiB, its
+/// 64-bit entry 0x200 bytes in.
 pub(crate) fn bzimage(script: &Script) -> Vec<u8> {
     const HIGH: u32 = 0x10_0000;
     let mut payload = vec![0; 0x200];

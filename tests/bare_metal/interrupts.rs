@@ -1,4 +1,5 @@
-//! Interrupts on their way from a device by the IOAPIC to the local APIC, where they are seen in its request register.
+//! Interrupts on their way from a device by the IOAPIC to the local APIC, where they are seen in
+//! its request register.
 
 use super::guest::{Guest, words};
 use super::script::{ACPI, POWER_PIN, RESULTS, SERIAL, Script, request_bit};
@@ -125,7 +126,8 @@ fn the_event_register_is_silent_until_the_button_is_pressed() {
 
 #[test]
 fn an_interrupt_can_be_for_another_processor() {
-    // The trampoline's processor has its local APIC off; physical destination 1 must not reach processor 0.
+    // The trampoline's processor has its local APIC off; physical destination 1 must not reach
+    // processor 0.
     let script = Script::new()
         .enable_lapic()
         .ioapic(0x10 + 2 * SERIAL_PIN + 1, 1 << 24)

@@ -1,7 +1,9 @@
-//! The real `bothy` on the machine's own /dev/kvm, with small bare-metal guests that this program assembles itself.
+//! The real `bothy` on the machine's own /dev/kvm, with small bare-metal guests that this program
+//! assembles itself.
 //!
-//! A guest is an interpreter (`asm`) and a script (`script`) in an ELF file (`guest`), so a test says in Rust what the guest
-//! does, and looks at what it sends to the serial port. They run on hardware KVM and on software KVM alike.
+//! A guest is an interpreter (`asm`) and a script (`script`) in an ELF file (`guest`), so a test
+//! says in Rust what the guest does, and looks at what it sends to the serial port. They run on
+//! hardware KVM and on software KVM alike.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 #[path = "../support/mod.rs"]

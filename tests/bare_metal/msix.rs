@@ -1,4 +1,5 @@
-//! Interrupts of PCI functions: the vectors of MSI-X on their way to the local APIC, where they are seen in its request register.
+//! Interrupts of PCI functions: the vectors of MSI-X on their way to the local APIC, where they are
+//! seen in its request register.
 
 use super::boot_state::noise;
 use super::driver::*;
@@ -32,8 +33,8 @@ impl Script {
         self.write16(pci::space(device) + pci::MSIX_CONTROL, control)
     }
 
-    /// A driver's whole start, with nothing on offer: vector 0 for changes of the configuration is [`CONFIG`], vector 1 is
-    /// [`QUEUE`] and the queue's. The queue is at `base`.
+    /// A driver's whole start, with nothing on offer: vector 0 for changes of the configuration is
+    /// [`CONFIG`], vector 1 is [`QUEUE`] and the queue's. The queue is at `base`.
     fn start_with_vectors(self, device: u32, base: u32) -> Self {
         let bar = pci::bar(device);
         self.enable_lapic()
@@ -53,7 +54,8 @@ impl Script {
         self.offer(base, count).notify(Transport::Pci.device(device)).wait_used(base, count.into())
     }
 
-    /// Sends the pending bits, and whether [`QUEUE`] and [`CONFIG`] have arrived, after some time in which they could.
+    /// Sends the pending bits, and whether [`QUEUE`] and [`CONFIG`] have arrived, after some time
+    /// in which they could.
     fn send_interrupts(self, device: u32) -> Self {
         self.sleep(2)
             .read32(pci::bar(device) + pci::MSIX_PENDING, RESULTS)
@@ -68,13 +70,15 @@ impl Script {
     }
 }
 
-/// What [`Script::send_interrupts`] has sent: the pending bits, whether the queue's vector has arrived, and the other.
+/// What [`Script::send_interrupts`] has sent: the pending bits, whether the queue's vector has
+/// arrived, and the other.
 fn interrupts(sent: &[u8]) -> (u32, bool, bool) {
     let words = words(sent);
     (words[0], words[1] & request_bit(QUEUE).1 != 0, words[2] & request_bit(CONFIG).1 != 0)
 }
 
-/// A guest with an entropy device's ring of as many chains as one likes: all are the same descriptor.
+/// A guest with an entropy device's ring of as many chains as one likes: all are the same
+/// descriptor.
 fn guest(script: &Script) -> Guest {
     Guest::new(script).data(OTHER_RING, ring(&[(OTHER_DATA.into(), 16, WRITE, 0)], &[0; SIZE as usize]))
 }
@@ -212,8 +216,8 @@ fn a_message_that_changes_while_it_is_live_is_the_next_interrupt() {
     assert_eq!(words(&guest(&script).run(&PCI)), [0x73]);
 }
 
-/// Machine code for 32-bit protected mode, at [`EOI_CODE`]: takes interrupts, answers [`QUEUE`] by an end of interrupt, sends `E`,
-/// and resets.
+/// Machine code for 32-bit protected mode, at [`EOI_CODE`]: takes interrupts, answers [`QUEUE`] by
+/// an end of interrupt, sends `E`, and resets.
 const EOI_CODE: u32 = 0x82_0000;
 /// An interrupt descriptor table, and behind it what LIDT reads.
 const EOI_IDT: u32 = 0x81_0000;
@@ -248,7 +252,8 @@ fn end_of_interrupt() -> (Vec<u8>, Vec<u8>) {
 fn a_guest_may_end_an_interrupt_that_it_wanted_as_a_level() {
     let script = Script::new()
         .start_with_vectors(0, OTHER_RING)
-        // Asserted, and a level: KVM reports the end of such an interrupt, because an IOAPIC in user space may wait for it.
+        // Asserted, and a level: KVM reports the end of such an interrupt, because an IOAPIC in
+        // user space may wait for it.
         .message(0, 1, [ADDRESS, 0, 0xc000 | u32::from(QUEUE)])
         .request(0, OTHER_RING, 1)
         .wait_for_vector(QUEUE)
@@ -285,8 +290,8 @@ const BAD_MESSAGES: [[u32; 3]; 18] = [
 #[test]
 fn a_message_to_nowhere_does_no_harm_and_a_good_one_works_afterwards() {
     for message in BAD_MESSAGES {
-        // The disk's message is bad before its vector is live or after that, and is changed while it is masked or isn't; the entropy
-        // device has a good one.
+        // The disk's message is bad before its vector is live or after that, and is changed while
+        // it is masked or isn't; the entropy device has a good one.
         for (live, masked) in [(false, false), (false, true), (true, false), (true, true)] {
             let dir = scratch();
             let path = disk(dir.path(), &noise(512));
@@ -349,7 +354,8 @@ fn a_table_takes_whole_words_alone_and_has_no_more_of_them_than_vectors() {
 fn a_message_that_is_no_interrupt_ends_the_guest_that_wrote_it_and_nothing_else() {
     const NMI: u32 = 0x400;
     const INIT: u32 = 0x500;
-    // The guest has no handler, and nothing where a processor starts; what KVM makes of that depends on the host.
+    // The guest has no handler, and nothing where a processor starts; what KVM makes of that
+    // depends on the host.
     for message in [NMI, INIT] {
         let script = Script::new()
             .start_with_vectors(0, OTHER_RING)

@@ -1,5 +1,5 @@
-//! Runs `bothy` in namespaces of its own: with a network that is not the machine's, or as a user without rights. Nothing of the
-//! machine's own changes.
+//! Runs `bothy` in namespaces of its own: with a network that is not the machine's, or as a user
+//! without rights. Nothing of the machine's own changes.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -33,7 +33,8 @@ pub(crate) fn can_make_networks(test: &str) -> bool {
     can
 }
 
-/// Runs a copy of `bothy` as a user without rights, in a mount namespace whose /dev has this script's files alone.
+/// Runs a copy of `bothy` as a user without rights, in a mount namespace whose /dev has this
+/// script's files alone.
 pub(crate) fn as_nobody(dir: &Path, dev: &str, words: &[&str]) -> Bothy {
     fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
     let copy = dir.join("bothy");

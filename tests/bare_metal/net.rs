@@ -1,4 +1,5 @@
-//! Network devices: taps that are refused, and one that carries a packet in each direction, driven by hand.
+//! Network devices: taps that are refused, and one that carries a packet in each direction, driven
+//! by hand.
 
 use super::bad_input::{SETUP, refuses, with_kernel};
 use super::driver::{OTHER_RING, RING, place, register, ring};
@@ -74,7 +75,8 @@ const RECEIVED: u32 = 0x44_0000;
 /// `struct virtio_net_hdr` of virtio 1.
 const HEADER: usize = 12;
 
-/// A queue with one packet to be sent, and what is to lie at [`SENT`]: 60 bytes to everybody, of a type for local experiments.
+/// A queue with one packet to be sent, and what is to lie at [`SENT`]: 60 bytes to everybody, of a
+/// type for local experiments.
 fn broadcast() -> (Vec<u8>, Vec<u8>) {
     let mut packet = vec![0; HEADER];
     packet.extend([0xff; 6]);

@@ -1,5 +1,5 @@
-//! Functions on the PCI bus: their configuration spaces, their BARs, and what a guest does to both. Their interrupts are in
-//! [`msix`](super::msix).
+//! Functions on the PCI bus: their configuration spaces, their BARs, and what a guest does to both.
+//! Their interrupts are in [`msix`](super::msix).
 
 use super::boot_state::noise;
 use super::driver::*;
@@ -39,7 +39,8 @@ impl Script {
     }
 }
 
-/// A guest with the requests and rings that these tests use: one read of the disk, and the entropy device's.
+/// A guest with the requests and rings that these tests use: one read of the disk, and the entropy
+/// device's.
 fn guest(script: &Script) -> Guest {
     Requests::default().add(BLK_IN, 0, Some((DATA, 512, true))).guest(script)
 }
@@ -188,7 +189,8 @@ fn what_is_written_to_a_space_changes_what_is_writable_and_nothing_else() {
         let spaces: Vec<&[u8]> = output.chunks(SPACE_LEN as usize).collect();
         let mut writable = [0; SPACE_LEN as usize];
         let mut allow = |at: u32, bits: &[u8]| writable[at as usize..][..bits.len()].copy_from_slice(bits);
-        // Memory, bus master and no INTx; a BAR of 32 KiB; the interrupt line, which is the firmware's.
+        // Memory, bus master and no INTx; a BAR of 32 KiB; the interrupt line, which is the
+        // firmware's.
         allow(pci::COMMAND, &[0x06, 0x04]);
         allow(pci::BAR0, &(!(pci::BAR_LEN - 1)).to_le_bytes());
         allow(0x3c, &[0xff]);
@@ -239,7 +241,8 @@ fn a_bar_that_is_moved_loses_its_device_until_it_is_back_and_no_other() {
     let (disk, entropy) = (Transport::Pci.device(0), Transport::Pci.device(1));
     const FREE: u32 = 0xc800_0000;
     const MEMORY: u32 = 0x60_0000;
-    // Free, the next one's place, memory, where MMIO devices are, the configuration spaces, the interrupt controllers, the end.
+    // Free, the next one's place, memory, where MMIO devices are, the configuration spaces, the
+    // interrupt controllers, the end.
     for base in [FREE, pci::bar(1), MEMORY, 0xd000_0000, pci::space(1), 0xfec0_0000, 0xfee0_0000, 0xffff_0000]
     {
         let script = Script::new()
@@ -328,7 +331,8 @@ fn a_device_is_driven_through_its_configuration_space_alone() {
 fn an_access_through_the_space_that_makes_no_sense_reaches_nothing() {
     let data = pci::space(0) + pci::ACCESS + 16;
     let status = pci::DEVICE_STATUS;
-    // BAR, offset, length: another BAR, a length that is none, an offset that is misaligned for it or behind the BAR.
+    // BAR, offset, length: another BAR, a length that is none, an offset that is misaligned for it
+    // or behind the BAR.
     let windows = [
         (1, status, 1),
         (5, status, 1),

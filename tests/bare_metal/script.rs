@@ -1,4 +1,5 @@
-//! What a guest does, written in Rust: a list of small steps that the interpreter of [`asm`](super::asm) goes through.
+//! What a guest does, written in Rust: a list of small steps that the interpreter of
+//! [`asm`](super::asm) goes through.
 
 use super::asm::SCRIPT_GPA;
 
@@ -12,7 +13,8 @@ pub(crate) const POWER_PIN: u8 = 3;
 /// Where steps that read something may put it: free memory.
 pub(crate) const RESULTS: u32 = 0x80_0000;
 
-/// The steps of a guest. Its end is a reset by the keyboard controller, since that is what an entry of zeros means.
+/// The steps of a guest. Its end is a reset by the keyboard controller, since that is what an entry
+/// of zeros means.
 #[derive(Clone, Default)]
 pub(crate) struct Script(Vec<[u32; 4]>);
 
@@ -43,7 +45,8 @@ steps! {
     read32(gpa: u32, to: u32) = 12 [gpa, to, 0u32];
     /// Sends memory to the serial port, in bursts of 16 bytes whenever its transmitter is empty.
     put(gpa: u32, len: u32) = 13 [gpa, len, 0u32];
-    /// Waits until the word at `gpa` has `value` in the bits of `mask`; after some seconds it says `T!` and resets.
+    /// Waits until the word at `gpa` has `value` in the bits of `mask`; after some seconds it says
+    /// `T!` and resets.
     wait(gpa: u32, mask: u32, value: u32) = 14 [gpa, mask, value];
     copy(to: u32, from: u32, len: u32) = 15 [to, from, len];
     triple_fault() = 16 [0u32, 0u32, 0u32];
@@ -61,7 +64,8 @@ steps! {
     ins32(port: u16, to: u32, count: u32) = 23 [port, to, count];
     /// Reads from the serial port.
     receive(to: u32, count: u32) = 24 [to, count, 0u32];
-    /// Sends the script itself whenever the transmitter is empty, until it has been found busy so many times in a row.
+    /// Sends the script itself whenever the transmitter is empty, until it has been found busy so
+    /// many times in a row.
     flood(polls: u32) = 25 [polls, 0u32, 0u32];
     /// Stores EAX, EBX, ECX and EDX.
     cpuid(leaf: u32, subleaf: u32, to: u32) = 26 [leaf, subleaf, to];
@@ -133,7 +137,8 @@ impl Script {
         self.ioapic(0x10 + 2 * pin + 1, 0).ioapic(0x10 + 2 * pin, u32::from(vector) | mask)
     }
 
-    /// Waits until an interrupt has arrived at the local APIC, where it stays, since interrupts are off.
+    /// Waits until an interrupt has arrived at the local APIC, where it stays, since interrupts are
+    /// off.
     pub(crate) fn wait_for_vector(self, vector: u8) -> Self {
         let (gpa, bit) = request_bit(vector);
         self.wait(gpa, bit, bit)

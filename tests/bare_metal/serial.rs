@@ -1,4 +1,5 @@
-//! The serial console through pipes: byte-exact in both directions, and never in the way of a signal.
+//! The serial console through pipes: byte-exact in both directions, and never in the way of a
+//! signal.
 
 use std::time::{Duration, Instant};
 
@@ -97,8 +98,8 @@ fn a_careless_guest_loses_nothing_that_fits_into_the_buffer() {
     assert!(Guest::new(&script).data(0x40_0000, bytes.clone()).run(&[]) == bytes);
 }
 
-/// A guest whose output is stuck, on every way from its port to the pipe that nobody reads, and that then does what the
-/// script says.
+/// A guest whose output is stuck, on every way from its port to the pipe that nobody reads, and
+/// that then does what the script says.
 fn stuck(script: Script) -> (Running, tempfile::TempDir) {
     let start = Script::new().enable_lapic().route(POWER_PIN, 0x39, false).fill_output();
     let (bothy, dir) = Guest::new(&start.then(script)).boot();

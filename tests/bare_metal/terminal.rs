@@ -1,4 +1,5 @@
-//! The console on a terminal: raw while the VM runs, restored whatever happens, and the keys behind `Ctrl-a`.
+//! The console on a terminal: raw while the VM runs, restored whatever happens, and the keys behind
+//! `Ctrl-a`.
 
 use std::fs::File;
 use std::io::Write;
@@ -18,8 +19,9 @@ struct Terminal {
 impl Terminal {
     fn new() -> Self {
         #[expect(unsafe_code, reason = "std knows nothing of terminals")]
-        // SAFETY: the first call gives a descriptor that nobody else has, or -1, which is refused before anything owns it; the
-        // others take it and touch no memory; the last one gives another such descriptor.
+        // SAFETY: the first call gives a descriptor that nobody else has, or -1, which is refused
+        // before anything owns it; the others take it and touch no memory; the last one gives
+        // another such descriptor.
         unsafe {
             let keyboard = libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC);
             assert!(keyboard >= 0 && libc::grantpt(keyboard) == 0 && libc::unlockpt(keyboard) == 0);
@@ -58,7 +60,8 @@ impl Terminal {
         self.keyboard.write_all(keys).unwrap();
     }
 
-    /// Boots a guest that listens, says `r`, and goes on with `script`; returns once it has said so.
+    /// Boots a guest that listens, says `r`, and goes on with `script`; returns once it has said
+    /// so.
     fn boot(&self, script: Script) -> (Running, tempfile::TempDir) {
         let (bothy, dir) = Guest::new(&Script::new().listen().say(b'r').then(script)).boot();
         let mut running = bothy.terminal(self.line.try_clone().unwrap()).start();

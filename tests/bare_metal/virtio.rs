@@ -1,5 +1,5 @@
-//! The virtio devices behind their registers, driven by hand: whole requests, and what a driver can do wrong with registers.
-//! Broken rings are in [`broken_rings`](super::broken_rings).
+//! The virtio devices behind their registers, driven by hand: whole requests, and what a driver can
+//! do wrong with registers. Broken rings are in [`broken_rings`](super::broken_rings).
 
 use std::time::{Duration, Instant};
 
@@ -89,7 +89,8 @@ fn what_is_written_to_a_disk_is_in_its_file_and_nothing_else_of_it_changes() {
     assert!(std::fs::read(&disk).unwrap() == expected);
 }
 
-/// SIGTERM gives a guest 10 seconds. A flush that is under way then may take longer than that and the second before SIGKILL together.
+/// SIGTERM gives a guest 10 seconds. A flush that is under way then may take longer than that and
+/// the second before SIGKILL together.
 #[test]
 fn a_guest_that_powered_off_in_time_is_not_killed_while_its_disk_flushes() {
     let dir = scratch();
@@ -235,7 +236,8 @@ fn what_a_guest_hands_to_the_balloon_is_gone_and_what_it_has_not_it_can_not_hand
 
 #[test]
 fn a_balloon_that_gets_its_own_ring_leaves_the_others_working() {
-    // The page that the ring is in is named: the ring is zeros then, which is one step back and not forward.
+    // The page that the ring is in is named: the ring is zeros then, which is one step back and not
+    // forward.
     let script = Script::new()
         .start_device(BALLOON, RING, 0)
         .notify(BALLOON)
@@ -392,7 +394,8 @@ fn the_first_device_interrupts_by_its_own_pin_alone() {
     assert_eq!(u32_at(&output, 0) & request_bit(0x45).1, 0);
 }
 
-/// `script`, and then a write of one sector, whose status is sent. For a guest by [`with_one_write`].
+/// `script`, and then a write of one sector, whose status is sent. For a guest by
+/// [`with_one_write`].
 pub(crate) fn write_one_sector(script: Script) -> Script {
     script.start_device(0, RING, 0).notify(0).wait_used(RING, 1).put(STATUS_BYTE, 1)
 }

@@ -1,5 +1,5 @@
-//! A guest that writes everywhere in its PCI functions, in every width: their doorbells, their BARs, their configuration spaces.
-//! Afterwards they all work.
+//! A guest that writes everywhere in its PCI functions, in every width: their doorbells, their
+//! BARs, their configuration spaces. Afterwards they all work.
 
 use super::boot_state::noise;
 use super::driver::*;
@@ -47,7 +47,8 @@ impl Script {
             })
     }
 
-    /// Uses the entropy device and the disk, and sends what came of it: [`all_work`] expects it at the end.
+    /// Uses the entropy device and the disk, and sends what came of it: [`all_work`] expects it at
+    /// the end.
     fn use_all(self) -> Self {
         self.entropy_works(Transport::Pci.device(ENTROPY))
             .write8(STATUS_BYTE, 0xee)
@@ -66,7 +67,8 @@ fn requests() -> Requests {
     Requests::default().add(BLK_IN, 0, Some((DATA, 512, true)))
 }
 
-/// Runs a guest that ends with [`Script::use_all`] with all kinds of devices, sees that they worked, and gives what it sent before.
+/// Runs a guest that ends with [`Script::use_all`] with all kinds of devices, sees that they
+/// worked, and gives what it sent before.
 #[track_caller]
 fn all_work(guest: &Guest) -> Finished {
     let dir = scratch();
@@ -138,10 +140,12 @@ fn doorbells_of_all_devices_may_be_rung_at_any_time() {
     all_work(&requests().guest(&ring_all(script).use_all()));
 }
 
-/// Where queues may be that are set up at random, and all that their devices may write to: zeros, far from everything else.
+/// Where queues may be that are set up at random, and all that their devices may write to: zeros,
+/// far from everything else.
 const PLAYGROUND: u32 = 0x60_0000;
 
-/// The registers of the common configuration, with their widths; the queue's addresses are many, since they have halves.
+/// The registers of the common configuration, with their widths; the queue's addresses are many,
+/// since they have halves.
 const REGISTERS: [(u32, u32); 16] = [
     (0x00, 4),
     (0x04, 4),
@@ -182,8 +186,8 @@ fn somewhere(random: &mut Random) -> (bool, u32, u32) {
     (in_space, start + random.below(len), random.one_of(&[1, 2, 4]))
 }
 
-/// A value for such a place. It may be anything that harms the device, and not what makes the device harm the guest: queues where
-/// the script is, or interrupts that reset a processor.
+/// A value for such a place. It may be anything that harms the device, and not what makes the
+/// device harm the guest: queues where the script is, or interrupts that reset a processor.
 fn something(random: &mut Random, in_space: bool, at: u32) -> u32 {
     let small = random.below(4);
     let any = random.word();
@@ -206,7 +210,8 @@ fn something(random: &mut Random, in_space: bool, at: u32) -> u32 {
     }
 }
 
-/// Reads and writes everywhere, and starts the device now and then, so that some of it happens while it runs.
+/// Reads and writes everywhere, and starts the device now and then, so that some of it happens
+/// while it runs.
 fn at_random(mut script: Script, random: &mut Random, device: u32, count: u32) -> Script {
     let own = Transport::Pci.device(device);
     for n in 0..count {
@@ -240,7 +245,8 @@ fn what_is_written_everywhere_at_random_does_no_harm() {
                 .into_iter()
                 .fold(script, |script, device| at_random(script, &mut random, device, 1000).say(b'0' + round))
         });
-        // What each device finds in its queue: four bytes that it may read, the number of a page, and some that it may write.
+        // What each device finds in its queue: four bytes that it may read, the number of a page,
+        // and some that it may write.
         let buffer = PLAYGROUND + 0x8_0000;
         let descriptors = [(buffer.into(), 4, 0, 0), ((buffer + 0x1000).into(), 16, WRITE, 0)];
         let guest = requests()
@@ -262,7 +268,8 @@ fn accesses_of_eight_bytes_reach_what_has_eight_and_do_no_harm_elsewhere() {
         accesses.extend([(1, register(at), value), (2, register(at), 0)]);
     }
     let wide = accesses.len();
-    // Everything else, three times over, and across the ends of parts; neither the doorbells' values nor resets matter here.
+    // Everything else, three times over, and across the ends of parts; neither the doorbells'
+    // values nor resets matter here.
     for value in [0, u64::MAX, 0x0102_0408_1020_4080] {
         let bars = (0..0x48).chain((0x40..u64::from(pci::BAR_LEN)).step_by(0x1fc)).map(|at| bar + at);
         let ends = [pci::MSIX_TABLE, pci::MSIX_PENDING, pci::NOTIFY, pci::DEVICE_CONFIG, pci::BAR_LEN]

@@ -1,4 +1,5 @@
-//! Debian's docker, on this machine: its daemons in namespaces of their own, one set for all tests of this process.
+//! Debian's docker, on this machine: its daemons in namespaces of their own, one set for all tests
+//! of this process.
 
 use std::fs;
 use std::io::{BufRead, BufReader};

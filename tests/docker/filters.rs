@@ -1,4 +1,5 @@
-//! The filters that docker gives its containers, beside bothy's: the same calls are allowed and refused, of each kind and with each argument that matters.
+//! The filters that docker gives its containers, beside bothy's: the same calls are allowed and
+//! refused, of each kind and with each argument that matters.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -60,8 +61,10 @@ fn answers(filter: &[Instruction]) -> BTreeMap<String, u32> {
     calls().into_iter().map(answer).collect()
 }
 
-/// What later versions of docker than Debian's treat in another way, which bothy follows (moby 29): name_to_handle_at, process_vm_readv and
-/// process_vm_writev, pkey_*, uretprobe and calls from Linux 5.17 on are allowed now; those of io_uring no longer are; nor sockets of AF_ALG and AF_VSOCK.
+/// What later versions of docker than Debian's treat in another way, which bothy follows (moby 29):
+/// name_to_handle_at, process_vm_readv and process_vm_writev, pkey_*, uretprobe and calls from
+/// Linux 5.17 on are allowed now; those of io_uring no longer are; nor sockets of AF_ALG and
+/// AF_VSOCK.
 fn has_changed(name: &str) -> bool {
     let mut words = name.split(' ');
     let (kind, number) = (words.next().unwrap(), words.next().unwrap().parse::<u32>().unwrap());

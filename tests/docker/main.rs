@@ -1,4 +1,5 @@
-//! bothy beside Debian's docker on this machine, without a virtual machine: what docker does with the same words.
+//! bothy beside Debian's docker on this machine, without a virtual machine: what docker does with
+//! the same words.
 //!
 //! A test whose tools are missing says so (`COULD NOT RUN`).
 #![expect(clippy::unwrap_used, reason = "tests")]

@@ -1,4 +1,5 @@
-//! What docker makes of an image's root before a container starts in it: the agent does the same (`guest/src/agent/root.rs` and its tests).
+//! What docker makes of an image's root before a container starts in it: the agent does the same
+//! (`guest/src/agent/root.rs` and its tests).
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -1,4 +1,5 @@
-//! A corpus of malformed images: each gives one clear line, exit code 1, and leaves nothing in the store.
+//! A corpus of malformed images: each gives one clear line, exit code 1, and leaves nothing in the
+//! store.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -311,7 +312,8 @@ fn any_changed_byte_is_refused_or_does_not_matter() {
         let finished = store.bothy(["load", "oci-archive:changed.tar"]).run();
         let streams = finished.streams();
         if finished.code == 0 {
-            // In a tar header's time, or a JSON key that nobody reads: the image is another or the same, its layer is the same.
+            // In a tar header's time, or a JSON key that nobody reads: the image is another or the
+            // same, its layer is the same.
             assert!(fs::read(&store.files("rootfs")[0]).unwrap() == good, "byte {at}: {said}\n{streams}");
         } else {
             let finished = finished.code(1);

@@ -1,4 +1,5 @@
-//! Archives as `docker save` writes them: up to version 24, from 25 on, and some of its peculiarities.
+//! Archives as `docker save` writes them: up to version 24, from 25 on, and some of its
+//! peculiarities.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -156,7 +157,8 @@ fn a_configuration_without_an_architecture_is_for_this_machine() {
     assert_eq!(images.len(), 2);
 }
 
-/// A layout and manifest.json in one (docker from 25 on); its index.json was wrong in some versions.
+/// A layout and manifest.json in one (docker from 25 on); its index.json was wrong in some
+/// versions.
 #[test]
 fn archives_of_docker_from_25_on() {
     for index in ["good", "null", "empty image"] {

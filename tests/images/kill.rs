@@ -8,7 +8,8 @@ use crate::make::{Layout, noise};
 use crate::store::{Store, count};
 use crate::support::signal;
 
-/// Kills loads at moments spread evenly over the time that one takes, until so many were killed before they ended.
+/// Kills loads at moments spread evenly over the time that one takes, until so many were killed
+/// before they ended.
 fn kill(words: &[&str], piped: bool) {
     let store = Store::new();
     let (layout, _) = Layout::good(store.dir().join("layout"), &noise(4_000_000));

@@ -44,7 +44,8 @@ pub(crate) fn words(dir: &Path, line: &str) -> String {
     tool(dir, words.next().unwrap(), words)
 }
 
-/// `dir/layout` by umoci: an image `app` of two layers and with a configuration, and `base`, which has the lower one alone.
+/// `dir/layout` by umoci: an image `app` of two layers and with a configuration, and `base`, which
+/// has the lower one alone.
 pub(crate) fn umoci_layout(dir: &Path) {
     let rootless = if is_root() { "" } else { "--rootless " };
     words(dir, "umoci init --layout layout");

@@ -1,4 +1,5 @@
-//! Which image a name leads to: neither a file that is run nor one that lies in the working directory takes a name over.
+//! Which image a name leads to: neither a file that is run nor one that lies in the working
+//! directory takes a name over.
 
 use std::fs;
 
@@ -7,7 +8,8 @@ use serde_json::json;
 use crate::make::{Layout, sha256, tar_of, words};
 use crate::store::Store;
 
-/// An archive as `docker save` writes it, with these names and a layer of this content; gives its digest.
+/// An archive as `docker save` writes it, with these names and a layer of this content; gives its
+/// digest.
 fn archive(store: &Store, file: &str, names: &[&str], content: &[u8]) -> String {
     let dir = store.dir().join("saved");
     fs::create_dir_all(&dir).unwrap();
@@ -30,7 +32,8 @@ fn digest_of(store: &Store, name: &str) -> Option<String> {
     Some(image["digest"].as_str().unwrap().to_owned())
 }
 
-/// `bothy run WORDS...`, which ends where a virtual machine would start; its image is in the store by then.
+/// `bothy run WORDS...`, which ends where a virtual machine would start; its image is in the store
+/// by then.
 fn run(store: &Store, words: &[&str]) -> crate::support::Finished {
     let words = ["run", "--kernel", "/dev/null"].iter().chain(words);
     // No registry answers.

@@ -1,4 +1,5 @@
-//! What is removed, by name, by prune and by the size limit, and what isn't, because somebody uses it.
+//! What is removed, by name, by prune and by the size limit, and what isn't, because somebody uses
+//! it.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};

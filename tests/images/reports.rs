@@ -1,4 +1,5 @@
-//! The page that `bothy bench --html` writes, drawn again from figures on file, in a real browser at three widths.
+//! The page that `bothy bench --html` writes, drawn again from figures on file, in a real browser
+//! at three widths.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Every kind of source, from every tool that writes it: the same image gives the same file system and the same configuration.
+//! Every kind of source, from every tool that writes it: the same image gives the same file system
+//! and the same configuration.
 
 use std::fs;
 use std::path::Path;

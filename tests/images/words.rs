@@ -7,7 +7,8 @@ use std::process::Command;
 use crate::store::Store;
 use crate::support::scratch;
 
-/// What bash offers for the last of these words, or for what is behind a colon or an equals sign in it.
+/// What bash offers for the last of these words, or for what is behind a colon or an equals sign in
+/// it.
 fn complete(store: &Store, words: &[&str]) -> Vec<String> {
     const SCRIPT: &str = "source <(bothy completions bash); COMP_LINE=\"$*\"; COMP_POINT=${#COMP_LINE}; COMP_TYPE=9
         $(complete -p bothy | sed 's/.* -F \\([^ ]*\\) .*/\\1/') bothy '' ''; printf '%s\\n' \"${COMPREPLY[@]}\"";

@@ -1,4 +1,5 @@
-//! A writer of newc archives, the format of an initramfs; the kernel takes several in one file, one behind the other.
+//! A writer of newc archives, the format of an initramfs; the kernel takes several in one file, one
+//! behind the other.
 
 /// Files to be put over an initramfs.
 #[derive(Default)]
@@ -18,7 +19,8 @@ impl Archive {
     }
 
     fn entry(&mut self, name: &str, mode: u32, content: &[u8]) {
-        // inode, mode, uid, gid, links, mtime, size, device (2), node's device (2), length of the name with its NUL, checksum
+        // inode, mode, uid, gid, links, mtime, size, device (2), node's device (2), length of the
+        // name with its NUL, checksum
         let fields = [0, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name.as_bytes()) + 1, 0];
         self.0.extend(b"070701");
         for field in fields {

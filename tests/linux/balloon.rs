@@ -1,4 +1,5 @@
-//! Memory that a guest has used and needs no more goes back to the host. Seen from the host: the Pss of the VM's process.
+//! Memory that a guest has used and needs no more goes back to the host. Seen from the host: the
+//! Pss of the VM's process.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,8 @@ pub(crate) fn pss_mib(running: &Running) -> u64 {
     processes.into_iter().map(pss).sum::<u64>() * 1024 / MIB
 }
 
-/// Has the guest take memory and free it, and insists that nine tenths are back in time; says how long it took.
+/// Has the guest take memory and free it, and insists that nine tenths are back in time; says how
+/// long it took.
 pub(crate) fn comes_back(running: &mut Running, within: Duration) -> Duration {
     running.wait_for(b"up");
     let before = pss_mib(running);

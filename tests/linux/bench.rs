@@ -1,4 +1,5 @@
-//! `bothy bench` with real runc, crun and QEMU: short, and whole, with podman as well, at full counts. What its statistics and reports make of figures, unit tests say.
+//! `bothy bench` with real runc, crun and QEMU: short, and whole, with podman as well, at full
+//! counts. What its statistics and reports make of figures, unit tests say.
 
 use std::fs;
 use std::time::Duration;
@@ -85,12 +86,14 @@ fn virtual_machines_and_containers_are_measured_side_by_side() {
         assert!(samples(&results, "cpu.cpu", peer).iter().all(|ns| (10.0..1e6).contains(ns)), "{peer}");
         assert_eq!(samples(&results, "startup.cold_exit", peer).len(), count, "{peer}");
     }
-    // A process starts before a container does, and a container before a machine that boots. QEMU's takes 1.4 times as long as bothy's; as few runs as
-    // these, on a machine that does other things besides, don't always show so little.
+    // A process starts before a container does, and a container before a machine that boots. QEMU's
+    // takes 1.4 times as long as bothy's; as few runs as these, on a machine that does other things
+    // besides, don't always show so little.
     let least = |peer: &str| samples(&results, "startup.exit", peer).into_iter().fold(f64::MAX, f64::min);
     assert!(least("process") < least("crun") && least("crun") < least("bothy"));
     assert!(least("bothy") < 1.5 * least("qemu"));
-    // All that bothy's instances read was out of memory, on a disk of their own; runc's libraries are others', too.
+    // All that bothy's instances read was out of memory, on a disk of their own; runc's libraries
+    // are others', too.
     for peer in ["bothy", "process"] {
         let left = samples(&results, "startup.cold_left", peer);
         assert!(left.iter().all(|percent| *percent < 5.0), "{peer}: {left:?}");

@@ -6,7 +6,8 @@ use std::time::Duration;
 use crate::guest::{Guest, blank, long, needs_linux, noise};
 use crate::support::{self, Bothy, eventually};
 
-/// 16 KiB are more than the guest's own buffers hold, so flow control is at work; an emulated host carries about 9 KiB a second.
+/// 16 KiB are more than the guest's own buffers hold, so flow control is at work; an emulated host
+/// carries about 9 KiB a second.
 fn amount() -> usize {
     if long() { 1 << 20 } else { 16 << 10 }
 }
@@ -156,7 +157,8 @@ fn what_the_kernel_says_before_it_finds_the_console_is_heard_and_nothing_twice()
 #[test]
 fn the_last_output_of_a_command_is_not_lost() {
     needs_linux!();
-    // What fits into the buffers of tty and driver is still on its way when the command has ended, on another processor.
+    // What fits into the buffers of tty and driver is still on its way when the command has ended,
+    // on another processor.
     let lines = 400;
     let console = Guest::new()
         .args(["--cpus", "4"])

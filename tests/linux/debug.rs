@@ -1,5 +1,6 @@
-//! A kernel that looks for mistakes (tests/debug-kernel: KASAN, lockdep, the checks of drivers/virtio), drivers that do without some of what a device
-//! offers, and a kernel that starts another one. `make test-long` builds that kernel and runs these.
+//! A kernel that looks for mistakes (tests/debug-kernel: KASAN, lockdep, the checks of
+//! drivers/virtio), drivers that do without some of what a device offers, and a kernel that starts
+//! another one. `make test-long` builds that kernel and runs these.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -41,7 +42,8 @@ fn insist_on_no_complaint(console: &Console) {
     console.insist(!console.finished.stderr.contains("must reset"), "bothy found something wrong");
 }
 
-/// What each driver's device is tried with, in the network `net`. `$1` is the device, and the script ends where something fails.
+/// What each driver's device is tried with, in the network `net`. `$1` is the device, and the
+/// script ends where something fails.
 fn work(net: &str) -> String {
     let port = echo(format!("{net}.1").parse().unwrap()).unwrap();
     format!(
@@ -122,7 +124,8 @@ fn drivers_do_without_any_of_the_features() {
     needs_linux!();
     needs_root!("make a tap");
     let net = "10.77.12";
-    // Two queue pairs take a tap that is made for them; what else there is to negotiate depends on them.
+    // Two queue pairs take a tap that is made for them; what else there is to negotiate depends on
+    // them.
     let _tap = MultiQueueTap::new("bothyfeat", "10.77.12.1/24");
     let work = work(net);
     let dir = support::scratch();

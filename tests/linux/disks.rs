@@ -116,7 +116,8 @@ fn several_processors_use_several_queues_whatever_the_cache() {
             "it takes root to mount",
         );
     }
-    // Past the page cache goes only what a file system can; the memory that the tests' files are in often can't.
+    // Past the page cache goes only what a file system can; the memory that the tests' files are in
+    // often can't.
     let dir = MountedDisk::new(128 << 20);
     for cache in ["writeback", "none", "unsafe"] {
         let disk = blank(&dir.path(), "disk", 32);

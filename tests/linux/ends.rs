@@ -40,8 +40,8 @@ fn sigterm_presses_the_power_button_and_disks_are_unmounted() {
         sleep 1000 & sleep 1
         echo ready=yes
         wait";
-    // Init sends both signals, of which one is to be told. The shell doesn't fork any more when they come: between fork and exec a child has its
-    // trap, too.
+    // Init sends both signals, of which one is to be told. The shell doesn't fork any more when
+    // they come: between fork and exec a child has its trap, too.
     let mut vm = Guest::new().disk(&disk, "").script(script).start();
     vm.wait_for("ready=yes");
     let content = std::fs::read(&disk).unwrap();

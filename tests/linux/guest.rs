@@ -11,7 +11,8 @@ use tempfile::TempDir;
 use crate::archive::Archive;
 use crate::support::{self, Bothy, Finished, Running};
 
-/// How long a boot and what it is for may take: an emulated host that does other things besides is slow.
+/// How long a boot and what it is for may take: an emulated host that does other things besides is
+/// slow.
 const LIMIT: Duration = Duration::from_secs(150);
 /// Names the directory of the guest's files.
 pub(crate) const GUEST_DIR_VARIABLE: &str = "BOTHY_GUEST_DIR";
@@ -34,7 +35,8 @@ pub(crate) fn guest_dir() -> PathBuf {
     target().join("guest")
 }
 
-/// Says what is missing and gives `None` where Linux guests can't run; otherwise what a test holds while it runs.
+/// Says what is missing and gives `None` where Linux guests can't run; otherwise what a test holds
+/// while it runs.
 pub(crate) fn linux_runs(test: &str) -> Option<RwLockReadGuard<'static, ()>> {
     can_run(test).then(|| MACHINE.read().unwrap_or_else(std::sync::PoisonError::into_inner))
 }
@@ -76,7 +78,8 @@ macro_rules! needs_linux {
 }
 pub(crate) use needs_linux;
 
-/// Returns from a test, with a loud line, where it isn't run by root, who alone can do what it needs.
+/// Returns from a test, with a loud line, where it isn't run by root, who alone can do what it
+/// needs.
 macro_rules! needs_root {
     ($what:literal) => {
         fn test() {}

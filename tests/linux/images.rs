@@ -8,7 +8,8 @@ use std::process::Command;
 use crate::guest::{Guest, needs_linux, noise};
 use crate::support::{Bothy, scratch};
 
-/// Names, kinds and modes, owners, times; for all but directories also links and sizes; and what is in them.
+/// Names, kinds and modes, owners, times; for all but directories also links and sizes; and what is
+/// in them.
 const LIST: &str = "
     export LC_ALL=C
     find . | sort | while read -r name; do stat -c '%n|%f|%u|%g|%Y' \"$name\"; done
@@ -16,7 +17,8 @@ const LIST: &str = "
     find . -type l | sort | while read -r name; do echo \"$name|$(readlink \"$name\")\"; done
     find . -type f | sort | while read -r name; do echo \"$name|$(sha256sum < \"$name\")\"; done";
 
-/// A root file system with something of everything that needs no right to make, and owners where we may.
+/// A root file system with something of everything that needs no right to make, and owners where we
+/// may.
 fn root(dir: &Path) -> PathBuf {
     let root = dir.join("root");
     for part in ["bin", "empty", "deep/er/and/deeper"] {

@@ -9,7 +9,8 @@ use crate::guest::{Console, Guest, blank, guest_dir, long, needs_linux, noise, t
 use crate::support::{self, could_not_run};
 use crate::tap::Tap;
 
-/// What Linux notes as its boot loader (`type_of_loader`): of a PVH entry it says so itself, else it's what we wrote.
+/// What Linux notes as its boot loader (`type_of_loader`): of a PVH entry it says so itself, else
+/// it's what we wrote.
 const BY_PVH: &str = "176";
 const BY_BOOT_PARAMETERS: &str = "255";
 
@@ -42,7 +43,8 @@ fn a_vmlinux_with_the_note_boots_by_pvh() {
 fn a_vmlinux_without_the_note_boots_by_the_64_bit_protocol() {
     needs_linux!();
     let mut image = fs::read(guest_dir().join("vmlinux")).unwrap();
-    // An ELF note: lengths of name and description, type, name. Type 0x12 of owner Xen is XEN_ELFNOTE_PHYS32_ENTRY.
+    // An ELF note: lengths of name and description, type, name. Type 0x12 of owner Xen is
+    // XEN_ELFNOTE_PHYS32_ENTRY.
     let is_pvh_note = |note: &[u8]| {
         note[..4] == [4, 0, 0, 0] && note[5..12] == [0, 0, 0, 0x12, 0, 0, 0] && note[12..] == *b"Xen\0"
     };
@@ -56,7 +58,8 @@ fn a_vmlinux_without_the_note_boots_by_the_64_bit_protocol() {
     console.says("release", &own_release());
 }
 
-/// Boots one of Debian's kernels with each transport and with one and two vCPUs; in short runs only with `short`.
+/// Boots one of Debian's kernels with each transport and with one and two vCPUs; in short runs only
+/// with `short`.
 fn debian_kernel_works(test: &str, name: &str, short: (&str, u8)) {
     let kernel = target().join("debian-kernels").join(name);
     if !kernel.join("modules.cpio").exists() {
@@ -77,7 +80,8 @@ fn debian_kernel_works(test: &str, name: &str, short: (&str, u8)) {
     }
 }
 
-/// Boots a kernel with two disks and a network device, lets it work on them, and presses the power button.
+/// Boots a kernel with two disks and a network device, lets it work on them, and presses the power
+/// button.
 fn debian_kernel_works_with(kernel: &Path, transport: &str, cpus: u8) {
     // Each test has a tap and a network of its own.
     static NETWORKS: AtomicU8 = AtomicU8::new(100);

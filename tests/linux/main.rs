@@ -1,9 +1,10 @@
 //! The real `bothy` and Linux guests: its own, and the kernels that Debian ships.
 //!
 //! They need a KVM that runs Linux. On a machine that has none they run in the emulated host:
-//! `CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="tests/host/run --timeout 1500 --" cargo test --release --test linux`.
-//! The guest is that of `target/guest`, Debian's kernels are those of `target/debian-kernels`. A test that can't run here says
-//! so (`COULD NOT RUN`). BOTHY_LONG=1 raises the counts.
+//! `CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="tests/host/run --timeout 1500 --" cargo test
+//! --release --test linux`. The guest is that of `target/guest`, Debian's kernels are those of
+//! `target/debian-kernels`. A test that can't run here says so (`COULD NOT RUN`). BOTHY_LONG=1
+//! raises the counts.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 #[path = "../support/mod.rs"]

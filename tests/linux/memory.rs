@@ -5,7 +5,8 @@ use crate::guest::{Guest, needs_linux};
 const GIB: u64 = 1 << 30;
 
 fn a_small_guest(mib: u64) {
-    // Of 32 MiB the kernel and the initramfs leave 6: a file of 4 MiB, programs beside it, and sometimes Linux killed one of them.
+    // Of 32 MiB the kernel and the initramfs leave 6: a file of 4 MiB, programs beside it, and
+    // sometimes Linux killed one of them.
     let script = "
         echo total=$(sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)
         dd if=/dev/urandom of=/tmp/file bs=64k count=32 2>/dev/null
@@ -33,8 +34,8 @@ fn bothys_own_guest_boots_in_64_mib() {
 #[test]
 fn memory_above_4_gib_is_there_and_keeps_what_is_written() {
     needs_linux!();
-    // Files in memory are taken from the highest zone first. In this machine the zone Normal is the memory above 4 GiB, so its
-    // count of free pages shows that they lie there.
+    // Files in memory are taken from the highest zone first. In this machine the zone Normal is the
+    // memory above 4 GiB, so its count of free pages shows that they lie there.
     let script = "
         free_high() { awk '$1 == \"Node\" { zone = $4 } zone == \"Normal\" && $1 == \"nr_free_pages\" { print $2 }' /proc/zoneinfo; }
         echo total=$(sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)
@@ -83,7 +84,8 @@ const POOL: u64 = 192;
 
 /// A guest that has done so, and waits for a line to end.
 fn used_and_freed(backing: &str) -> crate::guest::Vm {
-    // While Linux reports free pages it lacks them: up to 32 blocks of 4 MiB at once, and 80 MiB must be there besides.
+    // While Linux reports free pages it lacks them: up to 32 blocks of 4 MiB at once, and 80 MiB
+    // must be there besides.
     let mut vm = Guest::new()
         .args(["--memory", &format!("320M,{backing}"), "--balloon", "on"])
         .change(crate::support::Bothy::open_input)

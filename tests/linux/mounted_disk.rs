@@ -7,7 +7,8 @@ use std::process::Command;
 use crate::support::scratch;
 use crate::tools::run;
 
-/// A directory on a disk of its own: what is put there can be out of the page cache, which in /tmp it often can't.
+/// A directory on a disk of its own: what is put there can be out of the page cache, which in /tmp
+/// it often can't.
 pub(crate) struct MountedDisk(tempfile::TempDir);
 
 impl MountedDisk {

@@ -69,7 +69,8 @@ fn a_guest_with(cpus: usize) {
     );
     console.says("acpi_errors", "0");
     let devices = console.value("devices");
-    // The Generic Event Device, the power button, the serial port, pvpanic, the PCI bus, and the generation counter.
+    // The Generic Event Device, the power button, the serial port, pvpanic, the PCI bus, and the
+    // generation counter.
     for id in ["ACPI0013", "PNP0C0C", "PNP0501", "QEMU0001", "PNP0A03", "BTHY0001"] {
         console.insist(devices.contains(id), &format!("no {id}"));
     }

@@ -149,7 +149,8 @@ impl Drop for OnTerminal {
         let _ = self.child.wait();
         for pid in self.processes() {
             if let Ok(pid) = libc::pid_t::try_from(pid) {
-                // SAFETY: the call touches no memory; a process that is gone in the meantime is no harm.
+                // SAFETY: the call touches no memory; a process that is gone in the meantime is no
+                // harm.
                 unsafe { libc::kill(pid, libc::SIGKILL) };
             }
         }

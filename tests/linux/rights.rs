@@ -61,7 +61,8 @@ fn a_user_with_no_right_but_dev_kvm_boots_a_guest_with_a_disk() {
     console.says("rng", "9");
     assert!(fs::read(&disk).unwrap().starts_with(b"written\n"));
 
-    // And it has no rights that this machine's other files would show: the disk of somebody else is refused.
+    // And it has no rights that this machine's other files would show: the disk of somebody else is
+    // refused.
     let other = blank(dir.path(), "other", 1);
     fs::set_permissions(&other, fs::Permissions::from_mode(0o600)).unwrap();
     let (bothy, _dir) = Guest::new().disk(&other, "").into_command();

@@ -26,7 +26,8 @@ impl Tap {
         for (number, address) in
             [(libc::SIOCSIFADDR, address), (libc::SIOCSIFNETMASK, Ipv4Addr::new(255, 255, 255, 0))]
         {
-            // SAFETY: a sockaddr_in is as large as the sockaddr of the union and has its family first.
+            // SAFETY: a sockaddr_in is as large as the sockaddr of the union and has its family
+            // first.
             unsafe {
                 let to = (&raw mut request.ifr_ifru.ifru_addr).cast::<libc::sockaddr_in>();
                 to.write_unaligned(socket_address(address));
@@ -52,15 +53,18 @@ impl Drop for Tap {
     }
 }
 
-/// Sends everything back that callers send to `address`, for as long as the test's process lives. Returns the port.
+/// Sends everything back that callers send to `address`, for as long as the test's process lives.
+/// Returns the port.
 ///
-/// It reads on however much hasn't been taken back: busybox' nc, which writes and doesn't read meanwhile, would otherwise wait for it, and it for nc.
+/// It reads on however much hasn't been taken back: busybox' nc, which writes and doesn't read
+/// meanwhile, would otherwise wait for it, and it for nc.
 pub(crate) fn echo(address: Ipv4Addr) -> io::Result<u16> {
     let listener = TcpListener::bind((address, 0))?;
     let port = listener.local_addr()?.port();
     let serve = |stream: TcpStream| {
         let (sender, receiver) = mpsc::channel::<Vec<u8>>();
-        // Who hangs up early finds that out by itself: so here and below, a connection that breaks is only an end.
+        // Who hangs up early finds that out by itself: so here and below, a connection that breaks
+        // is only an end.
         if let Ok(mut out) = stream.try_clone() {
             thread::spawn(move || {
                 let _ended = receiver.iter().try_for_each(|bytes| out.write_all(&bytes));
@@ -114,7 +118,8 @@ pub(crate) fn answers_ping(address: Ipv4Addr, limit: Duration) -> io::Result<boo
         let mut packet = [0; 256];
         // SAFETY: the call writes within `packet`.
         let len = unsafe { libc::recv(socket.as_raw_fd(), packet.as_mut_ptr().cast(), packet.len(), 0) };
-        // An IPv4 header of 20 bytes with the sender at 12, then the reply: type 0, and our identifier.
+        // An IPv4 header of 20 bytes with the sender at 12, then the reply: type 0, and our
+        // identifier.
         if len >= 28 && packet[12..16] == address.octets() && packet[20] == 0 && packet[24..28] == echo[4..8]
         {
             return Ok(true);
@@ -165,7 +170,8 @@ fn socket(kind: libc::c_int, protocol: libc::c_int) -> io::Result<File> {
 }
 
 fn ioctl(fd: RawFd, number: libc::c_ulong, argument: *mut libc::c_void) -> io::Result<()> {
-    // SAFETY: the callers give what their ioctl takes: an ifreq, or a number in the pointer's place.
+    // SAFETY: the callers give what their ioctl takes: an ifreq, or a number in the pointer's
+    // place.
     if unsafe { libc::ioctl(fd, number, argument) } < 0 {
         return Err(io::Error::last_os_error());
     }

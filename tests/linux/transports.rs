@@ -1,4 +1,5 @@
-//! Both ways in which a guest reaches its devices, and drivers that let go of them and take them again.
+//! Both ways in which a guest reaches its devices, and drivers that let go of them and take them
+//! again.
 
 use std::fs;
 use std::net::Ipv4Addr;

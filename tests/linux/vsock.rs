@@ -90,8 +90,8 @@ fn sum(content: &[u8]) -> String {
     String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
 }
 
-/// A guest that serves so many connections on port 52. It stays until it is told that everything has arrived: what its kernel hasn't sent
-/// when it powers off is lost, as with any network.
+/// A guest that serves so many connections on port 52. It stays until it is told that everything
+/// has arrived: what its kernel hasn't sent when it powers off is lost, as with any network.
 fn serving(dir: &Path, count: usize) -> Vm {
     let script = format!("vsock serve 52 {count} && echo served=yes; read -r word");
     let mut vm = guest(dir).change(Bothy::open_input).script(script).start();
@@ -132,7 +132,8 @@ fn a_host_that_does_not_read_stops_its_own_stream_and_no_other() {
     let dir = scratch();
     let mut vm = serving(dir.path(), 2);
     let stalled = call(dir.path(), 52);
-    // More than all buffers on the way hold, there and back: the writer stands still until somebody reads.
+    // More than all buffers on the way hold, there and back: the writer stands still until somebody
+    // reads.
     let content = noise(4 << 20, 9);
     let sent = content.clone();
     let mut writer = stalled.try_clone().unwrap();

@@ -1,5 +1,5 @@
-//! What the tests of the real binary share: running `bothy` with a time limit, its streams and signals, scratch directories, and
-//! the loud line of a test that can't run here.
+//! What the tests of the real binary share: running `bothy` with a time limit, its streams and
+//! signals, scratch directories, and the loud line of a test that can't run here.
 #![allow(clippy::allow_attributes, dead_code, reason = "each test program uses its own part of this")]
 
 use std::ffi::{OsStr, OsString};
@@ -53,14 +53,15 @@ impl Token {
     }
 }
 
-/// `duration`, times what the machine needs by BOTHY_TEST_PATIENCE (a whole number; an emulated host is slow).
+/// `duration`, times what the machine needs by BOTHY_TEST_PATIENCE (a whole number; an emulated
+/// host is slow).
 pub(crate) fn patient(duration: Duration) -> Duration {
     let factor = std::env::var("BOTHY_TEST_PATIENCE").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     duration * factor
 }
 
-/// Says that a test could not run, and why: on standard error, past the capture of the test harness, and in the file that
-/// BOTHY_NOT_RUN_FILE names.
+/// Says that a test could not run, and why: on standard error, past the capture of the test
+/// harness, and in the file that BOTHY_NOT_RUN_FILE names.
 pub(crate) fn could_not_run(test: &str, reason: &str) {
     let line = format!("COULD NOT RUN: {test}: {reason}\n");
     io::stderr().write_all(line.as_bytes()).expect("standard error can be written");
@@ -196,7 +197,8 @@ impl Bothy {
         self
     }
 
-    /// Standard output is a pipe of one page from which nobody reads, until [`Running::read_output`].
+    /// Standard output is a pipe of one page from which nobody reads, until
+    /// [`Running::read_output`].
     pub(crate) fn unread_output(mut self) -> Self {
         self.read_output = false;
         self
@@ -223,7 +225,8 @@ impl Bothy {
         let stdin = match self.input {
             Input::Bytes(bytes) => {
                 let mut stdin = stdin.expect("it is piped");
-                // A VM that ends before it has taken all of its input is not this thread's business.
+                // A VM that ends before it has taken all of its input is not this thread's
+                // business.
                 std::thread::spawn(move || stdin.write_all(&bytes).is_ok());
                 None
             }
@@ -451,7 +454,8 @@ impl Running {
         for pid in processes(self.token) {
             if let Ok(pid) = libc::pid_t::try_from(pid) {
                 #[expect(unsafe_code, reason = "std has no kill")]
-                // SAFETY: the call touches no memory; a process that is gone in the meantime is no harm.
+                // SAFETY: the call touches no memory; a process that is gone in the meantime is no
+                // harm.
                 unsafe {
                     libc::kill(pid, libc::SIGKILL);
                 }
@@ -554,14 +558,16 @@ pub(crate) fn processes(token: Token) -> Vec<u32> {
         .collect()
 }
 
-/// What each thread of a run that doesn't end is doing: where it waits, and the CPU time (in ticks) that it takes in a second.
+/// What each thread of a run that doesn't end is doing: where it waits, and the CPU time (in ticks)
+/// that it takes in a second.
 fn threads(pids: &[u32]) -> String {
     let look = || -> Vec<(String, u64)> {
         let tasks = pids.iter().filter_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok()).flatten();
         let thread = |task: PathBuf| {
             let read = |file| fs::read_to_string(task.join(file)).unwrap_or_default();
             let stat = read("stat");
-            // State, ..., user and system time: fields 3, 14 and 15 of proc(5), counted from behind the name.
+            // State, ..., user and system time: fields 3, 14 and 15 of proc(5), counted from behind
+            // the name.
             let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
             let ticks = [11, 12].map(|field| fields.get(field).and_then(|ticks| ticks.parse::<u64>().ok()));
             let state = fields.first().copied().unwrap_or("gone");

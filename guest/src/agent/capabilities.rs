@@ -14,7 +14,8 @@ fn each() -> impl Iterator<Item = CapabilitySet> {
     (0..64).map(|number| CapabilitySet::from_bits_retain(1 << number))
 }
 
-/// Takes all that are not in the set out of the bounding set, for this process and all that come of it.
+/// Takes all that are not in the set out of the bounding set, for this process and all that come of
+/// it.
 pub(crate) fn bound(capabilities: &Capabilities) -> io::Result<()> {
     for capability in each().filter(|capability| capabilities.bounding & capability.bits() == 0) {
         match remove_capability_from_bounding_set(capability) {
@@ -26,8 +27,8 @@ pub(crate) fn bound(capabilities: &Capabilities) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives this process the other four sets, without what it lacks itself: in a machine it has all. It must be the user that it will be, since a change of
-/// the user takes some away.
+/// Gives this process the other four sets, without what it lacks itself: in a machine it has all.
+/// It must be the user that it will be, since a change of the user takes some away.
 pub(crate) fn set(capabilities: &Capabilities) -> io::Result<()> {
     let present = capabilities_of(None)?.permitted;
     let set = |bits| CapabilitySet::from_bits_retain(bits) & present;

@@ -163,8 +163,8 @@ impl Commands {
         self.running.iter().for_each(|running| self.signal(running.id, signal));
     }
 
-    /// Asks all of them to end. The first one of a container is PID 1 of its namespace, to which SIGTERM means nothing unless it asks for it: it is killed
-    /// if it doesn't.
+    /// Asks all of them to end. The first one of a container is PID 1 of its namespace, to which
+    /// SIGTERM means nothing unless it asks for it: it is killed if it doesn't.
     pub(crate) fn terminate(&self) {
         for running in &self.running {
             let status =
@@ -207,7 +207,8 @@ impl Commands {
     }
 }
 
-/// Whether a process, by its /proc/PID/status, handles the signal, or blocks it in order to take it in another way. What can't be read does.
+/// Whether a process, by its /proc/PID/status, handles the signal, or blocks it in order to take it
+/// in another way. What can't be read does.
 fn handles(status: &str, signal: i32) -> bool {
     let mask = |key| {
         let text = status.lines().find_map(|line: &str| line.strip_prefix(key))?;

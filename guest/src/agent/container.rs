@@ -1,8 +1,9 @@
-//! What the first command finds: the container's root with the file systems, devices, files and protections that the host has sent
-//! ([`spec`](bothy_guest::spec)).
+//! What the first command finds: the container's root with the file systems, devices, files and
+//! protections that the host has sent ([`spec`](bothy_guest::spec)).
 //!
-//! All of it runs in the child that becomes the first command, in namespaces of its own, and before anything of the image has run. The image is
-//! hostile all the same: it is reached only through [`Tree`]. The agent's own mounts are taken off before, so that nothing of them is left in the
+//! All of it runs in the child that becomes the first command, in namespaces of its own, and before
+//! anything of the image has run. The image is hostile all the same: it is reached only through
+//! [`Tree`]. The agent's own mounts are taken off before, so that nothing of them is left in the
 //! container's mount namespace.
 
 use std::io;
@@ -97,8 +98,9 @@ fn own(path: &str) -> io::Result<OwnedFd> {
     detached(file.as_fd())
 }
 
-/// Puts the container's root in place of everything, the roots of other containers included. This is how a system leaves its initramfs, too: the root of an initramfs can be covered, and
-/// neither be moved nor pivoted away. Nothing leads below it again: `..` of the topmost root is itself.
+/// Puts the container's root in place of everything, the roots of other containers included. This
+/// is how a system leaves its initramfs, too: the root of an initramfs can be covered, and neither
+/// be moved nor pivoted away. Nothing leads below it again: `..` of the topmost root is itself.
 fn enter_root(paths: &Paths) -> io::Result<()> {
     let (root, run) = (tree::directory(CWD, &paths.root())?, tree::directory(CWD, RUN)?);
     for path in ["/proc", "/sys", "/dev"] {
@@ -168,7 +170,8 @@ fn on_mount<'a>(tree: &Tree, path: &'a str) -> io::Result<(OwnedFd, &'a str)> {
     tree.parent(path)
 }
 
-/// Writes a kernel parameter. Dots and slashes in its name change places, as for sysctl(8), if a dot is the first of them.
+/// Writes a kernel parameter. Dots and slashes in its name change places, as for sysctl(8), if a
+/// dot is the first of them.
 fn set_sysctl(tree: &Tree, sysctl: &Sysctl) -> Result<(), Refusal> {
     let name = &sysctl.name;
     let path = sysctl_path(name);

@@ -15,8 +15,8 @@ use crate::watch::{Ready, Watch};
 
 /// Between two attempts: twice as long each time, from the first to the last of these.
 const PAUSES: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(200)];
-/// A connection that ends so soon, and on which the host has said nothing, was refused: the host may not have noticed yet that the one before
-/// is gone.
+/// A connection that ends so soon, and on which the host has said nothing, was refused: the host
+/// may not have noticed yet that the one before is gone.
 const REFUSED_WITHIN: Duration = Duration::from_secs(3);
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -55,7 +55,8 @@ impl Control {
         control
     }
 
-    /// Sends it, if need be on the next connection. A report of which only a part could be sent goes again, whole.
+    /// Sends it, if need be on the next connection. A report of which only a part could be sent
+    /// goes again, whole.
     pub(crate) fn report(&mut self, report: &Report) {
         match protocol::encode(report) {
             Ok(bytes) => self.reports.push_back(bytes),

@@ -1,5 +1,6 @@
-//! Which devices a container may use: the host's rules, as a BPF program on the container's cgroup (v2), which the kernel runs at each open and
-//! each mknod. Root in a container may make any device node, and without rules one of the disk, or of memory, would be a way to everything in the
+//! Which devices a container may use: the host's rules, as a BPF program on the container's cgroup
+//! (v2), which the kernel runs at each open and each mknod. Root in a container may make any device
+//! node, and without rules one of the disk, or of memory, would be a way to everything in the
 //! machine.
 
 use std::io;
@@ -27,7 +28,8 @@ const AND: u8 = 0x57;
 const JUMP_UNLESS_EQUAL: u8 = 0x55;
 const EXIT: u8 = 0x95;
 
-/// Puts the rules on the container's cgroup. They are asked rarely, so that nothing is gained by compiling them.
+/// Puts the rules on the container's cgroup. They are asked rarely, so that nothing is gained by
+/// compiling them.
 pub(crate) fn restrict(cgroup: &Cgroup, rules: &[DeviceRule]) -> io::Result<()> {
     let interpreted = Interpreted::open().begin();
     let attached = sys::attach_device_rule(cgroup.as_fd(), &program(rules));
@@ -39,7 +41,8 @@ fn step(code: u8, destination: u8, source: u8, offset: i16, value: i32) -> BpfIn
     BpfInstruction { code, registers: (source << 4) | destination, offset, value }
 }
 
-/// Register 0 is the answer, 1 the context, 2 the kind, 3 the access, 4 and 5 the numbers; 6 is for a rule's own sums.
+/// Register 0 is the answer, 1 the context, 2 the kind, 3 the access, 4 and 5 the numbers; 6 is for
+/// a rule's own sums.
 fn program(rules: &[DeviceRule]) -> Vec<BpfInstruction> {
     let answer = |allow: bool| [step(MOVE, 0, 0, 0, i32::from(allow)), step(EXIT, 0, 0, 0, 0)];
     let mut program = vec![

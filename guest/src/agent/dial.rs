@@ -1,4 +1,5 @@
-//! Connections to the host: vsock in a machine, a Unix socket where the agent is tested without one.
+//! Connections to the host: vsock in a machine, a Unix socket where the agent is tested without
+//! one.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -72,7 +73,8 @@ impl Connection {
         )
     }
 
-    /// What has been written and hasn't reached the host's side yet. None where the kernel doesn't count it.
+    /// What has been written and hasn't reached the host's side yet. None where the kernel doesn't
+    /// count it.
     pub(crate) fn unsent_bytes(&self) -> usize {
         sys::unsent_bytes(self.socket.as_fd())
     }

@@ -26,7 +26,8 @@ fn meminfo_bytes(text: &str, key: &str) -> u64 {
     value.and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0).saturating_mul(1024)
 }
 
-/// user, nice, system, irq and softirq of the line for all CPUs; a guest's own guests are in user already.
+/// user, nice, system, irq and softirq of the line for all CPUs; a guest's own guests are in user
+/// already.
 fn busy_us(text: &str) -> u64 {
     let Some(times) = text.lines().find_map(|line| line.strip_prefix("cpu ")) else { return 0 };
     let times: Vec<u64> = times.split_whitespace().map(|time| time.parse().unwrap_or(0)).collect();

@@ -1,8 +1,10 @@
 //! BPF programs that the kernel interprets, where it can do that, instead of compiling them.
 //!
-//! To compile even one program takes 2 MiB, which is much of an idle machine's memory, and some time of its start. What the agent loads is run rarely:
-//! the device rules at an open, and a seccomp filter only for system calls whose arguments it looks at (the kernel has a table of those that a filter
-//! allows in any case). Programs that the container loads by itself are compiled as usual.
+//! To compile even one program takes 2 MiB, which is much of an idle machine's memory, and some
+//! time of its start. What the agent loads is run rarely: the device rules at an open, and a
+//! seccomp filter only for system calls whose arguments it looks at (the kernel has a table of
+//! those that a filter allows in any case). Programs that the container loads by itself are
+//! compiled as usual.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -11,8 +13,8 @@ use std::sync::OnceLock;
 /// Whether the kernel compiles programs from now on.
 const COMPILE: &str = "/proc/sys/net/core/bpf_jit_enable";
 
-/// How programs are treated otherwise. It is read once, before anybody changes it: while a child has
-/// the switch off, it isn't what the kernel began with.
+/// How programs are treated otherwise. It is read once, before anybody changes it: while a child
+/// has the switch off, it isn't what the kernel began with.
 static USUAL: OnceLock<Option<String>> = OnceLock::new();
 
 fn usual() -> Option<&'static String> {

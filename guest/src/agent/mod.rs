@@ -1,8 +1,9 @@
 //! The agent: PID 1 of a machine that runs a container image, as the host says over vsock.
 //!
-//! One thread and one loop over poll(2); it waits nowhere else but for what the host asked of the kernel (a mount, an interface that isn't there
-//! yet). What the container does can't stop it: it has no file, process or memory in common with it but pipes that it never waits for. It keeps
-//! its state when the connection to the host breaks, and dials again.
+//! One thread and one loop over poll(2); it waits nowhere else but for what the host asked of the
+//! kernel (a mount, an interface that isn't there yet). What the container does can't stop it: it
+//! has no file, process or memory in common with it but pipes that it never waits for. It keeps its
+//! state when the connection to the host breaks, and dials again.
 
 mod capabilities;
 mod cgroup;
@@ -49,7 +50,8 @@ use control::Control;
 use reclaimable::{Reclaimable, Sweep};
 use refusal::{Refusal, shortened};
 
-/// How long commands have between SIGTERM and SIGKILL, and after that to be gone. The host gives the whole machine ten seconds.
+/// How long commands have between SIGTERM and SIGKILL, and after that to be gone. The host gives
+/// the whole machine ten seconds.
 const GRACE: Duration = Duration::from_secs(3);
 const KILLED: Duration = Duration::from_secs(1);
 /// How long the host may take at the machine's end to read what the commands have left.
@@ -94,7 +96,8 @@ enum Step {
 
 /// Serves the host until the machine's end, which it is. Returns only errors.
 pub(crate) fn run(events: Events, host: Host) -> io::Result<()> {
-    // Before anything else runs: the kernel doesn't choose the agent when memory runs out, and nobody looks into it or its children.
+    // Before anything else runs: the kernel doesn't choose the agent when memory runs out, and
+    // nobody looks into it or its children.
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
         say!("the kernel may end the agent when memory runs out: {error}");
     }

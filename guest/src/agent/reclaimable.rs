@@ -1,12 +1,13 @@
 //! Memory that the guest doesn't need, and the host could use.
 //!
-//! By itself the kernel reports free memory some seconds after it became free, and only large blocks of it. Two things are added:
+//! By itself the kernel reports free memory some seconds after it became free, and only large
+//! blocks of it. Two things are added:
 //!
-//! - when much has become free, the host is told, so that it can ask for it at once by the balloon. To notice costs one system call
-//!   in a second. What a program frees and takes again in circles is left alone: memory counts as free when it still is at the next
-//!   look;
-//! - for some seconds after the start small blocks are reported as well: the boot leaves many of them behind. Later that would only
-//!   take memory apart that is in use again soon.
+//! - when much has become free, the host is told, so that it can ask for it at once by the balloon.
+//!   To notice costs one system call in a second. What a program frees and takes again in circles
+//!   is left alone: memory counts as free when it still is at the next look;
+//! - for some seconds after the start small blocks are reported as well: the boot leaves many of
+//!   them behind. Later that would only take memory apart that is in use again soon.
 
 use std::fs;
 use std::io;
@@ -24,7 +25,8 @@ const SECOND_LOOK: Duration = Duration::from_millis(250);
 const REST: Duration = Duration::from_secs(4);
 /// What is worth to be told, in bytes.
 const MUCH: u64 = 64 << 20;
-/// What stays with the guest for what comes next, in bytes: at least this, or a sixteenth of what is free.
+/// What stays with the guest for what comes next, in bytes: at least this, or a sixteenth of what
+/// is free.
 const KEPT: u64 = 16 << 20;
 /// What may come and go between two looks, in bytes.
 const UNREST: u64 = 16 << 20;
@@ -50,7 +52,8 @@ impl Reclaimable {
         self.look_at
     }
 
-    /// Looks, if it is time to, and returns what the host may have, in MiB. `free` asks how many bytes are free.
+    /// Looks, if it is time to, and returns what the host may have, in MiB. `free` asks how many
+    /// bytes are free.
     pub(crate) fn look(&mut self, now: Instant, free: impl FnOnce() -> u64) -> Option<u32> {
         if now < self.look_at {
             return None;
@@ -92,7 +95,8 @@ const ORDER: &str = "/sys/module/page_reporting/parameters/page_reporting_order"
 const SMALL: &str = "4";
 /// 2 MiB, a huge page: what the kernel begins with.
 const HUGE: &str = "9";
-/// What is taken and freed at once, in bytes: the kernel reports after something of that size was freed.
+/// What is taken and freed at once, in bytes: the kernel reports after something of that size was
+/// freed.
 const STIR: usize = 1 << 20;
 
 impl Sweep {
@@ -133,8 +137,8 @@ impl Sweep {
 /// Takes some memory and frees it.
 #[expect(unsafe_code, reason = "memory that is surely given back at once")]
 fn stir() -> io::Result<()> {
-    // SAFETY: a fresh mapping at an address of the kernel's choice touches nothing that exists, and nobody else knows of it when it is
-    // unmapped. MAP_POPULATE has the kernel touch it.
+    // SAFETY: a fresh mapping at an address of the kernel's choice touches nothing that exists, and
+    // nobody else knows of it when it is unmapped. MAP_POPULATE has the kernel touch it.
     unsafe {
         let flags = MapFlags::PRIVATE | MapFlags::POPULATE;
         let start = mmap_anonymous(std::ptr::null_mut(), STIR, ProtFlags::READ | ProtFlags::WRITE, flags)?;
@@ -147,7 +151,8 @@ fn stir() -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// Looks at what is free, in MiB, as often as it should, and collects what is told, with the number of the look.
+    /// Looks at what is free, in MiB, as often as it should, and collects what is told, with the
+    /// number of the look.
     fn told(free_mib: &[u64]) -> Vec<(usize, u32)> {
         let mut reclaimable = Reclaimable::new(Instant::now());
         let looks = free_mib.iter().enumerate().filter_map(|(number, mib)| {

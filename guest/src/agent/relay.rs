@@ -1,4 +1,5 @@
-//! Moves bytes from one descriptor to another through a buffer of bounded size, without ever waiting.
+//! Moves bytes from one descriptor to another through a buffer of bounded size, without ever
+//! waiting.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -97,7 +98,8 @@ impl Relay {
         self.buffer.truncate(result.unwrap_or(0));
         match result {
             Err(Errno::AGAIN) => return false,
-            // A terminal that nobody has open any more says EIO; and a source that fails has nothing more to say.
+            // A terminal that nobody has open any more says EIO; and a source that fails has
+            // nothing more to say.
             Ok(0) | Err(_) => self.ended = true,
             Ok(_) => {}
         }

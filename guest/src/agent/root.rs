@@ -19,7 +19,8 @@ use super::refusal::{Failing, Refusal};
 use super::tree;
 use crate::{say, sys};
 
-/// The directories that a container's root must have. Docker, too, puts an empty one in the place of a file or a link.
+/// The directories that a container's root must have. Docker, too, puts an empty one in the place
+/// of a file or a link.
 const SKELETON: [&str; 4] = ["proc", "sys", "dev", "etc"];
 /// What older programs read for a table of mounts, in /etc, and where it is.
 const MTAB: (&str, &str) = ("mtab", "/proc/mounts");
@@ -72,8 +73,8 @@ fn mount_all(root: &Root, paths: &Paths) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Gives the root what a container must find in every one. Each name is one part below a directory that is open: no link of the image leads
-/// anywhere from here.
+/// Gives the root what a container must find in every one. Each name is one part below a directory
+/// that is open: no link of the image leads anywhere from here.
 fn complete(root: &str, lent: bool) -> io::Result<()> {
     let root = tree::directory(CWD, root)?;
     for name in SKELETON {

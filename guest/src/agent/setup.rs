@@ -1,4 +1,5 @@
-//! Sets up the machine (clock, random numbers, network) and creates containers (root, files, cgroup).
+//! Sets up the machine (clock, random numbers, network) and creates containers (root, files,
+//! cgroup).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,8 +23,8 @@ use crate::{mounts, say, sys};
 const CLOCK_TOLERANCE_NS: u128 = 100_000_000;
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
-/// When memory runs out the kernel writes no line about every process to the console: a container with many could keep the machine busy with
-/// that.
+/// When memory runs out the kernel writes no line about every process to the console: a container
+/// with many could keep the machine busy with that.
 const QUIET_OUT_OF_MEMORY: (&str, &str) = ("/proc/sys/vm/oom_dump_tasks", "0");
 
 /// A machine that is set up, and its containers.
@@ -46,8 +47,8 @@ pub(crate) struct Container {
     scratch: Option<String>,
 }
 
-/// Does what every machine needs, whatever it will be: before the host has said what, so that it is done while the connection is made, or
-/// already part of a snapshot.
+/// Does what every machine needs, whatever it will be: before the host has said what, so that it is
+/// done while the connection is made, or already part of a snapshot.
 pub(crate) fn prepare() -> Result<Option<Cgroups>, Refusal> {
     mounts::devices().failing("devices")?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;

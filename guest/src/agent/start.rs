@@ -1,7 +1,8 @@
 //! Starts commands: the recipe of what happens between fork and exec.
 //!
-//! The child and the agent share a socket that closes when the child becomes its program. Before that the child may send its terminal, and the
-//! reason if it can't go on. Nothing else of the agent's reaches the program.
+//! The child and the agent share a socket that closes when the child becomes its program. Before
+//! that the child may send its terminal, and the reason if it can't go on. Nothing else of the
+//! agent's reaches the program.
 
 use std::convert::Infallible;
 use std::fs::{self, File};
@@ -110,7 +111,8 @@ fn fork(container: &Container, place: Place<'_>) -> io::Result<Forked> {
             cgroup,
         ),
         Place::Beside(init) => {
-            // Only what is forked from now on is in the other PID namespace, so the agent returns to its own at once.
+            // Only what is forked from now on is in the other PID namespace, so the agent returns
+            // to its own at once.
             let own = File::open("/proc/self/ns/pid")?;
             move_into_thread_name_spaces(init, ThreadNameSpaceType::PROCESS_ID)?;
             let forked = sys::fork_into(0, cgroup);
@@ -168,8 +170,8 @@ fn become_command(
 ) -> Result<Infallible, Refusal> {
     setsid().failing("setsid")?;
     sys::default_signals().failing("signals")?;
-    // The agent's own value is not for its children: the kernel may kill them when memory runs out. Where this isn't allowed, the agent
-    // has no other value than usual.
+    // The agent's own value is not for its children: the kernel may kill them when memory runs out.
+    // Where this isn't allowed, the agent has no other value than usual.
     let _ = fs::write("/proc/self/oom_score_adj", "0");
     // Inside of the container this can't be opened any more.
     let interpreted = Interpreted::open();
@@ -232,7 +234,8 @@ fn account_file(tree: &Tree, path: &str) -> Vec<u8> {
     text
 }
 
-/// Makes a terminal of the container's own, sends its other side to the agent, and makes it the session's.
+/// Makes a terminal of the container's own, sends its other side to the agent, and makes it the
+/// session's.
 fn terminal(
     size: WindowSize,
     place: Place<'_>,
@@ -277,7 +280,8 @@ fn pipes(
     Ok([stdin, stdout.try_clone()?, stderr.try_clone()?])
 }
 
-/// The container's /dev/null. What runs there may have put something in its place, such as a pipe that nobody writes to.
+/// The container's /dev/null. What runs there may have put something in its place, such as a pipe
+/// that nobody writes to.
 fn no_input(tree: &Tree) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
     let null = tree::in_root(tree.root(), b"/dev/null", flags)?;
@@ -293,7 +297,8 @@ fn give(stream: &OwnedFd, user: &users::User) -> io::Result<()> {
     Ok(fchown(stream, Some(Uid::from_raw(user.uid)), None)?)
 }
 
-/// Makes the directory the working directory. For a container's first command what is missing is made, as docker does it.
+/// Makes the directory the working directory. For a container's first command what is missing is
+/// made, as docker does it.
 fn enter_directory(tree: &Tree, cwd: &[u8], place: Place<'_>) -> Result<(), Refusal> {
     let path = tree::shown(cwd);
     if !path.is_absolute() {
@@ -309,8 +314,8 @@ fn enter_directory(tree: &Tree, cwd: &[u8], place: Place<'_>) -> Result<(), Refu
 /// Becomes the user, with these rights and no others.
 fn become_user(user: &users::User, rights: &Rights, interpreted: Interpreted) -> Result<(), Refusal> {
     let filter = rights.seccomp.as_ref();
-    // Without no_new_privs it takes a right to install a filter, which is given away below: the filter must allow that. With it, the filter comes
-    // last.
+    // Without no_new_privs it takes a right to install a filter, which is given away below: the
+    // filter must allow that. With it, the filter comes last.
     if let Some(filter) = filter.filter(|_| !rights.no_new_privileges) {
         return install(filter, interpreted).and_then(|()| set_rights(user, rights));
     }

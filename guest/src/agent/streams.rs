@@ -1,7 +1,8 @@
-//! The standard streams of commands: each a connection of its own to the host, relayed to and from a pipe or a terminal.
+//! The standard streams of commands: each a connection of its own to the host, relayed to and from
+//! a pipe or a terminal.
 //!
-//! A stream that has said all waits, for a bounded time, until the host closes its end: what the kernel hasn't sent when the machine powers off
-//! is lost.
+//! A stream that has said all waits, for a bounded time, until the host closes its end: what the
+//! kernel hasn't sent when the machine powers off is lost.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,7 +16,8 @@ use super::dial::{Connection, Host};
 use super::relay::{Progress, Relay};
 use crate::watch::{Ready, Watch};
 
-/// How long a host may take to read the rest of a stream whose command is gone. A reader that has stalled keeps nothing but its stream.
+/// How long a host may take to read the rest of a stream whose command is gone. A reader that has
+/// stalled keeps nothing but its stream.
 const LINGER: Duration = Duration::from_secs(600);
 
 /// What a terminal makes the end of input of (VEOF).
@@ -101,7 +103,8 @@ impl Stream {
         self.over
     }
 
-    /// Whether the host's side has all that there is to say. It may still keep its end open, for what it never sends.
+    /// Whether the host's side has all that there is to say. It may still keep its end open, for
+    /// what it never sends.
     pub(crate) fn is_delivered(&self) -> bool {
         self.until.is_some() && self.connection.unsent_bytes() == 0
     }
@@ -117,7 +120,8 @@ impl Stream {
             None if !self.host_is_done => interest |= PollFlags::RDHUP,
             None => {}
         }
-        // A hang-up that can't be acted on until the sink takes what was before it would wake for ever.
+        // A hang-up that can't be acted on until the sink takes what was before it would wake for
+        // ever.
         if !interest.is_empty() || self.from_host.is_none() {
             self.connection.watch(watch, interest);
         }
@@ -216,7 +220,8 @@ impl Stream {
             return self.end();
         }
         if let Some(from_host) = self.from_host.take() {
-            // The terminal's program learns of it as from a key. If there is no room for it now, nobody reads there.
+            // The terminal's program learns of it as from a key. If there is no room for it now,
+            // nobody reads there.
             let _ = rustix::io::write(&from_host.sink, &[END_OF_INPUT]);
         }
     }

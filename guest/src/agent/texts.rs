@@ -1,4 +1,5 @@
-//! The texts that docker gives a container in place of the image's: /etc/hostname, /etc/hosts and /etc/resolv.conf.
+//! The texts that docker gives a container in place of the image's: /etc/hostname, /etc/hosts and
+//! /etc/resolv.conf.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -7,7 +8,8 @@ use std::net::IpAddr;
 const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n\
     ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n";
 
-/// The container's own name stands for its addresses, or where it has none for the loopback's, so that it is always known.
+/// The container's own name stands for its addresses, or where it has none for the loopback's, so
+/// that it is always known.
 pub(crate) fn hosts(host_name: &str, addresses: &[IpAddr]) -> String {
     let mut text = HOSTS.to_owned();
     if addresses.is_empty() {

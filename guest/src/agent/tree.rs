@@ -1,11 +1,14 @@
 //! Paths of a container, looked up by descriptors.
 //!
-//! An image is hostile: every path of it may be a symbolic link, a device or missing. So nothing here resolves a path that an image could have
-//! changed on its way. A path belongs to the mount that was made last at a prefix of it; from that mount's own descriptor on, no
-//! symbolic link is followed and no other mount is entered. A mask lands on the kernel's file system, or the container doesn't start.
+//! An image is hostile: every path of it may be a symbolic link, a device or missing. So nothing
+//! here resolves a path that an image could have changed on its way. A path belongs to the mount
+//! that was made last at a prefix of it; from that mount's own descriptor on, no symbolic link is
+//! followed and no other mount is entered. A mask lands on the kernel's file system, or the
+//! container doesn't start.
 //!
-//! [`in_root`] is for the paths that an image or a user may choose freely: the working directory, accounts. Symbolic links are followed there, within the
-//! container's root, but none of procfs' magic ones, which lead to the descriptors of this process.
+//! [`in_root`] is for the paths that an image or a user may choose freely: the working directory,
+//! accounts. Symbolic links are followed there, within the container's root, but none of procfs'
+//! magic ones, which lead to the descriptors of this process.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -42,7 +45,8 @@ impl Tree {
         self.root.as_fd()
     }
 
-    /// The mount made here that a path lies on, if it isn't the root's, and the path from there on; empty if it is the mount itself.
+    /// The mount made here that a path lies on, if it isn't the root's, and the path from there on;
+    /// empty if it is the mount itself.
     fn place<'a>(&self, path: &'a str) -> (Option<&OwnedFd>, &'a str) {
         let inside = |target: &str| match path.strip_prefix(target)? {
             "" => Some(""),
@@ -56,7 +60,8 @@ impl Tree {
         }
     }
 
-    /// Opens a path. No symbolic link is followed, not even the last part; with `O_PATH` that is opened itself.
+    /// Opens a path. No symbolic link is followed, not even the last part; with `O_PATH` that is
+    /// opened itself.
     pub(crate) fn open(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
         let (mount, rest) = self.place(path);
         let path = if rest.is_empty() { "." } else { rest };
@@ -68,7 +73,8 @@ impl Tree {
         Ok(openat2(mount.unwrap_or(&self.root), path, flags, Mode::empty(), resolve)?)
     }
 
-    /// The directory at a path, to mount something on it. On a mount made here it is made if it is missing.
+    /// The directory at a path, to mount something on it. On a mount made here it is made if it is
+    /// missing.
     pub(crate) fn directory(&self, path: &str) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         match self.open(path, flags) {
@@ -127,8 +133,9 @@ pub(crate) fn in_root(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> io::R
     Ok(openat2(root, OsStr::from_bytes(path), flags | OFlags::CLOEXEC, Mode::empty(), resolve)?)
 }
 
-/// The directory at a path, made with all that lead to it as far as they are missing; the targets of dangling symbolic links, too. `.` and `..` in
-/// the path are taken away before anything is looked up, as docker does; those in the targets of links are not.
+/// The directory at a path, made with all that lead to it as far as they are missing; the targets
+/// of dangling symbolic links, too. `.` and `..` in the path are taken away before anything is
+/// looked up, as docker does; those in the targets of links are not.
 pub(crate) fn make_directory(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
     let mut todo: VecDeque<Vec<u8>> = clean(path).into_iter().map(<[u8]>::to_vec).collect();
     let mut dirs = vec![root.try_clone_to_owned()?];
@@ -196,7 +203,8 @@ fn parts(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".")
 }
 
-/// The parts of a path with `..` taken away together with what is before it; at the root it is nothing.
+/// The parts of a path with `..` taken away together with what is before it; at the root it is
+/// nothing.
 fn clean(path: &[u8]) -> Vec<&[u8]> {
     let mut cleaned = Vec::new();
     for part in parts(path) {

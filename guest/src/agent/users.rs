@@ -1,7 +1,8 @@
-//! Who a command runs as: `USER[:GROUP]` looked up in an image's own passwd and group files, as docker does.
+//! Who a command runs as: `USER[:GROUP]` looked up in an image's own passwd and group files, as
+//! docker does.
 //!
-//! A line may end after the user's number; what is missing is group 0 and no home. Unlike docker, a number that is none doesn't count as 0, which is root:
-//! whoever is named there is refused.
+//! A line may end after the user's number; what is missing is group 0 and no home. Unlike docker, a
+//! number that is none doesn't count as 0, which is root: whoever is named there is refused.
 
 use super::refusal::Refusal;
 

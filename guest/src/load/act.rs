@@ -1,4 +1,5 @@
-//! Thirty things that programs do, always the same and in the same order, for somebody outside who watches which system calls of the host they come to.
+//! Thirty things that programs do, always the same and in the same order, for somebody outside who
+//! watches which system calls of the host they come to.
 
 use std::fs::{self, File};
 use std::hint::black_box;

@@ -1,7 +1,7 @@
 //! A file in the working directory.
 //!
-//! It is read again after the kernel was told to forget it, so that reads come from whatever is below this kernel's page cache. Below a virtual machine's is
-//! the host's own.
+//! It is read again after the kernel was told to forget it, so that reads come from whatever is
+//! below this kernel's page cache. Below a virtual machine's is the host's own.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -19,7 +19,8 @@ const PIECE: usize = 1 << 20;
 /// Times that the whole file is written, and read; the fastest counts.
 const ROUNDS: usize = 3;
 
-/// Prints MiB/s in order, nanoseconds of a read of 4 KiB anywhere, and of 4 KiB written and on its disk.
+/// Prints MiB/s in order, nanoseconds of a read of 4 KiB anywhere, and of 4 KiB written and on its
+/// disk.
 pub(crate) fn disk() -> io::Result<()> {
     let result = measure_all();
     let removed = fs::remove_file(NAME);

@@ -1,5 +1,5 @@
-//! `bothy-load`: what `bothy bench` runs in every instance, the same file in each. A static program without input, that needs neither files nor
-//! libraries of its image.
+//! `bothy-load`: what `bothy bench` runs in every instance, the same file in each. A static program
+//! without input, that needs neither files nor libraries of its image.
 //!
 //! ```text
 //! hello             prints a line and ends
@@ -15,8 +15,8 @@
 //! act SECONDS       prints a line, waits, does 30 things that programs do, prints how many could be done, and sleeps
 //! ```
 //!
-//! A measurement prints a line for each figure, `KEY=N`: MiB in a second, or the nanoseconds of one turn, and of several rounds the best, since whatever disturbs makes
-//! it worse.
+//! A measurement prints a line for each figure, `KEY=N`: MiB in a second, or the nanoseconds of one
+//! turn, and of several rounds the best, since whatever disturbs makes it worse.
 
 mod act;
 mod disk;
@@ -70,7 +70,8 @@ fn run(words: &[&str]) -> io::Result<()> {
     }
 }
 
-/// Stays on the first processor that it may use: a virtual machine may have one alone, and with two a byte to another process is another thing.
+/// Stays on the first processor that it may use: a virtual machine may have one alone, and with two
+/// a byte to another process is another thing.
 fn pin() -> io::Result<()> {
     let may = rustix::thread::sched_getaffinity(None)?;
     let first = (0..rustix::thread::CpuSet::MAX_CPU).find(|cpu| may.is_set(*cpu));

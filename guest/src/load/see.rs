@@ -43,7 +43,8 @@ pub(crate) fn see() -> io::Result<()> {
     say(format_args!("kernel_log={}", if log_is_readable() { "readable" } else { "refused" }))
 }
 
-/// Whether the kernel's log can be read (SYSLOG_ACTION_SIZE_UNREAD needs the same right as reading).
+/// Whether the kernel's log can be read (SYSLOG_ACTION_SIZE_UNREAD needs the same right as
+/// reading).
 fn log_is_readable() -> bool {
     #[expect(unsafe_code, reason = "no crate of ours has klogctl")]
     // SAFETY: this action takes no buffer.
@@ -51,7 +52,8 @@ fn log_is_readable() -> bool {
     ret >= 0
 }
 
-/// What programs and their files hold of the memory that this kernel has, and what nobody holds, in KiB. The rest it has for itself. 0 if it doesn't say.
+/// What programs and their files hold of the memory that this kernel has, and what nobody holds, in
+/// KiB. The rest it has for itself. 0 if it doesn't say.
 pub(crate) fn memory_kib() -> (u64, u64) {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let of = |key: &str| {

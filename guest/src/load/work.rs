@@ -75,8 +75,8 @@ pub(crate) fn faults(turns: usize) -> io::Result<()> {
 fn touch_new_pages(pages: usize) -> io::Result<()> {
     let len = pages * PAGE;
     #[expect(unsafe_code, reason = "pages that nobody has written to yet")]
-    // SAFETY: a new private mapping at an address of the kernel's choice is nobody else's; all writes are within its length, and nothing refers
-    // to it once it is unmapped.
+    // SAFETY: a new private mapping at an address of the kernel's choice is nobody else's; all
+    // writes are within its length, and nothing refers to it once it is unmapped.
     unsafe {
         let memory =
             mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)?;
@@ -91,7 +91,8 @@ fn touch_new_pages(pages: usize) -> io::Result<()> {
 /// Starts a process by fork(2) alone, which runs `child` and ends.
 pub(crate) fn fork(child: impl FnOnce() -> bool) -> io::Result<libc::pid_t> {
     #[expect(unsafe_code, reason = "std starts no process without another program")]
-    // SAFETY: this program has one thread, so the child may go on with all that it has; it ends without running destructors.
+    // SAFETY: this program has one thread, so the child may go on with all that it has; it ends
+    // without running destructors.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {

@@ -39,7 +39,8 @@ struct Attach {
     flags: u32,
 }
 
-/// Has the kernel ask this program about every device that is opened or made in the cgroup. The kernel refuses one that it can't prove to end.
+/// Has the kernel ask this program about every device that is opened or made in the cgroup. The
+/// kernel refuses one that it can't prove to end.
 #[expect(unsafe_code, reason = "bpf has no wrapper at all")]
 pub(crate) fn attach_device_rule(cgroup: BorrowedFd<'_>, rule: &[BpfInstruction]) -> io::Result<()> {
     let load = Load {
@@ -48,7 +49,8 @@ pub(crate) fn attach_device_rule(cgroup: BorrowedFd<'_>, rule: &[BpfInstruction]
         instructions: rule.as_ptr().expose_provenance() as u64,
         license: c"Apache-2.0".as_ptr().expose_provenance() as u64,
     };
-    // SAFETY: load is live and as long as said; its pointers are to as many instructions as it says and to a string with its NUL.
+    // SAFETY: load is live and as long as said; its pointers are to as many instructions as it says
+    // and to a string with its NUL.
     let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size_of::<Load>()) };
     // SAFETY: the descriptor is new and owned by nobody else.
     let program = unsafe { OwnedFd::from_raw_fd(descriptor(result)?) };

@@ -9,15 +9,16 @@ use bothy_guest::{TIMING_PORT, TimingMark};
 
 use super::check;
 
-/// Writes the mark to the timing port. Where the kernel doesn't allow it, nothing happens: timing is a luxury.
+/// Writes the mark to the timing port. Where the kernel doesn't allow it, nothing happens: timing
+/// is a luxury.
 #[expect(unsafe_code, reason = "ioperm and the out instruction")]
 pub(crate) fn mark_time(mark: TimingMark) {
     // SAFETY: ioperm takes no pointers; it only allows this one port to this process.
     if unsafe { libc::ioperm(TIMING_PORT.into(), 1, 1) } != 0 {
         return;
     }
-    // SAFETY: the port was just allowed, so `out` does not fault. On bothy's machine the port only notes the time;
-    // on others nothing that matters listens there. No memory is touched.
+    // SAFETY: the port was just allowed, so `out` does not fault. On bothy's machine the port only
+    // notes the time; on others nothing that matters listens there. No memory is touched.
     unsafe {
         std::arch::asm!("out dx, al", in("dx") TIMING_PORT, in("al") mark as u8,
             options(nomem, nostack, preserves_flags));
@@ -55,7 +56,8 @@ pub(crate) fn set_host_name(name: &str) -> io::Result<()> {
 /// Loads the kernel module in `file`, without parameters.
 pub(crate) fn load_module(file: &File) -> io::Result<()> {
     #[expect(unsafe_code, reason = "finit_module has no wrapper at all")]
-    // SAFETY: the descriptor is open, the parameter string is NUL-terminated and static, and no flags are set.
+    // SAFETY: the descriptor is open, the parameter string is NUL-terminated and static, and no
+    // flags are set.
     let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
     check(c_int::try_from(result).unwrap_or(-1)).map(drop)
 }
@@ -72,7 +74,8 @@ pub(crate) fn add_entropy(seed: &[u8; 32]) -> io::Result<()> {
     }
     let info = PoolInfo { bits: 256, bytes: 32, seed: *seed };
     let device = File::options().write(true).open("/dev/urandom")?;
-    // SAFETY: the request reads the two numbers and as many bytes behind them as the second says; all are there.
+    // SAFETY: the request reads the two numbers and as many bytes behind them as the second says;
+    // all are there.
     check(unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, &raw const info) })?;
     // SAFETY: the request takes no argument.
     check(unsafe { libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG) }).map(drop)

@@ -1,5 +1,5 @@
-//! The system calls that neither std nor rustix has a safe word for, each as a small safe function. All of the init's unsafe
-//! code is here.
+//! The system calls that neither std nor rustix has a safe word for, each as a small safe function.
+//! All of the init's unsafe code is here.
 
 mod bpf;
 mod machine;

@@ -27,7 +27,8 @@ pub(crate) fn unmount(target: &CStr) -> io::Result<()> {
         return Ok(());
     }
     let flags = libc::MS_REMOUNT | libc::MS_RDONLY;
-    // SAFETY: the target is a NUL-terminated string; a remount without data may have null for the other three.
+    // SAFETY: the target is a NUL-terminated string; a remount without data may have null for the
+    // other three.
     check(unsafe {
         libc::mount(std::ptr::null(), target.as_ptr(), std::ptr::null(), flags, std::ptr::null())
     })
@@ -40,7 +41,8 @@ pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
         libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
     #[expect(unsafe_code, reason = "mount_setattr has no wrapper at all")]
-    // SAFETY: the path is an empty string with its NUL; the attributes are live and as long as said.
+    // SAFETY: the path is an empty string with its NUL; the attributes are live and as long as
+    // said.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -54,8 +56,8 @@ pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Grows the mounted ext4 that `inside` lies in to this many blocks. More blocks than the device has are an error, as many as there
-/// are no change.
+/// Grows the mounted ext4 that `inside` lies in to this many blocks. More blocks than the device
+/// has are an error, as many as there are no change.
 pub(crate) fn grow_ext4(inside: BorrowedFd<'_>, blocks: u64) -> io::Result<()> {
     #[expect(unsafe_code, reason = "EXT4_IOC_RESIZE_FS has no wrapper at all")]
     // SAFETY: the request reads one 64-bit number, which blocks is.

@@ -39,13 +39,14 @@ pub(crate) fn reap() -> Reaped {
     }
 }
 
-/// Makes `command` start in a process group of its own, in the foreground of its standard input if that is a terminal, and with no
-/// signal blocked.
+/// Makes `command` start in a process group of its own, in the foreground of its standard input if
+/// that is a terminal, and with no signal blocked.
 #[expect(unsafe_code, reason = "pre_exec runs between fork and exec")]
 pub(crate) fn in_foreground(command: &mut Command) {
     let between_fork_and_exec = || {
-        // SAFETY: the calls are async-signal-safe and take no memory. SIGTTOU, which tcsetpgrp raises in the background, is
-        // ignored meanwhile; where standard input is no terminal it fails and changes nothing.
+        // SAFETY: the calls are async-signal-safe and take no memory. SIGTTOU, which tcsetpgrp
+        // raises in the background, is ignored meanwhile; where standard input is no terminal it
+        // fails and changes nothing.
         unsafe {
             libc::setpgid(0, 0);
             libc::signal(libc::SIGTTOU, libc::SIG_IGN);
@@ -69,7 +70,8 @@ pub(crate) enum Forked {
     Parent { pid: i32, pidfd: OwnedFd },
 }
 
-/// As fork(2), with the child in new namespaces (`CLONE_NEW..`) and in the cgroup whose directory this is.
+/// As fork(2), with the child in new namespaces (`CLONE_NEW..`) and in the cgroup whose directory
+/// this is.
 ///
 /// Only for a process with a single thread: the C library isn't told of the fork.
 #[expect(unsafe_code, reason = "clone3 has no wrapper at all")]
@@ -84,8 +86,9 @@ pub(crate) fn fork_into(namespaces: c_int, cgroup: Option<BorrowedFd<'_>>) -> io
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
     }
-    // SAFETY: pointer and size are those of a live clone_args, whose pidfd points to a live integer. Without CLONE_VM and with no stack
-    // given the child goes on here with a copy of everything, as after fork; there is no other thread that could have held a lock.
+    // SAFETY: pointer and size are those of a live clone_args, whose pidfd points to a live
+    // integer. Without CLONE_VM and with no stack given the child goes on here with a copy of
+    // everything, as after fork; there is no other thread that could have held a lock.
     let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
     match i32::try_from(result) {
         Ok(0) => Ok(Forked::Child),
@@ -105,7 +108,8 @@ pub(crate) fn exec(path: &CString, args: &[CString], env: &[CString]) -> io::Err
         list.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
     };
     let (args, env) = (pointers(args), pointers(env));
-    // SAFETY: both vectors end with a null pointer, and all others point to NUL-terminated strings that outlive the call.
+    // SAFETY: both vectors end with a null pointer, and all others point to NUL-terminated strings
+    // that outlive the call.
     unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
     io::Error::last_os_error()
 }
@@ -130,16 +134,19 @@ pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
 /// Makes this open descriptor also the one with the number `number`, which stays open across exec.
 pub(crate) fn duplicate_to(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
     #[expect(unsafe_code, reason = "dup2 of a number that nobody owns has no safe wrapper")]
-    // SAFETY: dup2 takes no pointers. The numbers are those of the standard streams, which std never closes and owns in no value.
+    // SAFETY: dup2 takes no pointers. The numbers are those of the standard streams, which std
+    // never closes and owns in no value.
     super::check(unsafe { libc::dup2(fd.as_raw_fd(), number) }).map(drop)
 }
 
-/// Sets a resource limit. Where it takes a right to raise it that this process lacks, it becomes as high as it may be.
+/// Sets a resource limit. Where it takes a right to raise it that this process lacks, it becomes as
+/// high as it may be.
 pub(crate) fn set_limit(limit: &Limit) -> io::Result<()> {
     let set = |soft: u64, hard: u64| {
         let limits = libc::rlimit { rlim_cur: soft, rlim_max: hard };
         #[expect(unsafe_code, reason = "a resource by its number has no safe wrapper")]
-        // SAFETY: the call reads one rlimit, which is live. A number that is no resource gives an error.
+        // SAFETY: the call reads one rlimit, which is live. A number that is no resource gives an
+        // error.
         super::check(unsafe { libc::setrlimit(limit.resource, &raw const limits) }).map(drop)
     };
     match set(limit.soft, limit.hard) {
@@ -154,7 +161,8 @@ pub(crate) fn set_limit(limit: &Limit) -> io::Result<()> {
     }
 }
 
-/// Installs a seccomp filter for this process and all that come of it. It takes CAP_SYS_ADMIN, or no_new_privs.
+/// Installs a seccomp filter for this process and all that come of it. It takes CAP_SYS_ADMIN, or
+/// no_new_privs.
 pub(crate) fn install_filter(filter: &Filter) -> io::Result<()> {
     let program: Vec<libc::sock_filter> = filter
         .program
@@ -171,7 +179,8 @@ pub(crate) fn install_filter(filter: &Filter) -> io::Result<()> {
         filter: program.as_ptr().cast_mut(),
     };
     #[expect(unsafe_code, reason = "seccomp has no wrapper at all")]
-    // SAFETY: the program is live, as long as said, and only read; the kernel checks each instruction.
+    // SAFETY: the program is live, as long as said, and only read; the kernel checks each
+    // instruction.
     let result = unsafe {
         libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, filter.flags, &raw const program)
     };

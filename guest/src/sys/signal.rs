@@ -7,7 +7,8 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 use super::check;
 
-/// Blocks the signals for this process and returns a descriptor that reads them (`signalfd_siginfo` each).
+/// Blocks the signals for this process and returns a descriptor that reads them (`signalfd_siginfo`
+/// each).
 #[expect(unsafe_code, reason = "signal sets and signalfd have no safe wrapper in std")]
 pub(crate) fn signal_fd(signals: &[c_int]) -> io::Result<File> {
     let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
@@ -35,7 +36,8 @@ pub(crate) fn kill(pid: i32, signal: c_int) -> io::Result<()> {
 #[expect(unsafe_code, reason = "signal sets have no safe wrapper in std")]
 pub(super) fn unblock_signals() -> io::Result<()> {
     let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: sigemptyset initialises the set, which outlives sigprocmask; a null old set is allowed.
+    // SAFETY: sigemptyset initialises the set, which outlives sigprocmask; a null old set is
+    // allowed.
     check(unsafe {
         libc::sigemptyset(none.as_mut_ptr());
         libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut())
@@ -47,7 +49,8 @@ pub(super) fn unblock_signals() -> io::Result<()> {
 #[expect(unsafe_code, reason = "signal has no safe wrapper in std")]
 pub(crate) fn default_signals() -> io::Result<()> {
     for signal in 1..=LAST_SIGNAL {
-        // SAFETY: SIG_DFL is no function of ours; for what is no signal, or can't be changed, there is an error and no effect.
+        // SAFETY: SIG_DFL is no function of ours; for what is no signal, or can't be changed, there
+        // is an error and no effect.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
     unblock_signals()

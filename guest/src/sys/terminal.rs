@@ -6,7 +6,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::check;
 
-/// How many bytes a terminal or a socket has taken but not yet sent; 0 for what doesn't count them. The request is SIOCOUTQ as well.
+/// How many bytes a terminal or a socket has taken but not yet sent; 0 for what doesn't count them.
+/// The request is SIOCOUTQ as well.
 pub(crate) fn unsent_bytes(fd: BorrowedFd<'_>) -> usize {
     let mut count: c_int = 0;
     #[expect(unsafe_code, reason = "TIOCOUTQ has no safe wrapper in std")]
@@ -25,11 +26,12 @@ pub(crate) fn set_window_size(terminal: BorrowedFd<'_>, columns: u16, rows: u16)
 
 /// Makes `terminal` the controlling terminal of init's own session.
 ///
-/// Init keeps it: were a shell the session's leader, its end would hang the terminal up, and what the terminal hasn't sent by then
-/// would be lost.
+/// Init keeps it: were a shell the session's leader, its end would hang the terminal up, and what
+/// the terminal hasn't sent by then would be lost.
 #[expect(unsafe_code, reason = "sessions have no safe wrapper in std")]
 pub(crate) fn control_terminal(terminal: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: neither call takes memory. Where init leads a session already, setsid fails and changes nothing.
+    // SAFETY: neither call takes memory. Where init leads a session already, setsid fails and
+    // changes nothing.
     check(unsafe {
         libc::setsid();
         libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0)

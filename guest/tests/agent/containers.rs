@@ -44,7 +44,8 @@ fn two_containers_see_nothing_of_each_other() {
     assert_eq!(machine.report(), Report::Started { id: SECOND });
     assert_eq!(read_until(&mut second.stdout, "ready\n"), "second\nsecond\nready\n");
 
-    // Processes that join see their own container: files, processes, cgroup, and no mount of the other.
+    // Processes that join see their own container: files, processes, cgroup, and no mount of the
+    // other.
     let look = "cat /mine; ps | grep -c '[r]ead line'; cat /proc/1/cmdline | tr '\\0' ' ' | grep -o '[a-z]* $'; \
         grep ^0: /proc/self/cgroup; mount | grep -c containers/";
     for (container, own) in [(1, "one"), (2, "two")] {

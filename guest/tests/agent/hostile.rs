@@ -1,4 +1,5 @@
-//! Images whose trees are made to lead the agent astray, and containers that put traps where the agent looks.
+//! Images whose trees are made to lead the agent astray, and containers that put traps where the
+//! agent looks.
 
 use std::fs;
 use std::io;

@@ -1,4 +1,5 @@
-//! A machine without a machine: the agent as PID 1 of namespaces, a Unix socket in place of vsock, and a loop device with an image of busybox.
+//! A machine without a machine: the agent as PID 1 of namespaces, a Unix socket in place of vsock,
+//! and a loop device with an image of busybox.
 
 use std::collections::HashMap;
 use std::fs;
@@ -44,7 +45,8 @@ pub struct Streams {
     pub stderr: UnixStream,
 }
 
-/// What a test begins with: returns from it, with a loud line, where machines of this kind can't be made.
+/// What a test begins with: returns from it, with a loud line, where machines of this kind can't be
+/// made.
 macro_rules! needs_machine {
     () => {
         fn name() {}

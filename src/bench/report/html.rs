@@ -1,4 +1,5 @@
-//! The report as one HTML page: nothing is fetched, it follows the reader's light or dark, and it reads on a phone and in print.
+//! The report as one HTML page: nothing is fetched, it follows the reader's light or dark, and it
+//! reads on a phone and in print.
 
 use std::fmt::Write;
 

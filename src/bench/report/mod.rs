@@ -1,4 +1,5 @@
-//! Reports of the same results: for a terminal, as Markdown, and as one HTML page. What they say is worked out here, once; how it looks, in each.
+//! Reports of the same results: for a terminal, as Markdown, and as one HTML page. What they say is
+//! worked out here, once; how it looks, in each.
 
 mod html;
 mod markdown;

@@ -1,7 +1,8 @@
 use super::*;
 use crate::bench::results::{Curve, Exits, Fact, Host, Peer, Row, Stack, VERSION};
 
-/// bothy and three peers: one that is faster by half, one that differs by noise alone, one that isn't there.
+/// bothy and three peers: one that is faster by half, one that differs by noise alone, one that
+/// isn't there.
 pub(crate) fn results(runs: usize) -> Results {
     let jitter = |place: usize| (0..runs).map(move |run| ((run * 7 + place * 3) % 10) as f64 / 10.0);
     let row = |peer: &str, place: usize, middle: f64| Row {

@@ -13,12 +13,14 @@ const LATE: Duration = Duration::from_secs(1);
 /// What an instance takes and gives back, in MiB.
 const HELD_MIB: &str = "256";
 
-/// What the stacks call a guest's memory that its kernel has for itself; that its programs and their files have; and that nobody there has any more.
+/// What the stacks call a guest's memory that its kernel has for itself; that its programs and
+/// their files have; and that nobody there has any more.
 const GUEST_KERNEL: &str = "guest's kernel";
 const GUEST_PROGRAMS: &str = "guest's programs";
 const GUEST_FREE: &str = "freed by the guest";
 
-/// The parts of an idle instance's memory, in MiB. That of a guest is divided by what the load there says.
+/// The parts of an idle instance's memory, in MiB. That of a guest is divided by what the load
+/// there says.
 fn parts(instance: &mut dyn Instance) -> Result<Vec<(String, f64)>, String> {
     let found = instance.parts()?;
     let mut all = Vec::new();
@@ -43,7 +45,8 @@ impl Bench<'_> {
     pub(super) fn memory(&mut self, found: &mut Found) {
         let (stop, times) = (self.stop, self.times);
         let available = self.available;
-        // Each of these takes long, and moves little. One instance is looked at at a time, since others share memory with it.
+        // Each of these takes long, and moves little. One instance is looked at at a time, since
+        // others share memory with it.
         let rounds = self.runs.div_ceil(8).min(3);
         let mut stacks: Vec<Stack> = Vec::new();
         let all = self.rounds(Section::Memory, (0, rounds), 5, |executor| {
@@ -116,8 +119,8 @@ impl Bench<'_> {
         self.measures(Section::Memory, &names, all, found);
     }
 
-    /// What instances hold that took memory and freed it. All of them wait at once, since waiting is most of it; they free theirs one after another, when the last
-    /// one has started.
+    /// What instances hold that took memory and freed it. All of them wait at once, since waiting
+    /// is most of it; they free theirs one after another, when the last one has started.
     fn given_back(&mut self) -> Vec<Samples> {
         let Times { hold, apart, looks: after, .. } = self.times;
         let mut all: Vec<Samples> = Vec::new();
@@ -161,7 +164,8 @@ impl Bench<'_> {
     }
 }
 
-/// Looks at what an instance holds so long after it freed something, and puts that behind the samples that there are.
+/// Looks at what an instance holds so long after it freed something, and puts that behind the
+/// samples that there are.
 fn look(
     instance: &dyn Instance,
     freed: Instant,

@@ -1,5 +1,5 @@
-//! What is measured, and in which order. Every repeated measurement goes round by round, one run of each peer in turn, so that whatever else the
-//! machine does falls on all of them.
+//! What is measured, and in which order. Every repeated measurement goes round by round, one run of
+//! each peer in turn, so that whatever else the machine does falls on all of them.
 //!
 //! Each section is a file; what they have in common is here.
 
@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 use super::executor::{Executor, Instance};
 use super::results::{Curve, Exits, Fact, Measure, Peer, Phases, Row, Section, Stack, Unit};
 
-/// Rounds of starts that are not counted. Loads that measure themselves warm up by themselves, and memory knows no haste.
+/// Rounds of starts that are not counted. Loads that measure themselves warm up by themselves, and
+/// memory knows no haste.
 const WARM_UP: usize = 1;
 
 /// From an instance's start to its 30 actions: until then somebody must watch.
@@ -76,7 +77,8 @@ pub struct Bench<'a> {
 /// What can be seen of an instance from outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Watched {
-    /// Name of each process, and how many system calls its filters permit; none where there is no filter.
+    /// Name of each process, and how many system calls its filters permit; none where there is no
+    /// filter.
     pub filters: Vec<(String, Option<usize>)>,
     /// System calls of all its processes, by name: how often. Or why that isn't known.
     pub calls: Result<BTreeMap<String, u64>, String>,
@@ -130,7 +132,8 @@ impl Bench<'_> {
         found
     }
 
-    /// Runs each peer in turn, `rounds` times after those that don't count; a peer that fails isn't asked again in this section.
+    /// Runs each peer in turn, `rounds` times after those that don't count; a peer that fails isn't
+    /// asked again in this section.
     fn rounds(
         &mut self,
         section: Section,

@@ -19,7 +19,8 @@ const fn mibs(key: &'static str, id: &'static str, label: &'static str) -> Figur
     Figure { key, id, label, unit: Unit::MebibytesPerSecond }
 }
 
-/// The load of each section, and how many of a benchmark's runs it takes: those that take long run less often.
+/// The load of each section, and how many of a benchmark's runs it takes: those that take long run
+/// less often.
 const LOADS: [(Section, usize, &[Figure]); 4] = [
     (Section::Cpu, 1, &[ns("cpu_ns", "cpu", "1000 steps of arithmetic")]),
     (

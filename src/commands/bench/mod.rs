@@ -1,6 +1,7 @@
 //! `bothy bench`: the same load by bothy, by containers and as a plain process, and reports of it.
 //!
-//! The image is the user's, or one with nothing in it that is made here; the load is lent to it, so it is the same file everywhere.
+//! The image is the user's, or one with nothing in it that is made here; the load is lent to it, so
+//! it is the same file everywhere.
 //!
 //! ```text
 //! machines -> { work, network }            bothy's, QEMU's, and a plain process

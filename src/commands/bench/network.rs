@@ -1,5 +1,6 @@
-//! A network of its own for the measurement, in two namespaces that nothing else of this machine is in, and that are gone with the processes in them: the
-//! host's side, where the load serves and virtual machines have their taps; and the containers', with one end of a veth pair.
+//! A network of its own for the measurement, in two namespaces that nothing else of this machine is
+//! in, and that are gone with the processes in them: the host's side, where the load serves and
+//! virtual machines have their taps; and the containers', with one end of a veth pair.
 
 use std::io::Read;
 use std::path::Path;
@@ -15,7 +16,8 @@ const NO_NETWORK: &str = "no network can be made";
 const PORT: u16 = 5201;
 /// On the host's side; all is of a block that is for documentation, and so is nobody's.
 const HOST: [&str; 3] = ["192.0.2.1", "192.0.2.5", "192.0.2.9"];
-/// Makes the host's side, and serves: the load, the port, and the addresses beside bothy's tap and QEMU's.
+/// Makes the host's side, and serves: the load, the port, and the addresses beside bothy's tap and
+/// QEMU's.
 const SERVE: &str = "ip link set lo up &&
     ip tuntap add dev bothy0 mode tap && ip addr add $3/30 dev bothy0 && ip link set bothy0 up &&
     ip tuntap add dev bothy1 mode tap vnet_hdr && ip addr add $4/30 dev bothy1 && ip link set bothy1 up &&

@@ -1,8 +1,9 @@
-//! Files that all peers use, in a directory that is gone afterwards: the load, the image, what containers have of it, and bothy itself as it is
-//! measured.
+//! Files that all peers use, in a directory that is gone afterwards: the load, the image, what
+//! containers have of it, and bothy itself as it is measured.
 //!
-//! bothy is a copy with its guest's files beside it: what an instance holds of the program is then its own, and not shared with the one that measures; and
-//! QEMU starts the very same kernel and initramfs.
+//! bothy is a copy with its guest's files beside it: what an instance holds of the program is then
+//! its own, and not shared with the one that measures; and QEMU starts the very same kernel and
+//! initramfs.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -55,7 +56,8 @@ impl Work {
     /// Makes everything for an image; without one there is one of nothing but an /etc/passwd.
     pub(super) fn make(image: Option<Image>, with_network: bool) -> anyhow::Result<Self> {
         let id = random::name::<6>().context("can't get random numbers")?;
-        // As for scratch disks: /tmp may be in memory, and files in there can't be out of the page cache.
+        // As for scratch disks: /tmp may be in memory, and files in there can't be out of the page
+        // cache.
         let base = std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
         let base = base.canonicalize().with_context(|| format!("can't use {}", base.display()))?;
         let dir = Dir::make(base.join(format!("bothy-bench-{id}")))?;
@@ -112,7 +114,8 @@ impl Work {
         &self.dir.0
     }
 
-    /// A directory whose path is short: podman takes no more than 50 characters for what it has while containers run.
+    /// A directory whose path is short: podman takes no more than 50 characters for what it has
+    /// while containers run.
     pub(super) fn short(&self) -> &Path {
         &self.short.0
     }
@@ -170,7 +173,8 @@ impl Dir {
         Ok(Self(path))
     }
 
-    /// Whatever an engine has mounted there goes first: what lies behind a mount may be somebody else's.
+    /// Whatever an engine has mounted there goes first: what lies behind a mount may be somebody
+    /// else's.
     fn remove(&self) -> std::io::Result<()> {
         for path in mounts_below(&fs::read("/proc/self/mountinfo")?, &self.0).iter().rev() {
             unmount(path, UnmountFlags::DETACH)?;
@@ -197,7 +201,8 @@ fn mounts_below(mountinfo: &[u8], dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// As the kernel writes names: a backslash and three octal digits stand for a byte that would end the word.
+/// As the kernel writes names: a backslash and three octal digits stand for a byte that would end
+/// the word.
 fn unescaped(word: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut rest = word;
@@ -228,7 +233,8 @@ fn fill(dir: &Path) -> anyhow::Result<()> {
     guest.unpack(&dir.join("guest"))?;
     fs::copy(dir.join("guest/load"), dir.join("lent/load"))?;
     fs::set_permissions(dir.join("lent/load"), fs::Permissions::from_mode(0o755))?;
-    // The network's own processes run another file: one that is mapped stays in memory, and is shared.
+    // The network's own processes run another file: one that is mapped stays in memory, and is
+    // shared.
     fs::copy(dir.join("lent/load"), dir.join("serve"))?;
     let lent = File::options().read(true).write(true).create_new(true).open(dir.join("lent.erofs"))?;
     rootfs::build_from_dir(&dir.join("lent"), &lent, &Limits::default())?;
@@ -267,8 +273,8 @@ pub(super) fn given(text: &str) -> anyhow::Result<Image> {
     Ok(Image { word, description: text.to_owned(), lease })
 }
 
-/// Copies what is in a file system image into a directory, as root: containers have their files so. The mount is in a namespace of its own, and
-/// goes with it.
+/// Copies what is in a file system image into a directory, as root: containers have their files so.
+/// The mount is in a namespace of its own, and goes with it.
 fn unpack(image: &Path, root: &Path) -> Result<(), String> {
     const SCRIPT: &str = "mount -t erofs -o ro,loop \"$1\" /mnt && cp -a /mnt/. \"$2\"";
     let mut command = Command::new("unshare");

@@ -29,7 +29,8 @@ use crate::vmm::control::{Command, Counts};
 
 /// How long a guest may take to power off after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
-/// How often the power button is pressed meanwhile: a guest that is still booting doesn't see the first time.
+/// How often the power button is pressed meanwhile: a guest that is still booting doesn't see the
+/// first time.
 const PRESS_AGAIN: Duration = Duration::from_secs(1);
 /// How long the VM's process may take to end after the command to.
 const KILL_GRACE: Duration = Duration::from_secs(1);
@@ -269,7 +270,8 @@ impl Attendant {
         Ok(())
     }
 
-    /// Waits until the VM's output is written: for as long as its reader likes, unless a signal wants us to end.
+    /// Waits until the VM's output is written: for as long as its reader likes, unless a signal
+    /// wants us to end.
     fn finish_output(&mut self) {
         let Some(output) = self.output.take() else { return };
         // The VM reads nothing any more, and its output has ended.
@@ -323,7 +325,8 @@ impl Input {
         self.ended && self.pending.is_empty()
     }
 
-    /// A terminal is always read, because the keys that are meant for us must be seen even if the guest takes nothing.
+    /// A terminal is always read, because the keys that are meant for us must be seen even if the
+    /// guest takes nothing.
     fn takes_more(&self) -> bool {
         self.pending.is_empty() || self.escape.is_some()
     }
@@ -404,7 +407,8 @@ impl Output {
         Source::readable(&self.done)
     }
 
-    /// Why standard output takes nothing any more, if that is why the thread ended. Called when it has ended.
+    /// Why standard output takes nothing any more, if that is why the thread ended. Called when it
+    /// has ended.
     fn failure(self) -> Option<io::Error> {
         self.thread.join().ok()?.err()
     }

@@ -79,8 +79,9 @@ fn config_file(path: &Path) -> Result<VmConfig, Failure> {
     })
 }
 
-/// What a guest's programs should know of the terminal, as words for the kernel's command line, which hands them to init as
-/// environment variables: its type and its size. Empty if standard input is none.
+/// What a guest's programs should know of the terminal, as words for the kernel's command line,
+/// which hands them to init as environment variables: its type and its size. Empty if standard
+/// input is none.
 fn terminal_words() -> Option<String> {
     if !io::stdin().is_terminal() {
         return None;

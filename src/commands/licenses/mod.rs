@@ -1,5 +1,5 @@
-//! `bothy licenses`: what others wrote of the guest and of bothy itself, as far as it isn't under bothy's own licences, with the notices that
-//! must go with it.
+//! `bothy licenses`: what others wrote of the guest and of bothy itself, as far as it isn't under
+//! bothy's own licences, with the notices that must go with it.
 
 use anyhow::Context;
 
@@ -65,7 +65,8 @@ const LIBRARIES: [Library; 8] = [
     },
 ];
 
-/// Names the programs in the guest that others wrote, with what is needed to get their sources; and the libraries.
+/// Names the programs in the guest that others wrote, with what is needed to get their sources; and
+/// the libraries.
 pub(super) fn licenses() -> Result<u8, Failure> {
     let guest = guest();
     let mut text =

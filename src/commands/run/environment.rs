@@ -1,4 +1,5 @@
-//! The command's environment, in docker's order: its defaults, the image's, the files', the flags'. A variable that is set again keeps its place.
+//! The command's environment, in docker's order: its defaults, the image's, the files', the flags'.
+//! A variable that is set again keeps its place.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -24,7 +25,8 @@ impl Environment {
         Self(variables)
     }
 
-    /// Sets a variable, by `NAME=VALUE`. Without a value it gets that of `host`; if there is none, it is removed.
+    /// Sets a variable, by `NAME=VALUE`. Without a value it gets that of `host`; if there is none,
+    /// it is removed.
     pub(super) fn set(&mut self, variable: &[u8], host: impl Fn(&OsStr) -> Option<OsString>) {
         let (name, has_value) = match variable.iter().position(|byte| *byte == b'=') {
             Some(end) => (&variable[..end], true),

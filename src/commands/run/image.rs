@@ -1,7 +1,8 @@
 //! From the word for an image to its file system in the store.
 //!
-//! A word without a slash is a name, whatever files there are: `bothy run postgres` in a directory that somebody else writes to runs the
-//! registry's image. And an image that comes from a file gets no name by being run, or it could take over another image's.
+//! A word without a slash is a name, whatever files there are: `bothy run postgres` in a directory
+//! that somebody else writes to runs the registry's image. And an image that comes from a file gets
+//! no name by being run, or it could take over another image's.
 
 use std::ffi::OsStr;
 use std::io::IsTerminal;
@@ -15,7 +16,8 @@ use crate::image::{
     Store,
 };
 
-/// The image, and the lease of its file system: from the store or a registry by its name, or loaded from a directory or an archive.
+/// The image, and the lease of its file system: from the store or a registry by its name, or loaded
+/// from a directory or an archive.
 pub(in crate::commands) fn find(word: &OsStr, options: &PullOptions) -> anyhow::Result<(Image, ImageLease)> {
     let text = word.to_str().with_context(|| format!("{word:?} is no image's name"))?;
     let source = Source::to_run(text)?;

@@ -9,8 +9,9 @@
 //! What comes of them is a request to the monitor ([`crate::container`]), and a session that is
 //! attached to the command.
 //!
-//! Nothing particular to one run is on the kernel's command line or in the initramfs: all of it goes to the agent once it has said hello. What is written
-//! in the container is gone with it, so nothing has to be flushed when its command has ended: the virtual machine is ended at once.
+//! Nothing particular to one run is on the kernel's command line or in the initramfs: all of it
+//! goes to the agent once it has said hello. What is written in the container is gone with it, so
+//! nothing has to be flushed when its command has ended: the virtual machine is ended at once.
 
 mod environment;
 pub(super) mod image;

@@ -1,4 +1,5 @@
-//! What a container and its processes may do: docker's defaults, and what `--privileged`, `--security-opt` and `--sysctl` make of them.
+//! What a container and its processes may do: docker's defaults, and what `--privileged`,
+//! `--security-opt` and `--sysctl` make of them.
 
 use std::fs::File;
 use std::io::Read;

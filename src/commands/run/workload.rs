@@ -47,7 +47,8 @@ fn bytes(word: &OsStr) -> Vec<u8> {
     word.as_bytes().to_vec()
 }
 
-/// Entry point and command. Another entry point than the image's makes the image's command meaningless.
+/// Entry point and command. Another entry point than the image's makes the image's command
+/// meaningless.
 fn words(image: &RunConfig, flags: &RunArgs, command: &[OsString]) -> anyhow::Result<Vec<Vec<u8>>> {
     let mut words: Vec<Vec<u8>> = match &flags.entrypoint {
         Some(entrypoint) if entrypoint.is_empty() => Vec::new(),

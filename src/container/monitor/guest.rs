@@ -248,7 +248,8 @@ impl Guest {
                 Some(Event::Exited { process, status })
             }
             AgentReport::Reclaimable { mib } => {
-                // Our agent reports it every few seconds at most; anything else is not to keep us busy.
+                // Our agent reports it every few seconds at most; anything else is not to keep us
+                // busy.
                 let now = Instant::now();
                 if self.reclaimed.is_none_or(|last| now >= last + RECLAIM_PAUSE) {
                     self.reclaimed = Some(now);

@@ -3,9 +3,9 @@
 //! The first client forks it before it has read environment, configuration or credentials
 //! ([`fork`]), and erases arguments and environment from its memory. It has a single thread and one
 //! loop over poll(2). It makes the state directory, opens what the VM is made of, forks the VM's
-//! process, has the agent's connection, and releases all of it; nobody else removes the directory or
-//! a socket. It trusts its client, and neither the VM's process nor the agent: a message of theirs
-//! that is unexpected ends the VM.
+//! process, has the agent's connection, and releases all of it; nobody else removes the directory
+//! or a socket. It trusts its client, and neither the VM's process nor the agent: a message of
+//! theirs that is unexpected ends the VM.
 
 mod guest;
 

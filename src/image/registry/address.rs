@@ -1,4 +1,5 @@
-//! Addresses: where a registry is, where its answers lead, and which of it may be reached without TLS.
+//! Addresses: where a registry is, where its answers lead, and which of it may be reached without
+//! TLS.
 
 use std::net::IpAddr;
 
@@ -60,12 +61,14 @@ pub(super) fn without_query(url: &Uri) -> String {
     text.split('?').next().unwrap_or_default().to_owned()
 }
 
-/// Whether an answer from `from` may lead to `to`: never out of TLS, and without TLS only where the user has allowed that.
+/// Whether an answer from `from` may lead to `to`: never out of TLS, and without TLS only where the
+/// user has allowed that.
 pub(super) fn may_lead(from: &Uri, to: &Uri, insecure: bool) -> bool {
     is_https(to) || (!is_https(from) && (insecure || is_loopback(&host(to))))
 }
 
-/// An absolute address that somebody else wrote: HTTP or HTTPS, without a user and a password in it.
+/// An absolute address that somebody else wrote: HTTP or HTTPS, without a user and a password in
+/// it.
 pub(super) fn parse(text: &str) -> Option<Uri> {
     if text.len() > MAX_LEN {
         return None;
@@ -78,7 +81,8 @@ pub(super) fn parse(text: &str) -> Option<Uri> {
     fits.then_some(url)
 }
 
-/// Where a `Location` leads (RFC 9110, 10.2.2), as far as registries use it: absolute, or from the root of the host.
+/// Where a `Location` leads (RFC 9110, 10.2.2), as far as registries use it: absolute, or from the
+/// root of the host.
 pub(super) fn resolve(base: &Uri, location: &str) -> Option<Uri> {
     let (scheme, authority) = (base.scheme_str()?, base.authority()?);
     if location.starts_with("//") {

@@ -1,9 +1,12 @@
-//! From a challenge to an `Authorization` header: the password itself, or a token that a token server gives for it (distribution project, "Token
-//! Authentication" and "OAuth2 Token Authentication").
+//! From a challenge to an `Authorization` header: the password itself, or a token that a token
+//! server gives for it (distribution project, "Token Authentication" and "OAuth2 Token
+//! Authentication").
 //!
-//! A registry may name any token server, so it decides who sees the credentials that are meant for it; it could have asked for them itself. But
-//! only the registry's own challenge counts, not that of a host to which it redirects; TLS isn't left for it; and a token server's redirects aren't followed.
-//! Without TLS there are no credentials here, unless the user has allowed that (see `client`).
+//! A registry may name any token server, so it decides who sees the credentials that are meant for
+//! it; it could have asked for them itself. But only the registry's own challenge counts, not that
+//! of a host to which it redirects; TLS isn't left for it; and a token server's redirects aren't
+//! followed. Without TLS there are no credentials here, unless the user has allowed that (see
+//! `client`).
 
 use std::fmt::Write;
 

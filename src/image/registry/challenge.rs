@@ -1,4 +1,5 @@
-//! What a registry asks for with 401: the `WWW-Authenticate` header (RFC 9110, 11.6.1; RFC 6750; the distribution project's token authentication).
+//! What a registry asks for with 401: the `WWW-Authenticate` header (RFC 9110, 11.6.1; RFC 6750;
+//! the distribution project's token authentication).
 
 /// A way to authenticate.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,4 +1,5 @@
-//! A client of one repository in one registry (OCI distribution-spec 1.1, "Pull"): what is asked for, redirects, and who we say that we are.
+//! A client of one repository in one registry (OCI distribution-spec 1.1, "Pull"): what is asked
+//! for, redirects, and who we say that we are.
 //!
 //! A registry is hostile. Redirects are counted, and never lead out of TLS. Credentials and tokens
 //! go to the registry's own scheme, host and port only, and not there again after another host
@@ -116,7 +117,8 @@ impl Client {
         RegistryError::Answer { host: self.host().into(), what: what.into() }
     }
 
-    /// A manifest or an index, by tag or digest, of at most `limit` bytes; and its media type, if it has one.
+    /// A manifest or an index, by tag or digest, of at most `limit` bytes; and its media type, if
+    /// it has one.
     pub(super) fn manifest(&self, which: &str, limit: u64) -> Result<(Vec<u8>, String), RegistryError> {
         Tries::run(|| {
             let what = self.what(which);

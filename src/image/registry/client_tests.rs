@@ -11,8 +11,9 @@ use crate::image::rootfs::Limits;
 use crate::image::store::Store;
 use crate::image::testing::chain;
 
-/// A server on this machine that answers every connection with these bytes, once it has heard a whole request, and then leaves it
-/// open. Gives its name for a reference, and how many requests came.
+/// A server on this machine that answers every connection with these bytes, once it has heard a
+/// whole request, and then leaves it open. Gives its name for a reference, and how many requests
+/// came.
 fn server(answer: &'static str) -> (Reference, std::sync::Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let reference = format!("{}/x:v1", listener.local_addr().unwrap()).parse().unwrap();

@@ -1,13 +1,18 @@
 //! Whom to be for a registry: what `docker login` and `podman login` have left.
 //!
-//! Files, in this order: `$REGISTRY_AUTH_FILE`, and no other if it is set; `$XDG_RUNTIME_DIR/containers/auth.json` (or `/run/containers/UID/auth.json`);
-//! `$XDG_CONFIG_HOME/containers/auth.json` (`~/.config`); `$DOCKER_CONFIG/config.json` (`~/.docker`). The first that has something for the registry
-//! counts. In a file, a helper for this registry (`credHelpers`) comes before the helper for all (`credsStore`), and that before `auths`; there a key may
-//! name a part of a registry, `HOST/NAMESPACE`, and the longest that fits counts (containers-auth.json(5)).
+//! Files, in this order: `$REGISTRY_AUTH_FILE`, and no other if it is set;
+//! `$XDG_RUNTIME_DIR/containers/auth.json` (or `/run/containers/UID/auth.json`);
+//! `$XDG_CONFIG_HOME/containers/auth.json` (`~/.config`); `$DOCKER_CONFIG/config.json`
+//! (`~/.docker`). The first that has something for the registry counts. In a file, a helper for
+//! this registry (`credHelpers`) comes before the helper for all (`credsStore`), and that before
+//! `auths`; there a key may name a part of a registry, `HOST/NAMESPACE`, and the longest that fits
+//! counts (containers-auth.json(5)).
 //!
-//! Credential helpers are programs called `docker-credential-NAME`, which keep passwords elsewhere (docker/docker-credential-helpers, "Development").
+//! Credential helpers are programs called `docker-credential-NAME`, which keep passwords elsewhere
+//! (docker/docker-credential-helpers, "Development").
 //!
-//! What is found is only ever for the host that it was saved for: keys are compared as a whole, and never by how they begin or end.
+//! What is found is only ever for the host that it was saved for: keys are compared as a whole, and
+//! never by how they begin or end.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -217,7 +222,8 @@ struct Answer {
     secret: String,
 }
 
-/// Asks the helper `name` for what it has for `server`. `None` if it has nothing. The helper may ask the user something, so there is no time limit.
+/// Asks the helper `name` for what it has for `server`. `None` if it has nothing. The helper may
+/// ask the user something, so there is no time limit.
 fn ask_helper(name: &str, server: &str) -> Result<Option<Credentials>, RegistryError> {
     let helper = format!("docker-credential-{name}");
     let fails = |why: String| RegistryError::Helper { helper: helper.clone(), why };

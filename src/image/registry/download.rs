@@ -1,7 +1,9 @@
 //! One blob as a stream that goes on where a broken connection left it.
 //!
-//! The bytes aren't verified here, but by whoever reads them (see `Store::blob`). How many there must be is known, so whatever announces another number is
-//! refused before its first byte. A few failures in a row are the end; they count from the beginning when the stream has got further in between.
+//! The bytes aren't verified here, but by whoever reads them (see `Store::blob`). How many there
+//! must be is known, so whatever announces another number is refused before its first byte. A few
+//! failures in a row are the end; they count from the beginning when the stream has got further in
+//! between.
 
 use std::cell::Cell;
 use std::io::{self, Read};
@@ -127,7 +129,8 @@ impl Read for Download<'_> {
     }
 }
 
-/// The first byte and the whole length of `bytes FIRST-LAST/LENGTH`; `*` in place of the length if the server doesn't know it.
+/// The first byte and the whole length of `bytes FIRST-LAST/LENGTH`; `*` in place of the length if
+/// the server doesn't know it.
 fn parse_range(text: &str) -> Option<(u64, Option<u64>)> {
     let (range, total) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
     let (first, _) = range.split_once('-')?;

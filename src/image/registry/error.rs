@@ -9,7 +9,8 @@ use thiserror::Error;
 use crate::image::digest::shown;
 use crate::image::files::ContentError;
 
-/// Why a registry, or what stands in front of it, gives nothing. `host` is the registry as people write it, or another host that it names.
+/// Why a registry, or what stands in front of it, gives nothing. `host` is the registry as people
+/// write it, or another host that it names.
 #[derive(Debug, Error)]
 pub enum RegistryError {
     /// No connection, or one that broke.

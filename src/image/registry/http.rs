@@ -2,8 +2,9 @@
 //!
 //! Names of this machine, `localhost` and what is below it, are not looked up.
 //!
-//! Nothing here follows a redirect, repeats a request, or has an opinion on a status. There is no limit for a whole answer, which may be large, but one for
-//! every wait: connecting, and each read and write.
+//! Nothing here follows a redirect, repeats a request, or has an opinion on a status. There is no
+//! limit for a whole answer, which may be large, but one for every wait: connecting, and each read
+//! and write.
 
 use std::collections::HashMap;
 use std::io::{self, Read};

@@ -13,12 +13,15 @@
 //!     address            hosts, and where answers may lead
 //! ```
 //!
-//! HTTP is blocking: there is no runtime, and no thread but up to two that download beside the caller's and are gone when a pull returns. Nothing here is
-//! touched before the first request: whoever pulls nothing pays nothing.
+//! HTTP is blocking: there is no runtime, and no thread but up to two that download beside the
+//! caller's and are gone when a pull returns. Nothing here is touched before the first request:
+//! whoever pulls nothing pays nothing.
 //!
-//! **A registry is hostile**, and so is the network. Names and documents are capped, the index of an index of an index is the end, lengths are compared with
-//! descriptors before the first byte, digests before anything is used, and what is unpacked goes the same way as an image from a file. See `client` and `auth` for
-//! where credentials go. What a registry can do: waste our time within bounds, and give an older image for a tag.
+//! **A registry is hostile**, and so is the network. Names and documents are capped, the index of
+//! an index of an index is the end, lengths are compared with descriptors before the first byte,
+//! digests before anything is used, and what is unpacked goes the same way as an image from a file.
+//! See `client` and `auth` for where credentials go. What a registry can do: waste our time within
+//! bounds, and give an older image for a tag.
 
 mod address;
 mod auth;

@@ -1,8 +1,10 @@
-//! Proxies, as the environment names them: `https_proxy` and `http_proxy` for addresses of that kind, `all_proxy` for both, `no_proxy` for
-//! those that are reached directly; in capitals as well. This machine itself is never reached through a proxy.
+//! Proxies, as the environment names them: `https_proxy` and `http_proxy` for addresses of that
+//! kind, `all_proxy` for both, `no_proxy` for those that are reached directly; in capitals as well.
+//! This machine itself is never reached through a proxy.
 //!
-//! An entry of `no_proxy` is a domain, which stands for what is below it, too; `.DOMAIN` or `*.DOMAIN`, for what is below it alone; an
-//! address; a network like `10.0.0.0/8`; each perhaps with a port; or `*`. A proxy is always asked to CONNECT, even for plain HTTP.
+//! An entry of `no_proxy` is a domain, which stands for what is below it, too; `.DOMAIN` or
+//! `*.DOMAIN`, for what is below it alone; an address; a network like `10.0.0.0/8`; each perhaps
+//! with a port; or `*`. A proxy is always asked to CONNECT, even for plain HTTP.
 
 use std::net::IpAddr;
 

@@ -1,7 +1,10 @@
-//! The files of an image in a registry: documents come when they are asked for, layers all together, several at once.
+//! The files of an image in a registry: documents come when they are asked for, layers all
+//! together, several at once.
 //!
-//! Configuration and layers go through the store's blobs, so that several processes which pull the same at once download it once. They are gone
-//! when the image is in the store; after a failure of the network those that are complete stay, and the next pull goes on from there (or `prune` removes them).
+//! Configuration and layers go through the store's blobs, so that several processes which pull the
+//! same at once download it once. They are gone when the image is in the store; after a failure of
+//! the network those that are complete stay, and the next pull goes on from there (or `prune`
+//! removes them).
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

@@ -1,4 +1,5 @@
-//! Root certificates: the system's, or those that SSL_CERT_FILE and SSL_CERT_DIR name, as OpenSSL and Go read them. None are built in.
+//! Root certificates: the system's, or those that SSL_CERT_FILE and SSL_CERT_DIR name, as OpenSSL
+//! and Go read them. None are built in.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -54,7 +55,8 @@ pub(super) fn load(
     Ok(certificates)
 }
 
-/// What can't be read, or is something else, gives none: directories of certificates hold other things, too.
+/// What can't be read, or is something else, gives none: directories of certificates hold other
+/// things, too.
 fn read(path: &Path, certificates: &mut Vec<Certificate<'static>>) {
     let bytes = File::open(path).and_then(|file| {
         // Not a pipe, which would be waited for.

@@ -26,7 +26,8 @@ use super::{Built, Limits, RootfsError};
 /// Parts of a sparse file that are worth their memory; one with more is taken without its holes.
 const MAX_PARTS: usize = 1 << 20;
 
-/// The same as [`build`](super::build) from a directory of the host, as it is, with its owners as this process sees them.
+/// The same as [`build`](super::build) from a directory of the host, as it is, with its owners as
+/// this process sees them.
 pub fn build_from_dir(root: &Path, out: &File, limits: &Limits) -> Result<Built, RootfsError> {
     let mut tree = Tree::new(limits.max_entries);
     let itself = rustix::fs::fstat(out).map_err(|error| RootfsError::Write(error.into()))?;
@@ -42,8 +43,8 @@ pub fn build_from_dir(root: &Path, out: &File, limits: &Limits) -> Result<Built,
     erofs::finish(tree, store)
 }
 
-/// A digest over names, metadata and content identity (file system, device, inode, size, mtime, ctime) of a tree; equal if nothing changed,
-/// as far as `filesystem` can see.
+/// A digest over names, metadata and content identity (file system, device, inode, size, mtime,
+/// ctime) of a tree; equal if nothing changed, as far as `filesystem` can see.
 pub fn fingerprint(root: &Path, limits: &Limits) -> Result<String, RootfsError> {
     let mut digest = Sha256::new();
     digest.update(b"bothy directory 2\n");
@@ -247,8 +248,9 @@ fn meta(stat: &Stat) -> Result<Meta, Flaw> {
     })
 }
 
-/// The xattrs that this process may read. A symbolic link's or a device's can only be reached by a path, and through /proc that begins at
-/// the directory's descriptor; the last name in it isn't followed.
+/// The xattrs that this process may read. A symbolic link's or a device's can only be reached by a
+/// path, and through /proc that begins at the directory's descriptor; the last name in it isn't
+/// followed.
 fn xattrs(dir: &OwnedFd, name: &CStr) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let path = [format!("/proc/self/fd/{}/", dir.as_raw_fd()).as_bytes(), name.to_bytes()].concat();
     let path = OsStr::from_bytes(&path);

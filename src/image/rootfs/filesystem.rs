@@ -1,13 +1,15 @@
 //! Which file system something is on, for the fingerprint of a directory.
 //!
-//! Where nothing can be written, times and inode numbers say little: an image of squashfs or EROFS that is mounted where another one was
-//! has the same device number, and files of the same numbers, sizes and times if it was made by the same recipe. So the mount itself is part of what
-//! such a file system is: its number, which no other mount gets until the machine boots again (from Linux 6.8 on; before, one that was unmounted is
-//! given away again), and the boot.
+//! Where nothing can be written, times and inode numbers say little: an image of squashfs or EROFS
+//! that is mounted where another one was has the same device number, and files of the same numbers,
+//! sizes and times if it was made by the same recipe. So the mount itself is part of what such a
+//! file system is: its number, which no other mount gets until the machine boots again (from Linux
+//! 6.8 on; before, one that was unmounted is given away again), and the boot.
 //!
-//! What remains unseen: content that changes below a read-only mount, because another machine writes to the disk, or the file that a loop
-//! device shows is written to; and on a file system that can be written, content that changes without its file's ctime, which nobody can
-//! set but who sets the clock.
+//! What remains unseen: content that changes below a read-only mount, because another machine
+//! writes to the disk, or the file that a loop device shows is written to; and on a file system
+//! that can be written, content that changes without its file's ctime, which nobody can set but who
+//! sets the clock.
 
 use std::collections::HashSet;
 use std::ffi::CStr;
@@ -25,7 +27,8 @@ pub(super) struct FileSystems {
 }
 
 impl FileSystems {
-    /// What there is to say about the file system of something in a directory, if it is the first on its device.
+    /// What there is to say about the file system of something in a directory, if it is the first
+    /// on its device.
     pub(super) fn meet(
         &mut self,
         device: u64,

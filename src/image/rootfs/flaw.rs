@@ -88,7 +88,8 @@ impl From<Full> for Flaw {
     }
 }
 
-/// What ends the building in the middle of an entry; who knows which one makes a [`RootfsError`] of it.
+/// What ends the building in the middle of an entry; who knows which one makes a [`RootfsError`] of
+/// it.
 #[derive(Debug)]
 pub(in crate::image) enum Trouble {
     Flaw(Flaw),

@@ -2,13 +2,18 @@
 //!
 //! What happens to what, as docker, containerd and umoci have it (OCI image-spec, layer.md):
 //!
-//! - An entry replaces what has its name, with all that is below; a directory over a directory only its metadata.
-//! - `.wh.NAME` takes away what lower layers have at NAME, `.wh..wh..opq` what they have in its directory. Neither touches its own layer,
-//!   wherever it stands in it. Other names that begin with `.wh..wh.` are AUFS' own and mean nothing, but for the files in the root's
-//!   `.wh..wh.plnk`: AUFS keeps those there that have several names, and the names are hard links to them.
-//! - A character device 0:0 is overlayfs' whiteout, and is taken for one: a guest that lays overlayfs over it would do the same.
+//! - An entry replaces what has its name, with all that is below; a directory over a directory only
+//!   its metadata.
+//! - `.wh.NAME` takes away what lower layers have at NAME, `.wh..wh..opq` what they have in its
+//!   directory. Neither touches its own layer, wherever it stands in it. Other names that begin
+//!   with `.wh..wh.` are AUFS' own and mean nothing, but for the files in the root's
+//!   `.wh..wh.plnk`: AUFS keeps those there that have several names, and the names are hard links
+//!   to them.
+//! - A character device 0:0 is overlayfs' whiteout, and is taken for one: a guest that lays
+//!   overlayfs over it would do the same.
 //! - `..` in names and targets of hard links is cleaned first, and stops at the root.
-//! - A parent that isn't there is made: 0755, root's, of 1970. A parent that is a symbolic link is followed, inside the tree.
+//! - A parent that isn't there is made: 0755, root's, of 1970. A parent that is a symbolic link is
+//!   followed, inside the tree.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -35,8 +40,9 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 const AUFS: &[u8] = b".wh..wh.";
 const PLINKS: &[u8] = b".wh..wh.plnk";
 
-/// What the ways to all directories of an image may cost, in parts of names: layers are many, and links that lead through links mustn't
-/// take minutes. An honest image has some ten parts for each entry, and a few at most that symbolic links add.
+/// What the ways to all directories of an image may cost, in parts of names: layers are many, and
+/// links that lead through links mustn't take minutes. An honest image has some ten parts for each
+/// entry, and a few at most that symbolic links add.
 pub(super) struct Ways {
     steps: u64,
     /// Those that symbolic links add.
@@ -258,8 +264,8 @@ impl Target<'_, '_> {
         Ok(self.resolve(path, true)?.ok_or(Flaw::NotADirectory)?)
     }
 
-    /// The directory at a path, with symbolic links followed as if the tree's root were the process': an absolute target begins there, and
-    /// `..` never leads out of it.
+    /// The directory at a path, with symbolic links followed as if the tree's root were the
+    /// process': an absolute target begins there, and `..` never leads out of it.
     fn resolve(&mut self, path: &[&[u8]], make: bool) -> Result<Option<EntryId>, Trouble> {
         let (mut links, mut steps) = (0, 0);
         let (mut dir, mut depth) = (ROOT, 0);

@@ -1,13 +1,16 @@
 //! One call: layers in, one EROFS image out.
 //!
 //! - [`tar`] reads a layer's stream and believes nothing in it;
-//! - `layer` applies its entries to the tree, whiteouts and all, and streams file data straight to its place;
-//! - `dir` does the same with a directory of the host, and fingerprints one; `walk` is its way through it, `filesystem` what it is on;
+//! - `layer` applies its entries to the tree, whiteouts and all, and streams file data straight to
+//!   its place;
+//! - `dir` does the same with a directory of the host, and fingerprints one; `walk` is its way
+//!   through it, `filesystem` what it is on;
 //! - [`tree`] is the merged tree in memory: metadata and names, never data;
 //! - [`erofs`] holds the data while it comes, and writes the metadata behind it.
 //!
-//! Nothing is unpacked on the host and nothing needs root. Memory grows with the number of entries. No threads; the only file that
-//! is written is the caller's, and making it durable is the caller's business. After an error it holds rubbish.
+//! Nothing is unpacked on the host and nothing needs root. Memory grows with the number of entries.
+//! No threads; the only file that is written is the caller's, and making it durable is the caller's
+//! business. After an error it holds rubbish.
 //!
 //! # What a layer can't do
 //!
@@ -45,16 +48,17 @@ use self::tree::Tree;
 pub struct Limits {
     /// Entries in all layers together, and directories that they imply. An entry costs memory.
     pub max_entries: u64,
-    /// Bytes in the streams of all layers together; also the length of the largest file, holes included, and of what is
-    /// built. No more than 8 TiB count.
+    /// Bytes in the streams of all layers together; also the length of the largest file, holes
+    /// included, and of what is built. No more than 8 TiB count.
     pub max_bytes: u64,
-    /// Bytes that what is built may take on disk, without its holes; twice as much while it is built.
+    /// Bytes that what is built may take on disk, without its holes; twice as much while it is
+    /// built.
     pub max_disk: u64,
 }
 
 impl Default for Limits {
-    /// 5,000,000 entries, which take 2 GB of memory at most. 64 GiB, several times what the largest images in use have. On disk, whatever
-    /// there is.
+    /// 5,000,000 entries, which take 2 GB of memory at most. 64 GiB, several times what the largest
+    /// images in use have. On disk, whatever there is.
     fn default() -> Self {
         Self { max_entries: 5_000_000, max_bytes: 64 << 30, max_disk: u64::MAX }
     }
@@ -64,7 +68,8 @@ impl Default for Limits {
 pub struct Layer<'a> {
     /// For messages.
     pub name: String,
-    /// Read to its end, past the end of the archive in it, so that a reader which checks a digest sees everything.
+    /// Read to its end, past the end of the archive in it, so that a reader which checks a digest
+    /// sees everything.
     pub tar: Box<dyn io::Read + 'a>,
 }
 
@@ -103,8 +108,9 @@ pub enum RootfsError {
     Write(#[source] io::Error),
 }
 
-/// Applies layers, lowest first, and writes the file system to `out` (a regular file, open for reading and writing, written by offset; what it
-/// has is lost). Calls for each next layer only when the one before has been read to its end. The same input gives the same bytes.
+/// Applies layers, lowest first, and writes the file system to `out` (a regular file, open for
+/// reading and writing, written by offset; what it has is lost). Calls for each next layer only
+/// when the one before has been read to its end. The same input gives the same bytes.
 pub fn build<'a>(
     layers: impl IntoIterator<Item = io::Result<Layer<'a>>>,
     out: &File,

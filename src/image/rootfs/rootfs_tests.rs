@@ -34,7 +34,8 @@ fn make_tree(root: &Path) {
     for n in 0..600 {
         write(&format!("many/{n:0200}"), format!("{n}").as_bytes());
     }
-    // Directories of 4032, 4033 and 4096 bytes, and of two blocks: the last that fits beside its inode, and the last of one block.
+    // Directories of 4032, 4033 and 4096 bytes, and of two blocks: the last that fits beside its
+    // inode, and the last of one block.
     for len in [143, 144, 207, 208] {
         let dir = at(&format!("dir{len}"));
         std::fs::create_dir(&dir).unwrap();
@@ -205,8 +206,8 @@ fn fsck_extracts_what_was_archived_and_linux_mounts_it() {
     let mut wanted = without(&expected, false, true);
     for (name, node) in &mut found {
         let wanted = wanted.get_mut(name).unwrap();
-        // This checker makes hard links files of their own, knows neither xattrs nor a directory's time once it has filled it, and
-        // gives a file away after it has set its mode.
+        // This checker makes hard links files of their own, knows neither xattrs nor a directory's
+        // time once it has filled it, and gives a file away after it has set its mode.
         (node.mode, wanted.mode) = (node.mode & !0o6000, wanted.mode & !0o6000);
         (node.links, wanted.links) = (0, 0);
         (node.first, wanted.first) = (String::new(), String::new());
@@ -338,8 +339,8 @@ fn the_checker_finds_what_is_wrong() {
     }
 }
 
-/// An image as umoci makes it: a layer, then a second one with what was removed, replaced and added since. Its own unpacking says what
-/// is right.
+/// An image as umoci makes it: a layer, then a second one with what was removed, replaced and added
+/// since. Its own unpacking says what is right.
 #[test]
 fn layers_become_what_umoci_unpacks() {
     if !is_root("layers_become_what_umoci_unpacks") {

@@ -1,5 +1,5 @@
-//! For tests: archives written by hand, images built from them, and both an EROFS reader of its own and a directory's contents as the same
-//! list of nodes.
+//! For tests: archives written by hand, images built from them, and both an EROFS reader of its own
+//! and a directory's contents as the same list of nodes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;

@@ -1,10 +1,12 @@
-//! The merged tree in memory: names and metadata in two arenas, and a hash table from (directory, name) to entry.
+//! The merged tree in memory: names and metadata in two arenas, and a hash table from (directory,
+//! name) to entry.
 //!
-//! An entry with its inode takes 120 bytes and the name; arenas that have just doubled and the table make it twice that. No data is
-//! here: what has no bound (symbolic links' targets, xattrs, ends of files) lies in the store, and an inode knows where.
+//! An entry with its inode takes 120 bytes and the name; arenas that have just doubled and the
+//! table make it twice that. No data is here: what has no bound (symbolic links' targets, xattrs,
+//! ends of files) lies in the store, and an inode knows where.
 //!
-//! Every entry remembers the layer that it is from: a whiteout takes away what lower layers put there and nothing of its own layer,
-//! wherever in the layer it stands.
+//! Every entry remembers the layer that it is from: a whiteout takes away what lower layers put
+//! there and nothing of its own layer, wherever in the layer it stands.
 
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
@@ -70,7 +72,8 @@ pub(super) struct Inode {
     pub(super) data: Data,
     /// Blocks that are this inode's alone.
     pub(super) blocks: Range<u32>,
-    /// Place in the spool of the xattrs, and right behind them the tail, the symbolic link's target or the chunks' addresses.
+    /// Place in the spool of the xattrs, and right behind them the tail, the symbolic link's target
+    /// or the chunks' addresses.
     pub(super) spool: u64,
     pub(super) xattr_len: u32,
     pub(super) tail_len: u32,
@@ -239,7 +242,8 @@ impl Tree {
         }
     }
 
-    /// Gives an inode a name in a directory that has no such name. The name is at most 255 bytes long.
+    /// Gives an inode a name in a directory that has no such name. The name is at most 255 bytes
+    /// long.
     pub(super) fn link(
         &mut self,
         parent: EntryId,
@@ -288,7 +292,8 @@ impl Tree {
         self.entries[id as usize].layer = layer;
     }
 
-    /// Gives an inode the name of an entry, which goes with all that is below it; the inode may be there itself.
+    /// Gives an inode the name of an entry, which goes with all that is below it; the inode may be
+    /// there itself.
     pub(super) fn replace(&mut self, id: EntryId, inode: InodeId, layer: u32) -> Result<EntryId, Full> {
         let parent = self.parent(id);
         let name = self.name(id).to_vec();
@@ -306,11 +311,13 @@ impl Tree {
         }
     }
 
-    /// A whiteout of `layer`: removes an entry and all that is below it as far as it is from lower layers. A directory that
-    /// has to stay for what this layer put into it becomes one that no entry describes.
+    /// A whiteout of `layer`: removes an entry and all that is below it as far as it is from lower
+    /// layers. A directory that has to stay for what this layer put into it becomes one that no
+    /// entry describes.
     pub(super) fn hide(&mut self, top: EntryId, layer: u32) {
-        // What is below a directory marked with this layer is this layer's own, or the layer has put it there since: each directory
-        // is searched once per layer, however many whiteouts there are.
+        // What is below a directory marked with this layer is this layer's own, or the layer has
+        // put it there since: each directory is searched once per layer, however many whiteouts
+        // there are.
         let found = self.below(top, |tree, dir| {
             std::mem::replace(&mut tree.entries[dir as usize].hidden_by, layer) != layer
         });
@@ -340,7 +347,8 @@ impl Tree {
         }
     }
 
-    /// An entry and what is below it, each directory before what it has, descending where `enter` says so.
+    /// An entry and what is below it, each directory before what it has, descending where `enter`
+    /// says so.
     fn below(&mut self, top: EntryId, mut enter: impl FnMut(&mut Self, EntryId) -> bool) -> Vec<EntryId> {
         let mut found = vec![top];
         let mut next = 0;

@@ -1,5 +1,6 @@
-//! Walks a directory of the host by descriptors, each opened without following symbolic links, so that nothing that changes meanwhile leads
-//! out of it. Names are taken in the order of their bytes. Few descriptors are open at a time, however deep it goes.
+//! Walks a directory of the host by descriptors, each opened without following symbolic links, so
+//! that nothing that changes meanwhile leads out of it. Names are taken in the order of their
+//! bytes. Few descriptors are open at a time, however deep it goes.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::OwnedFd;
@@ -30,8 +31,8 @@ struct Dir<T> {
     made: T,
 }
 
-/// Calls `each` for the root and everything below it, a directory before what is in it and names in order. What it returns for a
-/// directory comes with the directory's own entries.
+/// Calls `each` for the root and everything below it, a directory before what is in it and names in
+/// order. What it returns for a directory comes with the directory's own entries.
 pub(super) fn walk<T>(
     root: &Path,
     mut each: impl FnMut(Found<'_, T>) -> Result<T, Trouble>,
@@ -45,7 +46,8 @@ pub(super) fn walk<T>(
     let made = made.map_err(|trouble| blame(trouble, root.into()))?;
     let mut dirs = vec![Dir { parent: 0, name: c".".into(), depth: 0, made }];
     let mut todo = vec![0];
-    // The directory that was read last: what comes next is often in it, and else opened from the root on.
+    // The directory that was read last: what comes next is often in it, and else opened from the
+    // root on.
     let mut last: Option<(usize, OwnedFd)> = None;
     while let Some(number) = todo.pop() {
         let here = |name: &CStr| path(root, &dirs, number, name);

@@ -1,5 +1,6 @@
-//! Blobs that are needed before a file system can be built from them: a registry's, which come in parallel and must survive a broken
-//! connection. Each is downloaded once, however many processes want it; [`Store::prune`] and the size limit remove what nobody leases.
+//! Blobs that are needed before a file system can be built from them: a registry's, which come in
+//! parallel and must survive a broken connection. Each is downloaded once, however many processes
+//! want it; [`Store::prune`] and the size limit remove what nobody leases.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,8 +12,8 @@ use crate::image::room::Growing;
 use crate::store::Lease;
 
 impl Store {
-    /// The blob, leased. If it isn't there, `fetch` opens a stream of it, which is verified against digest and length while it is
-    /// written.
+    /// The blob, leased. If it isn't there, `fetch` opens a stream of it, which is verified against
+    /// digest and length while it is written.
     pub fn blob<R: Read>(
         &self,
         digest: &Digest,

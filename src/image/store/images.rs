@@ -20,7 +20,8 @@ use crate::store::{FileError, Part, try_own};
 
 /// Fewest digits that stand for a digest where somebody manages the store.
 const MIN_DIGITS: usize = 4;
-/// Fewest where something is run: as many as docker shows. Whoever makes an image can choose the first few.
+/// Fewest where something is run: as many as docker shows. Whoever makes an image can choose the
+/// first few.
 const MIN_DIGITS_TO_RUN: usize = 12;
 
 /// Most indexes that are remembered of an image.
@@ -68,7 +69,8 @@ pub struct ImageSummary {
 }
 
 impl Store {
-    /// Puts an image into the store, under these names, which other images lose: those are returned. Its file system must be leased by the caller.
+    /// Puts an image into the store, under these names, which other images lose: those are
+    /// returned. Its file system must be leased by the caller.
     pub(in crate::image) fn add(&self, image: &Image, names: &[Reference]) -> Result<Vec<Moved>, StoreError> {
         let _lock = self.files.lock()?;
         let mut image = image.clone();
@@ -94,7 +96,8 @@ impl Store {
         Ok(moved)
     }
 
-    /// The image of exactly that name, or of that manifest or index if it has a digest, and the lease of its file system; or `None`.
+    /// The image of exactly that name, or of that manifest or index if it has a digest, and the
+    /// lease of its file system; or `None`.
     pub fn find(&self, name: &Reference) -> Result<Option<(Image, ImageLease)>, StoreError> {
         let id = match &name.digest {
             Some(digest) => Some(self.id_of_digest(digest)?),
@@ -103,8 +106,8 @@ impl Store {
         id.map_or(Ok(None), |id| self.open_image(&id))
     }
 
-    /// The image that people mean who want to run it, and the lease of its file system, or `None`. A name that a registry knows means that
-    /// registry's image, whatever else the store has.
+    /// The image that people mean who want to run it, and the lease of its file system, or `None`.
+    /// A name that a registry knows means that registry's image, whatever else the store has.
     pub fn look_up(&self, text: &str, scope: Scope) -> Result<Option<(Image, ImageLease)>, StoreError> {
         let meant = self.meant(text, scope, MIN_DIGITS_TO_RUN)?;
         meant.map_or(Ok(None), |meant| self.open_image(&meant.id))
@@ -194,8 +197,8 @@ impl Store {
         Ok(names)
     }
 
-    /// Removes a name, and the image with its last one; or, by its digest or the first digits of it, an image with all its names. Gives the names
-    /// and digests that were removed.
+    /// Removes a name, and the image with its last one; or, by its digest or the first digits of
+    /// it, an image with all its names. Gives the names and digests that were removed.
     pub fn remove_image(&self, text: &str) -> Result<Vec<String>, StoreError> {
         let _lock = self.files.lock()?;
         let all = self.names()?;
@@ -293,7 +296,8 @@ impl Store {
         }
     }
 
-    /// A file that isn't there, or isn't ours, is none: somebody may have removed it just now, or meddled with it.
+    /// A file that isn't there, or isn't ours, is none: somebody may have removed it just now, or
+    /// meddled with it.
     pub(super) fn read<T: DeserializeOwned>(&self, part: Part, name: &str) -> Result<Option<T>, StoreError> {
         let path = self.files.path(part, name);
         match fs::read(&path) {

@@ -8,12 +8,14 @@
 //! v1/blobs/ALG-HEX     blobs on their way from a registry into a file system
 //! ```
 //!
-//! How files are made, published, leased and removed is [`crate::store`]'s. A file system without an image, which `kill -9` may leave, is taken by the next load
-//! of the image, or removed by `prune`.
+//! How files are made, published, leased and removed is [`crate::store`]'s. A file system without
+//! an image, which `kill -9` may leave, is taken by the next load of the image, or removed by
+//! `prune`.
 //!
-//! **Layers are not kept** once their file system is built: a store has each image's content once, uncompressed. Kept layers would cost half as much
-//! disk again for all images in order to save a download for the few that are built from the same base; and a file system that is removed can be had again
-//! from where its image came from.
+//! **Layers are not kept** once their file system is built: a store has each image's content once,
+//! uncompressed. Kept layers would cost half as much disk again for all images in order to save a
+//! download for the few that are built from the same base; and a file system that is removed can be
+//! had again from where its image came from.
 
 mod blobs;
 mod images;
@@ -97,7 +99,8 @@ const ROOTFS: Part = Part("rootfs");
 const BLOBS: Part = Part("blobs");
 
 impl Store {
-    /// Opens the user's store, and makes it if there is none: `$BOTHY_STORE`, `$XDG_DATA_HOME/bothy` or `~/.local/share/bothy`.
+    /// Opens the user's store, and makes it if there is none: `$BOTHY_STORE`,
+    /// `$XDG_DATA_HOME/bothy` or `~/.local/share/bothy`.
     pub fn open() -> Result<Self, StoreError> {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let dir = variable(DIR_VARIABLE).map(PathBuf::from);

@@ -28,7 +28,8 @@ struct Candidate {
 }
 
 impl Store {
-    /// Removes blobs, file systems without an image, and images without a name; with `all`, the images with names, too.
+    /// Removes blobs, file systems without an image, and images without a name; with `all`, the
+    /// images with names, too.
     pub fn prune(&self, all: bool) -> Result<Pruned, StoreError> {
         let _lock = self.files.lock()?;
         let mut pruned = Pruned { images: 0, bytes: self.prune_blobs()? };
@@ -53,7 +54,8 @@ impl Store {
         Ok(pruned)
     }
 
-    /// Removes the images that haven't been used for the longest time until what is left fits. The store is locked.
+    /// Removes the images that haven't been used for the longest time until what is left fits. The
+    /// store is locked.
     pub(super) fn enforce_limit(&self) -> Result<(), StoreError> {
         let Some(limit) = self.limit else { return Ok(()) };
         let mut candidates = self.candidates()?;
@@ -115,7 +117,8 @@ impl Store {
         Ok(candidates.collect())
     }
 
-    /// Removes a file system and its images with their names, unless somebody uses it. False if somebody does.
+    /// Removes a file system and its images with their names, unless somebody uses it. False if
+    /// somebody does.
     fn remove_candidate(&self, candidate: &Candidate) -> Result<bool, StoreError> {
         let path = self.files.path(ROOTFS, &candidate.name);
         let owned = try_own(&path)?;
@@ -133,7 +136,8 @@ impl Store {
         Ok(true)
     }
 
-    /// What can't be read as what it should be, only ever by another's hand; and names that lead nowhere.
+    /// What can't be read as what it should be, only ever by another's hand; and names that lead
+    /// nowhere.
     fn remove_damaged(&self) -> Result<(), StoreError> {
         for file_name in self.files.list(IMAGES)? {
             if self.read::<Head>(IMAGES, &file_name)?.is_none() {

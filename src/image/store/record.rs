@@ -1,5 +1,6 @@
-//! What the store writes down: a record for each image and for each name, as JSON. What can't be read as one of them is damage by another's
-//! hand; the key in it never becomes a path unless it is a key.
+//! What the store writes down: a record for each image and for each name, as JSON. What can't be
+//! read as one of them is damage by another's hand; the key in it never becomes a path unless it is
+//! a key.
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -28,13 +29,14 @@ pub struct Image {
     /// The name of its file system, 64 hexadecimal digits.
     #[serde(deserialize_with = "rootfs_key")]
     pub rootfs: String,
-    /// Of indexes that have led to it in a registry, for this platform: who asks for one of them means this image.
+    /// Of indexes that have led to it in a registry, for this platform: who asks for one of them
+    /// means this image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub indexes: Vec<Digest>,
 }
 
-/// What an image's digest is the digest of. A text can be written that is a manifest as well as a configuration, so they are kept apart:
-/// `NAME@DIGEST` means a manifest and nothing else.
+/// What an image's digest is the digest of. A text can be written that is a manifest as well as a
+/// configuration, so they are kept apart: `NAME@DIGEST` means a manifest and nothing else.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DigestOf {

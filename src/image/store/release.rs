@@ -4,7 +4,8 @@ use super::{BLOBS, Store, StoreError};
 use crate::store::{Lease, try_own};
 
 impl Store {
-    /// Ends the lease of a blob, and removes it unless somebody else leases it, who then removes it.
+    /// Ends the lease of a blob, and removes it unless somebody else leases it, who then removes
+    /// it.
     pub(in crate::image) fn release_blob(&self, lease: Lease) -> Result<(), StoreError> {
         let path = lease.path().to_owned();
         drop(lease);

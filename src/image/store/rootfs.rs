@@ -42,7 +42,8 @@ impl RootfsKey {
 }
 
 impl Store {
-    /// The file system, leased; `build` writes it into an empty file if there is none yet. True if it was built just now.
+    /// The file system, leased; `build` writes it into an empty file if there is none yet. True if
+    /// it was built just now.
     pub(in crate::image) fn rootfs<E: From<FileError>>(
         &self,
         key: &RootfsKey,

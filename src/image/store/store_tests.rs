@@ -69,7 +69,8 @@ fn an_image_is_found_by_its_name_and_digest() {
     for (text, is_there) in [("localhost/app", true), (&whole, true), ("app", false), (&digest, false)] {
         assert_eq!(store.find(&reference(text)).unwrap().is_some(), is_there, "exactly {text}");
     }
-    // Where a registry may be asked a short name is the registry's, and a few digits, which anybody can choose, mean nothing.
+    // Where a registry may be asked a short name is the registry's, and a few digits, which anybody
+    // can choose, mean nothing.
     for (text, is_there) in [
         ("app", false),
         ("localhost/app", true),

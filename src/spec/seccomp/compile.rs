@@ -1,7 +1,8 @@
 //! Rules into classic BPF (`Documentation/userspace-api/seccomp_filter.rst` of the kernel).
 //!
-//! For each way to number calls the filter has a tree of comparisons: ranges of numbers that are treated alike are leaves. Calls with conditions on
-//! arguments have a few instructions more at their leaf.
+//! For each way to number calls the filter has a tree of comparisons: ranges of numbers that are
+//! treated alike are leaves. Calls with conditions on arguments have a few instructions more at
+//! their leaf.
 
 use std::collections::BTreeMap;
 
@@ -126,7 +127,8 @@ fn add(verdicts: &mut BTreeMap<u32, Verdict>, number: u32, alternatives: Vec<Vec
     }
 }
 
-/// The first number of each range, from the smallest that the calls of this kind have, and what happens in it.
+/// The first number of each range, from the smallest that the calls of this kind have, and what
+/// happens in it.
 fn ranges(
     verdicts: &BTreeMap<u32, Verdict>,
     (default, behind): (Action, Action),

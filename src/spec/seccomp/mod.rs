@@ -9,14 +9,18 @@
 //!
 //! A profile means what docker, runc and libseccomp make of it:
 //!
-//! - a rule without conditions on arguments decides for its calls, the first such rule if there are several; otherwise the rules with conditions are
-//!   tried in their order, and the default action is for what none fits;
-//! - conditions on different arguments must all hold; several on the same argument make each condition a rule of its own;
+//! - a rule without conditions on arguments decides for its calls, the first such rule if there are
+//!   several; otherwise the rules with conditions are tried in their order, and the default action
+//!   is for what none fits;
+//! - conditions on different arguments must all hold; several on the same argument make each
+//!   condition a rule of its own;
 //! - names that aren't known are passed over: they are calls of other machines, or newer ones;
-//! - a call whose number is larger than all in the profile gets ENOSYS where the default is an error, so that a C library goes on without it.
+//! - a call whose number is larger than all in the profile gets ENOSYS where the default is an
+//!   error, so that a C library goes on without it.
 //!
-//! On i386 the calls for sockets and for System V IPC also exist as numbers of socketcall(2) and ipc(2), whose other arguments lie behind a pointer, which
-//! no filter can follow. A rule that allows such a call allows it there, too; a condition on its arguments can't be checked.
+//! On i386 the calls for sockets and for System V IPC also exist as numbers of socketcall(2) and
+//! ipc(2), whose other arguments lie behind a pointer, which no filter can follow. A rule that
+//! allows such a call allows it there, too; a condition on its arguments can't be checked.
 
 mod compile;
 mod profile;

@@ -1,4 +1,5 @@
-//! Docker's JSON (`docker run --security-opt seccomp=FILE`), and which of its rules hold for a container.
+//! Docker's JSON (`docker run --security-opt seccomp=FILE`), and which of its rules hold for a
+//! container.
 
 use serde::Deserialize;
 use thiserror::Error;

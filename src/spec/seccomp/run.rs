@@ -43,7 +43,8 @@ impl Call {
     }
 }
 
-/// What a filter returns for a system call (`SECCOMP_RET_...`). `None` for one that the kernel would not take.
+/// What a filter returns for a system call (`SECCOMP_RET_...`). `None` for one that the kernel
+/// would not take.
 pub fn run(program: &[Instruction], call: &Call) -> Option<u32> {
     let (mut a, mut x, mut memory, mut at) = (0_u32, 0_u32, [0_u32; 16], 0_usize);
     // All jumps lead forward, so this ends.

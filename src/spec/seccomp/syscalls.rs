@@ -57,7 +57,8 @@ fn table() -> Vec<Line> {
     include_str!("syscalls.txt").lines().filter(|line| !line.starts_with('#')).filter_map(line).collect()
 }
 
-/// The call that stands for another one on i386, with the number that is its first argument: socketcall(2) or ipc(2).
+/// The call that stands for another one on i386, with the number that is its first argument:
+/// socketcall(2) or ipc(2).
 pub(super) fn multiplexed(name: &str) -> Option<(&'static str, u64)> {
     const SOCKETCALL: [&str; 20] = [
         "socket",

@@ -1,20 +1,24 @@
-//! virtio-balloon (virtio 1.2 §5.5): memory that the guest doesn't need goes back to the host. One worker thread.
+//! virtio-balloon (virtio 1.2 §5.5): memory that the guest doesn't need goes back to the host. One
+//! worker thread.
 //!
-//! - By *free page reporting* the guest tells of large free blocks by itself, some seconds after they became free;
-//! - by the *balloon*, [`Handle::reclaim`], it is asked for pages. They are discarded as it hands them over, and once it has
-//!   handed over all of them, or some time has passed, it gets them back: then they are free, and cost nothing until they are
-//!   used again. A guest that runs out of memory meanwhile takes pages back by itself (deflate-on-oom).
+//! - By *free page reporting* the guest tells of large free blocks by itself, some seconds after
+//!   they became free;
+//! - by the *balloon*, [`Handle::reclaim`], it is asked for pages. They are discarded as it hands
+//!   them over, and once it has handed over all of them, or some time has passed, it gets them
+//!   back: then they are free, and cost nothing until they are used again. A guest that runs out of
+//!   memory meanwhile takes pages back by itself (deflate-on-oom).
 //!
 //! - `pages` reads what the guest writes: page numbers and statistics.
 //!
-//! What is discarded is only what the driver names, and only in guest memory, so a driver that lies harms its own guest. Nothing
-//! is kept of the pages: that they come back is the guest's business alone. A driver that fills its free pages with a value and
-//! expects to find it (`VIRTIO_BALLOON_F_PAGE_POISON` isn't offered) does not negotiate reporting. Free page hinting isn't offered either: it
-//! is for migration.
+//! What is discarded is only what the driver names, and only in guest memory, so a driver that lies
+//! harms its own guest. Nothing is kept of the pages: that they come back is the guest's business
+//! alone. A driver that fills its free pages with a value and expects to find it
+//! (`VIRTIO_BALLOON_F_PAGE_POISON` isn't offered) does not negotiate reporting. Free page hinting
+//! isn't offered either: it is for migration.
 //!
-//! The specification gives queue 3 to hints and queue 4 to reporting; Linux counts only those that exist, and then reporting is
-//! queue 3, or 2 without statistics. Both are understood: whatever is behind the two of the balloon, and isn't for statistics,
-//! is for reporting.
+//! The specification gives queue 3 to hints and queue 4 to reporting; Linux counts only those that
+//! exist, and then reporting is queue 3, or 2 without statistics. Both are understood: whatever is
+//! behind the two of the balloon, and isn't for statistics, is for reporting.
 
 mod pages;
 
@@ -44,7 +48,8 @@ use pages::{Numbers, runs};
 
 /// Balloon, statistics, and two places where reporting may be.
 const QUEUES: usize = 5;
-/// Linux takes no queue for reporting with less than 32 places; a driver without statistics has it where they would be.
+/// Linux takes no queue for reporting with less than 32 places; a driver without statistics has it
+/// where they would be.
 const QUEUE_SIZES: [u16; QUEUES] = [128, 128, 64, 64, 64];
 /// How long the guest may take to hand over what it was asked for.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -59,7 +64,8 @@ pub struct Balloon {
 #[derive(Clone)]
 pub struct Handle(Arc<Shared>);
 
-/// What the worker shares with whoever asks, and with the vCPUs' accesses to the configuration space.
+/// What the worker shares with whoever asks, and with the vCPUs' accesses to the configuration
+/// space.
 struct Shared {
     state: Mutex<State>,
     // Wakes the worker: something was asked for, or the driver has written `actual`.
@@ -110,7 +116,8 @@ impl fmt::Display for Figures {
 }
 
 impl Handle {
-    /// Asks the guest to hand over `bytes` of what it has free. They are its own again afterwards. Returns at once.
+    /// Asks the guest to hand over `bytes` of what it has free. They are its own again afterwards.
+    /// Returns at once.
     pub fn reclaim(&self, bytes: u64) {
         let pages = u32::try_from(bytes / balloon::PAGE_SIZE).unwrap_or(u32::MAX);
         self.0.state().wish = Some((pages, Instant::now() + PATIENCE));
@@ -242,7 +249,8 @@ enum Use {
 
 impl Job {
     fn run(&mut self, shared: &Shared, stop: &Stop) {
-        // The driver's buffer for statistics: it is given back when something has changed (§5.5.6.3).
+        // The driver's buffer for statistics: it is given back when something has changed
+        // (§5.5.6.3).
         let mut held = None;
         // What was available before the start may have no kick to come.
         let mut kicked = [true; QUEUES];
@@ -343,7 +351,8 @@ impl Job {
     }
 }
 
-/// Takes what the driver says of its memory, and keeps the buffer. A driver has one: an older one is given back, unasked.
+/// Takes what the driver says of its memory, and keeps the buffer. A driver has one: an older one
+/// is given back, unasked.
 fn hold_statistics(queue: &mut ActiveQueue, shared: &Shared, held: &mut Option<Chain>) {
     queue.disable_notification();
     // A driver that adds more all the time is heard in turn with everything else.
@@ -386,7 +395,8 @@ fn discard_buffers(chain: &Chain, mem: &GuestMemory, stop: &Stop) -> u64 {
     buffers.map(|buffer| discard(mem, buffer.gpa, buffer.len.into(), Afterwards::Unused)).sum()
 }
 
-/// Discards a range, and returns how many bytes that are; 0 if that can't be, e.g. because there is no such memory.
+/// Discards a range, and returns how many bytes that are; 0 if that can't be, e.g. because there is
+/// no such memory.
 fn discard(mem: &GuestMemory, gpa: GuestAddress, len: u64, afterwards: Afterwards) -> u64 {
     let done = usize::try_from(len)
         .map_err(io::Error::other)

@@ -7,7 +7,8 @@ use super::super::core::spec::balloon;
 
 /// How many numbers are looked at together: as many as Linux sends at once.
 const PIECE: usize = 256;
-/// The most pages that one request hands over; of what is beyond, nothing is discarded. It bounds the time that a request takes.
+/// The most pages that one request hands over; of what is beyond, nothing is discarded. It bounds
+/// the time that a request takes.
 const MAX_PAGES: u32 = 64 << 10;
 
 /// The numbers of pages in a request, piece by piece.

@@ -152,7 +152,8 @@ fn a_device_that_is_gone_has_unlocked_its_disk() {
     assert!(matches!(Disk::open(&config), Err(OpenError::Locked { .. })));
     driver.transport.stop();
     drop(driver);
-    // A child that another test forks has a copy of the descriptor, and so of the lock, until it calls exec.
+    // A child that another test forks has a copy of the descriptor, and so of the lock, until it
+    // calls exec.
     let mut disk = None;
     wait_until("the end of a lock", || {
         disk = Disk::open(&config).ok();

@@ -1,4 +1,5 @@
-//! What a disk is made from, as plain data, and what can be wrong with it before anything is opened.
+//! What a disk is made from, as plain data, and what can be wrong with it before anything is
+//! opened.
 
 use std::num::{NonZeroU16, NonZeroU64};
 use std::path::PathBuf;
@@ -20,7 +21,8 @@ pub const MAX_QUEUES: u16 = 64;
 pub struct Config {
     /// A disk image or a block device.
     pub path: PathBuf,
-    /// What is in the file. Where it is missing, what begins like an image of another format is refused.
+    /// What is in the file. Where it is missing, what begins like an image of another format is
+    /// refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
     /// Whether the guest may only read it.
@@ -29,7 +31,8 @@ pub struct Config {
     /// What the guest finds it by (`/dev/disk/by-id`, `/sys/block/vda/serial`): up to 20 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Queues, 1 to [`MAX_QUEUES`], each with a thread of its own, but with io_uring no more threads than processors; default 1.
+    /// Queues, 1 to [`MAX_QUEUES`], each with a thread of its own, but with io_uring no more
+    /// threads than processors; default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<NonZeroU16>,
     /// What stands between the guest and the disk; default writeback.
@@ -82,9 +85,11 @@ impl From<Bandwidth> for String {
 
 /// What is in a disk's file.
 ///
-/// qcow2 was looked into in November 2026. Of the crates that have it one is kept well, imago 0.2.6, and what it writes does not survive the end of its
-/// process at any moment: of 390 images whose writer was killed, 48 were damaged and 7 had lost what was flushed (none of 90 with QEMU's own). What it
-/// reads would be fine, and `qemu-img convert` does as much once and for all. Another program's overlay can be served by qemu-nbd as a block device.
+/// qcow2 was looked into in November 2026. Of the crates that have it one is kept well, imago
+/// 0.2.6, and what it writes does not survive the end of its process at any moment: of 390 images
+/// whose writer was killed, 48 were damaged and 7 had lost what was flushed (none of 90 with QEMU's
+/// own). What it reads would be fine, and `qemu-img convert` does as much once and for all. Another
+/// program's overlay can be served by qemu-nbd as a block device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
@@ -114,7 +119,8 @@ pub enum Cache {
     Writeback,
     /// Nothing of the host's (O_DIRECT); a flush of the guest's is one of the host's.
     None,
-    /// The host's page cache, and flushes are answered without being done: for data that nobody misses when the host crashes.
+    /// The host's page cache, and flushes are answered without being done: for data that nobody
+    /// misses when the host crashes.
     Unsafe,
 }
 

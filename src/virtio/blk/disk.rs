@@ -1,16 +1,19 @@
-//! A file or a block device as a disk: read, write, discard, flush, length. It knows nothing of virtio.
+//! A file or a block device as a disk: read, write, discard, flush, length. It knows nothing of
+//! virtio.
 //!
-//! A disk is opened and locked in the monitor's process, whose errors the client shows to the person who typed the path, and then handed to
-//! the VM's process as a descriptor. The lock is an OFD lock: it belongs to the open file description, so it moves along with the
-//! descriptor and ends when the last copy is closed, however the processes end. One writer, or any number of readers. What requests go to is
-//! a second opening of the file, without the lock.
+//! A disk is opened and locked in the monitor's process, whose errors the client shows to the
+//! person who typed the path, and then handed to the VM's process as a descriptor. The lock is an
+//! OFD lock: it belongs to the open file description, so it moves along with the descriptor and
+//! ends when the last copy is closed, however the processes end. One writer, or any number of
+//! readers. What requests go to is a second opening of the file, without the lock.
 //!
-//! Past the page cache (`cache=none`) a transfer must be aligned in the file and in memory. Nearly all of a guest's are; one that isn't goes
-//! through the page cache, by the first descriptor, and the kernel keeps the two in step as long as nobody
-//! writes to other sectors of the same page at the same moment. Within a queue that is seen to.
+//! Past the page cache (`cache=none`) a transfer must be aligned in the file and in memory. Nearly
+//! all of a guest's are; one that isn't goes through the page cache, by the first descriptor, and
+//! the kernel keeps the two in step as long as nobody writes to other sectors of the same page at
+//! the same moment. Within a queue that is seen to.
 //!
-//! Data moves between the file and guest memory directly. The file's length is taken once; a file that shrinks afterwards
-//! gives errors where it is missing, never made-up data.
+//! Data moves between the file and guest memory directly. The file's length is taken once; a file
+//! that shrinks afterwards gives errors where it is missing, never made-up data.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -75,8 +78,9 @@ pub enum OpenError {
 pub struct Disk {
     /// What requests go to.
     file: File,
-    /// What was opened first: it has the lock, and what isn't aligned goes here if the other one insists on that. The other one is a second
-    /// opening of the same file, because an io_uring may let go of its files some time after its process has ended.
+    /// What was opened first: it has the lock, and what isn't aligned goes here if the other one
+    /// insists on that. The other one is a second opening of the same file, because an io_uring may
+    /// let go of its files some time after its process has ended.
     first: Option<File>,
     len: u64,
     read_only: bool,
@@ -234,7 +238,8 @@ impl Disk {
         self.cache != Cache::Unsafe
     }
 
-    /// Fills the whole list from `offset` bytes into the disk. A file that has become too short is an error.
+    /// Fills the whole list from `offset` bytes into the disk. A file that has become too short is
+    /// an error.
     pub fn read_at(&self, list: &mut ScatterList<'_>, offset: u64) -> io::Result<()> {
         let file = self.file_for(offset, |align| list.is_aligned(align));
         transfer(list.remaining(), offset, io::ErrorKind::UnexpectedEof, |at| list.read_at(file, at))
@@ -246,8 +251,8 @@ impl Disk {
         transfer(list.remaining(), offset, io::ErrorKind::WriteZero, |at| list.write_at(file, at))
     }
 
-    /// Gives `len` bytes at `offset` back to whoever the file's space is from. What they read as afterwards is nobody's business;
-    /// where that can't be done, nothing is.
+    /// Gives `len` bytes at `offset` back to whoever the file's space is from. What they read as
+    /// afterwards is nobody's business; where that can't be done, nothing is.
     pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         if self.is_device {
             return self.discard_device(offset, len);
@@ -255,7 +260,8 @@ impl Disk {
         self.allocate(libc::FALLOC_FL_PUNCH_HOLE, offset, len).map(|_| ())
     }
 
-    /// A block device has a command of its own for it; a hole in one would be zeros that are written.
+    /// A block device has a command of its own for it; a hole in one would be zeros that are
+    /// written.
     #[expect(unsafe_code, reason = "a block device's ioctl")]
     fn discard_device(&self, offset: u64, len: u64) -> io::Result<()> {
         /// `_IO(0x12, 119)` of linux/fs.h.
@@ -322,7 +328,8 @@ impl Disk {
     }
 }
 
-/// Repeats a call that may do less than it was asked to, until `left` bytes are done or it does nothing.
+/// Repeats a call that may do less than it was asked to, until `left` bytes are done or it does
+/// nothing.
 fn transfer(
     mut left: usize,
     mut offset: u64,
@@ -342,7 +349,8 @@ fn transfer(
 }
 
 fn open_file(path: &Path, read_only: bool, flags: libc::c_int) -> Result<File, OpenError> {
-    // O_NONBLOCK: a named pipe must be refused, not waited for. On files and disks it has no effect.
+    // O_NONBLOCK: a named pipe must be refused, not waited for. On files and disks it has no
+    // effect.
     let flags = flags | libc::O_NONBLOCK;
     let open = |write| OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
     open(!read_only).map_err(|source| {
@@ -377,8 +385,9 @@ fn logical_block_size(file: &File) -> Option<u32> {
         .filter(|size| ret == 0 && size.is_power_of_two() && (SECTOR..=PAGE).contains(size))
 }
 
-/// What transfers past the page cache must be a multiple of, in the file and in memory, in bytes; `None` if there is no such way. Linux
-/// tells since 6.1, and not of every file system: for others a page is right.
+/// What transfers past the page cache must be a multiple of, in the file and in memory, in bytes;
+/// `None` if there is no such way. Linux tells since 6.1, and not of every file system: for others
+/// a page is right.
 #[expect(unsafe_code, reason = "std's metadata doesn't have it")]
 fn direct_alignment(file: &File) -> Option<u32> {
     // SAFETY: plain numbers, for which zeros will do.

@@ -29,8 +29,9 @@ fn refused(config: &Config) -> OpenError {
     Disk::open(config).unwrap_err()
 }
 
-/// Opens a disk that nobody has any more. A child that another test forks has a copy of each descriptor until it calls exec, and
-/// an OFD lock lasts until the last copy is closed: so it can take a moment.
+/// Opens a disk that nobody has any more. A child that another test forks has a copy of each
+/// descriptor until it calls exec, and an OFD lock lasts until the last copy is closed: so it can
+/// take a moment.
 fn wait_for_unlock(config: &Config) {
     wait_until("the end of a lock", || Disk::open(config).is_ok());
 }

@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
-/// Takes an OFD lock on the whole file, shared for a reader; false when somebody else's is in the way.
+/// Takes an OFD lock on the whole file, shared for a reader; false when somebody else's is in the
+/// way.
 #[expect(unsafe_code, reason = "OFD locks are only reached by fcntl(2)")]
 pub(super) fn lock(file: &File, read_only: bool) -> io::Result<bool> {
     let kind = if read_only { libc::F_RDLCK } else { libc::F_WRLCK };
@@ -28,8 +29,8 @@ pub(super) fn lock(file: &File, read_only: bool) -> io::Result<bool> {
     }
 }
 
-/// Who has a lock on the file, as far as /proc tells: the kernel keeps no owner of an OFD lock, but `fdinfo` of a descriptor
-/// shows the locks that are held through it.
+/// Who has a lock on the file, as far as /proc tells: the kernel keeps no owner of an OFD lock, but
+/// `fdinfo` of a descriptor shows the locks that are held through it.
 pub(super) fn lock_holder(file: &File) -> String {
     find_holder(file).map_or_else(
         || "another process (one of another user, perhaps)".to_owned(),

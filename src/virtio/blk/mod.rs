@@ -1,11 +1,14 @@
-//! virtio-blk (virtio 1.2 §5.2): a [`Disk`] for the guest. One worker thread for each queue, or fewer where there are fewer processors.
+//! virtio-blk (virtio 1.2 §5.2): a [`Disk`] for the guest. One worker thread for each queue, or
+//! fewer where there are fewer processors.
 //!
 //! - [`config`] is what it is made from;
 //! - [`disk`] is the backend, with no word of virtio in it, and `lock` keeps others away from it;
 //! - `request` translates a chain into calls of it;
-//! - `uring` makes many of those calls at once. Without it the requests of a queue are served one after the other, in order.
+//! - `uring` makes many of those calls at once. Without it the requests of a queue are served one
+//!   after the other, in order.
 //!
-//! The device owns its threads and rings and, through the disk, its file descriptors. What a driver wrote and didn't flush is flushed when the device stops.
+//! The device owns its threads and rings and, through the disk, its file descriptors. What a driver
+//! wrote and didn't flush is flushed when the device stops.
 
 pub mod config;
 pub mod disk;
@@ -34,7 +37,8 @@ use crate::sys::process;
 use crate::thread::Spawner;
 
 const QUEUE_SIZE: u16 = 256;
-/// Data segments of the largest request: a chain has at most the queue's size, and header and status take one each.
+/// Data segments of the largest request: a chain has at most the queue's size, and header and
+/// status take one each.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 
 /// What the worker gets at `start` and gives back at `stop`.
@@ -52,9 +56,9 @@ pub struct Block {
 }
 
 impl Block {
-    /// A disk for the guest. `name` is its thread's name and stands in the log, e.g. `blk0`; it is also the id of a disk that
-    /// was given none. Where there are several queues there are threads `blk0.q0`, `blk0.q1` and so on: of two
-    /// the first serves queues 0, 2 and so on.
+    /// A disk for the guest. `name` is its thread's name and stands in the log, e.g. `blk0`; it is
+    /// also the id of a disk that was given none. Where there are several queues there are threads
+    /// `blk0.q0`, `blk0.q1` and so on: of two the first serves queues 0, 2 and so on.
     pub fn new(config: &Config, disk: Disk, name: &str, spawner: &Spawner) -> io::Result<Self> {
         let queues = config.queues();
         let mut features = feature::RING | blk::F_FLUSH | blk::F_SEG_MAX | blk::F_BLK_SIZE | blk::F_TOPOLOGY;
@@ -100,8 +104,8 @@ impl Block {
 
 /// What each of the disk's threads serves its queues with: a ring, or nothing.
 ///
-/// A thread that takes its requests one after the other has one queue. One with a ring hardly waits for any, and more of those than there are
-/// processors would only take turns.
+/// A thread that takes its requests one after the other has one queue. One with a ring hardly waits
+/// for any, and more of those than there are processors would only take turns.
 fn rings(config: &Config, disk: &Disk, name: &str) -> io::Result<Vec<Option<Ring>>> {
     let queues = usize::from(config.queues());
     let processors = std::thread::available_parallelism().map_or(1, usize::from);

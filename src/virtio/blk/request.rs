@@ -1,8 +1,9 @@
 //! One virtio-blk request: a chain in, bytes written out (virtio 1.2 §5.2.6).
 //!
-//! A request begins and finishes in one go, or with a transfer between the two that somebody else makes. The last writable byte is the
-//! status, so that no request can write it elsewhere and every request gets one. The error type of what is on the way *is* that byte,
-//! and `?` does the rest. The header is copied once: what the driver does to it afterwards is of no consequence.
+//! A request begins and finishes in one go, or with a transfer between the two that somebody else
+//! makes. The last writable byte is the status, so that no request can write it elsewhere and every
+//! request gets one. The error type of what is on the way *is* that byte, and `?` does the rest.
+//! The header is copied once: what the driver does to it afterwards is of no consequence.
 
 use std::io;
 use std::sync::Arc;
@@ -38,7 +39,8 @@ pub(super) struct Server {
 
 /// The most ranges of one DISCARD or WRITE_ZEROES.
 pub(super) const MAX_RANGES: u32 = 32;
-/// The most sectors of a range to discard: what a file system does with 2 GiB at once is a matter of milliseconds.
+/// The most sectors of a range to discard: what a file system does with 2 GiB at once is a matter
+/// of milliseconds.
 pub(super) const MAX_DISCARD_SECTORS: u32 = 4 << 20;
 /// The most sectors of a range to make zeros, which may have to be written: 64 MiB.
 pub(super) const MAX_ZEROES_SECTORS: u32 = 128 << 10;
@@ -95,8 +97,9 @@ struct Range {
 }
 
 impl Server {
-    /// Serves the request in `chain`, and returns how many bytes of its writable part are written. `write_through` when the
-    /// driver did not negotiate FLUSH: then each write is durable before it is answered.
+    /// Serves the request in `chain`, and returns how many bytes of its writable part are written.
+    /// `write_through` when the driver did not negotiate FLUSH: then each write is durable before
+    /// it is answered.
     pub(super) fn serve(
         &self,
         chain: &Chain,
@@ -194,7 +197,8 @@ impl Server {
         answer(chain, mem, result)
     }
 
-    /// Makes durable what the driver wrote and didn't flush: once the device has stopped, nobody else will.
+    /// Makes durable what the driver wrote and didn't flush: once the device has stopped, nobody
+    /// else will.
     pub(super) fn flush_at_stop(&self) {
         if self.dirty.load(Ordering::SeqCst) {
             // Reported where it fails, and there is nobody else to tell.
@@ -231,7 +235,8 @@ impl Server {
         Ok(())
     }
 
-    /// The ranges of a DISCARD or WRITE_ZEROES that aren't empty; an error if there is anything wrong with one.
+    /// The ranges of a DISCARD or WRITE_ZEROES that aren't empty; an error if there is anything
+    /// wrong with one.
     fn check_ranges(&self, kind: u32, reader: &mut Reader<'_>) -> Result<Vec<Range>, Failure> {
         if self.disk.read_only() {
             self.log.warn("a discard or zeroing on a read-only disk");
@@ -308,7 +313,8 @@ impl Server {
     }
 }
 
-/// Writes the status byte, behind `Ok(written)` bytes of data or instead of them, and returns how many bytes are written.
+/// Writes the status byte, behind `Ok(written)` bytes of data or instead of them, and returns how
+/// many bytes are written.
 fn answer(chain: &Chain, mem: &GuestMemory, result: Result<u32, Failure>) -> u32 {
     let mut status = chain.writer(mem);
     let data_len = status.len() - 1;
@@ -316,7 +322,8 @@ fn answer(chain: &Chain, mem: &GuestMemory, result: Result<u32, Failure>) -> u32
     match result {
         Ok(written) => {
             status.write(&[blk::S_OK]);
-            // The driver may give GET_ID more room than it fills; a used length counts from the start (§2.7.8.2).
+            // The driver may give GET_ID more room than it fills; a used length counts from the
+            // start (§2.7.8.2).
             if written == data_len { data_len + 1 } else { written }
         }
         Err(failure) => {

@@ -125,7 +125,8 @@ fn a_write_lands_where_it_should_and_nowhere_else() {
 fn any_layout_of_the_buffers_will_do() {
     let (mut bench, _) = Bench::new();
     bench.header(blk::T_IN, 1);
-    // The header in three pieces, the data in two, the status byte at the end of the second; nothing is aligned.
+    // The header in three pieces, the data in two, the status byte at the end of the second;
+    // nothing is aligned.
     let used = bench.serve(&[
         Part::Read(HEADER, 3),
         Part::Read(HEADER + 3, 0),

@@ -1,14 +1,18 @@
-//! Many requests at once, by an io_uring: what the guest asks for together is submitted together, and what takes long holds up
-//! nothing else. The doorbells and the stop signal wait in the same ring, so that there is one system call for everything.
+//! Many requests at once, by an io_uring: what the guest asks for together is submitted together,
+//! and what takes long holds up nothing else. The doorbells and the stop signal wait in the same
+//! ring, so that there is one system call for everything.
 //!
-//! What doesn't gain by it isn't given to the ring: a write to the page cache is a copy, which Linux would leave to another thread on most
-//! file systems, and so is the flush of a driver that waits for nothing else, where the thread has no other queue. Where a file system can't say whether a read would block
-//! (tmpfs, before Linux 6.6), neither are reads.
+//! What doesn't gain by it isn't given to the ring: a write to the page cache is a copy, which
+//! Linux would leave to another thread on most file systems, and so is the flush of a driver that
+//! waits for nothing else, where the thread has no other queue. Where a file system can't say
+//! whether a read would block (tmpfs, before Linux 6.6), neither are reads.
 //!
-//! What is soon done (reads and writes of what the page cache has) the driver hears of together, when there is no more or 64 KiB of it.
+//! What is soon done (reads and writes of what the page cache has) the driver hears of together,
+//! when there is no more or 64 KiB of it.
 //!
-//! A ring belongs to one worker thread, which serves one queue with it or several, and owns the memory that it shares with the kernel. Of the disk it has the second
-//! opening (where there could be none, the only one), as a registered file; nothing is in flight when it is dropped.
+//! A ring belongs to one worker thread, which serves one queue with it or several, and owns the
+//! memory that it shares with the kernel. Of the disk it has the second opening (where there could
+//! be none, the only one), as a registered file; nothing is in flight when it is dropped.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -28,10 +32,12 @@ use crate::virtio::core::worker::Stop;
 
 /// Requests of a queue that are in flight at the most.
 const MAX_IN_FLIGHT: usize = 128;
-/// Room for those of a queue, and for what waits for the drivers and the stop signal. More go in several calls.
+/// Room for those of a queue, and for what waits for the drivers and the stop signal. More go in
+/// several calls.
 const ENTRIES: u32 = 256;
-/// The completions of what it waits for are known by this and a number: 0 is the stop signal, a queue's doorbell the device's number of the queue and 1,
-/// because it is still waited for when the device starts again with other queues. A request's is the number of its slot.
+/// The completions of what it waits for are known by this and a number: 0 is the stop signal, a
+/// queue's doorbell the device's number of the queue and 1, because it is still waited for when the
+/// device starts again with other queues. A request's is the number of its slot.
 const SOURCES: u64 = 1 << 32;
 /// Bytes that are moved at once for a queue before the others get their turn.
 const TURN: u64 = 1 << 20;
@@ -45,7 +51,8 @@ pub(super) struct Ring {
     waits: Vec<bool>,
     /// Whether transfers were pushed that the kernel hasn't been told of.
     fresh: bool,
-    /// Whether reads are given to the ring: those past the page cache, and from it where the kernel needs no other thread for them.
+    /// Whether reads are given to the ring: those past the page cache, and from it where the kernel
+    /// needs no other thread for them.
     takes_reads: bool,
 }
 
@@ -57,7 +64,8 @@ struct Slot {
     iovs: IoVecs,
 }
 
-/// The requests on their way. The list of a slot's buffers stays where it is until the slot is free again.
+/// The requests on their way. The list of a slot's buffers stays where it is until the slot is free
+/// again.
 #[derive(Default)]
 struct Slots {
     slots: Vec<Slot>,
@@ -102,9 +110,10 @@ impl Ring {
     pub(super) fn new(disk: &Disk, queues: usize) -> io::Result<Self> {
         // Room for all that may be done before the thread looks.
         let completions = u32::try_from(queues * (MAX_IN_FLIGHT + 1) + 1).map_err(io::Error::other)?;
-        // The thread that uses it is another than the one that makes it, and the only one.
-        // What is done is put into the ring when the thread looks, and not while it does something else or is parked: so doorbells that ring
-        // meanwhile are one. Linux 6.1; everything else that is used here is older.
+        // The thread that uses it is another than the one that makes it, and the only one. What is
+        // done is put into the ring when the thread looks, and not while it does something else or
+        // is parked: so doorbells that ring meanwhile are one. Linux 6.1; everything else that is
+        // used here is older.
         let ring = IoUring::builder()
             .setup_r_disabled()
             .setup_single_issuer()
@@ -153,7 +162,8 @@ impl Ring {
         service.run(stop);
     }
 
-    /// The transfer as an entry of the ring, or nothing where it is better made at once. `alone` when nothing else is in flight.
+    /// The transfer as an entry of the ring, or nothing where it is better made at once. `alone`
+    /// when nothing else is in flight.
     fn entry(
         &self,
         transfer: &Transfer,
@@ -196,9 +206,9 @@ impl Ring {
 
     #[expect(unsafe_code, reason = "the kernel reads and writes what an entry points to")]
     fn push(&mut self, entry: &squeue::Entry) {
-        // SAFETY: an entry of a transfer points to a slot's list of buffers, which stays as it is until the kernel has answered (`run`
-        // doesn't return before), and through it to guest memory, which is mapped as long as the process lives. The others point to
-        // nothing.
+        // SAFETY: an entry of a transfer points to a slot's list of buffers, which stays as it is
+        // until the kernel has answered (`run` doesn't return before), and through it to guest
+        // memory, which is mapped as long as the process lives. The others point to nothing.
         while unsafe { self.ring.submission().push(entry) }.is_err() {
             // It is full: what is in it goes first.
             self.enter(&Until::Now);
@@ -229,7 +239,8 @@ impl Ring {
         };
         match result.map_err(|error| error.raw_os_error()) {
             Ok(_) => {}
-            // Interrupted, timed out, too much done that nobody has looked at, or no memory just now: look, and come again.
+            // Interrupted, timed out, too much done that nobody has looked at, or no memory just
+            // now: look, and come again.
             Err(Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN | libc::ENOMEM)) => {}
             Err(error) => panic!("an io_uring that worked doesn't any more: error {error:?}"),
         }
@@ -243,7 +254,8 @@ struct Service<'a> {
     /// Requests of each queue that are on their way.
     in_flight: Vec<usize>,
     slots: Slots,
-    /// The queue that is looked at first: the one behind that which began something last, so that under a limit each gets its share.
+    /// The queue that is looked at first: the one behind that which began something last, so that
+    /// under a limit each gets its share.
     first: usize,
     mem: Arc<GuestMemory>,
     server: &'a Server,
@@ -288,10 +300,12 @@ impl Service<'_> {
         }
     }
 
-    /// What to wait for, by what the queues have been left with; nothing when they are to be looked at again.
+    /// What to wait for, by what the queues have been left with; nothing when they are to be looked
+    /// at again.
     fn until(&mut self, left: &[Left]) -> Option<Until> {
         if std::mem::take(&mut self.ring.fresh) {
-            // Much of it is done when the call returns. Until then the driver needn't ring: it is looked after anyway.
+            // Much of it is done when the call returns. Until then the driver needn't ring: it is
+            // looked after anyway.
             return Some(Until::Now);
         }
         if left.iter().any(|left| matches!(left, Left::Something)) {
@@ -346,7 +360,8 @@ impl Service<'_> {
                     }
                     self.slots.free.push(slot);
                     if in_flight > 0 && transfer.kind == TransferKind::Write && !server.disk.is_cached() {
-                        // Through the page cache, where others may be on their way past it to the same page.
+                        // Through the page cache, where others may be on their way past it to the
+                        // same page.
                         queue.put_back(chain);
                         return Left::NoRoom;
                     }

@@ -155,7 +155,8 @@ fn a_stop_ends_what_is_in_flight_and_a_start_goes_on() {
                 ]);
             }
             driver.notify(0);
-            // Every chain that was popped is completed: the next start would find the ring broken otherwise.
+            // Every chain that was popped is completed: the next start would find the ring broken
+            // otherwise.
             driver.transport.stop();
             driver.free_all();
             driver.start(u64::MAX);

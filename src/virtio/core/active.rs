@@ -1,8 +1,9 @@
-//! A queue at work: the ring, its doorbell and its interrupt in one, and the loop that a device runs on them.
+//! A queue at work: the ring, its doorbell and its interrupt in one, and the loop that a device
+//! runs on them.
 //!
-//! Most devices call [`ActiveQueue::run`] with a closure that answers one chain, and are done. A device that waits for more
-//! than its driver (a network device waits for packets) has a loop of its own over `pop`, `complete`, `put_back` and
-//! `interrupt_if_needed`.
+//! Most devices call [`ActiveQueue::run`] with a closure that answers one chain, and are done. A
+//! device that waits for more than its driver (a network device waits for packets) has a loop of
+//! its own over `pop`, `complete`, `put_back` and `interrupt_if_needed`.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -23,16 +24,17 @@ use crate::poll::{self, Source};
 pub enum Notify {
     /// After each one: right where a chain takes long compared to an interrupt.
     EachChain,
-    /// After all that are available, or [`BATCH`] bytes of them: right where many short ones come together.
+    /// After all that are available, or [`BATCH`] bytes of them: right where many short ones come
+    /// together.
     Burst,
 }
 
-/// Bytes of completed chains of which the driver hasn't heard, beyond which it should: what it does about them it can do while the device
-/// goes on. Less would be an interrupt for each small chain.
+/// Bytes of completed chains of which the driver hasn't heard, beyond which it should: what it does
+/// about them it can do while the device goes on. Less would be an interrupt for each small chain.
 const BATCH: u64 = 64 << 10;
 
-/// A queue that the driver has set up, and its two signals. Moves into the device's worker at `start`; as a descriptor
-/// (for [`poll::readable`]) it is readable when the driver has notified.
+/// A queue that the driver has set up, and its two signals. Moves into the device's worker at
+/// `start`; as a descriptor (for [`poll::readable`]) it is readable when the driver has notified.
 pub struct ActiveQueue {
     index: usize,
     queue: Queue,
@@ -80,7 +82,8 @@ impl ActiveQueue {
         self.throttle.ready_at()
     }
 
-    /// Counts a request of so many bytes against its limit, as [`serve`](Self::serve) does by itself.
+    /// Counts a request of so many bytes against its limit, as [`serve`](Self::serve) does by
+    /// itself.
     pub fn charge(&self, bytes: u64) {
         self.throttle.charge(bytes);
     }
@@ -100,8 +103,9 @@ impl ActiveQueue {
         &self.mem
     }
 
-    /// Serves the queue until `stop` is set: waits for the driver, hands each chain to `answer`, which returns how many
-    /// bytes it wrote from the start of the writable part, completes it, and interrupts where the driver wants it.
+    /// Serves the queue until `stop` is set: waits for the driver, hands each chain to `answer`,
+    /// which returns how many bytes it wrote from the start of the writable part, completes it, and
+    /// interrupts where the driver wants it.
     pub fn run(&mut self, stop: &Stop, notify: Notify, mut answer: impl FnMut(&Chain, &GuestMemory) -> u32) {
         // What was available before `start` may have no kick to come.
         let mut wait = self.serve(stop, notify, &mut answer);
@@ -114,9 +118,10 @@ impl ActiveQueue {
         }
     }
 
-    /// Hands the chains that are available to `answer`, as `run` does, and returns. When a driver keeps adding more, it stops
-    /// after one queue's worth and leaves the doorbell rung, so that a loop over several sources neglects none. When it has used up
-    /// its limit it stops as well, and says when to serve it again: until then no kick is needed, and none may come.
+    /// Hands the chains that are available to `answer`, as `run` does, and returns. When a driver
+    /// keeps adding more, it stops after one queue's worth and leaves the doorbell rung, so that a
+    /// loop over several sources neglects none. When it has used up its limit it stops as well, and
+    /// says when to serve it again: until then no kick is needed, and none may come.
     pub fn serve(
         &mut self,
         stop: &Stop,
@@ -155,8 +160,8 @@ impl ActiveQueue {
         None
     }
 
-    /// Takes the next chain. When the driver has broken the ring: reports it, raises DEVICE_NEEDS_RESET, and from then on
-    /// there is none.
+    /// Takes the next chain. When the driver has broken the ring: reports it, raises
+    /// DEVICE_NEEDS_RESET, and from then on there is none.
     pub fn pop(&mut self) -> Option<Chain> {
         self.queue.pop(&self.mem).unwrap_or_else(|error| {
             self.needs_reset.raise(format_args!("queue {}: {error}", self.index));
@@ -164,21 +169,24 @@ impl ActiveQueue {
         })
     }
 
-    /// Ends a chain into whose writable part `written` bytes went, from its start. Doesn't interrupt.
+    /// Ends a chain into whose writable part `written` bytes went, from its start. Doesn't
+    /// interrupt.
     pub fn complete(&mut self, chain: Chain, written: u32) {
         if let Err(error) = self.queue.complete(&self.mem, chain, written) {
             self.needs_reset.raise(format_args!("queue {}: {error}", self.index));
         }
     }
 
-    /// Ends several chains, in this order, each with what was written to it: the driver sees all of them or none. Doesn't interrupt.
+    /// Ends several chains, in this order, each with what was written to it: the driver sees all of
+    /// them or none. Doesn't interrupt.
     pub fn complete_together(&mut self, chains: impl IntoIterator<Item = (Chain, u32)>) {
         if let Err(error) = self.queue.complete_together(&self.mem, chains) {
             self.needs_reset.raise(format_args!("queue {}: {error}", self.index));
         }
     }
 
-    /// The driver has broken the rules of the device: says so, raises DEVICE_NEEDS_RESET, and from then on there is no chain.
+    /// The driver has broken the rules of the device: says so, raises DEVICE_NEEDS_RESET, and from
+    /// then on there is no chain.
     pub fn fail(&mut self, why: &str) {
         self.queue.fail();
         self.needs_reset.raise(format_args!("queue {}: {why}", self.index));
@@ -197,7 +205,8 @@ impl ActiveQueue {
         }
     }
 
-    /// The same, if the chains that were completed since are worth it: so many bytes more than when this was last called.
+    /// The same, if the chains that were completed since are worth it: so many bytes more than when
+    /// this was last called.
     pub fn interrupt_if_due(&mut self, bytes: u64) {
         self.untold += bytes;
         if self.untold >= BATCH {

@@ -1,14 +1,16 @@
 //! A descriptor chain: what the driver hands to the device for one request (virtio 1.2 §2.7.5).
 //!
-//! `Chain::walk` reads each descriptor exactly once, checks everything about it and keeps the result on the host's side, so
-//! the driver can't change a chain after it was checked. The *contents* of the buffers stay the driver's to change at any
-//! time: whoever needs a value twice copies it once.
+//! `Chain::walk` reads each descriptor exactly once, checks everything about it and keeps the
+//! result on the host's side, so the driver can't change a chain after it was checked. The
+//! *contents* of the buffers stay the driver's to change at any time: whoever needs a value twice
+//! copies it once.
 //!
-//! What `walk` refuses, and what would follow otherwise: a `next` outside the table (reads beyond it), a loop or a chain
-//! longer than the queue (an endless walk, lists without bound), a readable buffer behind a writable one (the device would
-//! answer into the wrong part), an indirect table that was not negotiated, is nested, empty or cut (the driver's idea of the
-//! chain and ours differ), a buffer outside guest memory (an access to nothing or to a device), a total that 32 bits don't
-//! hold (a used length that wraps). Buffers of no bytes are harmless and left out.
+//! What `walk` refuses, and what would follow otherwise: a `next` outside the table (reads beyond
+//! it), a loop or a chain longer than the queue (an endless walk, lists without bound), a readable
+//! buffer behind a writable one (the device would answer into the wrong part), an indirect table
+//! that was not negotiated, is nested, empty or cut (the driver's idea of the chain and ours
+//! differ), a buffer outside guest memory (an access to nothing or to a device), a total that 32
+//! bits don't hold (a used length that wraps). Buffers of no bytes are harmless and left out.
 
 use std::collections::VecDeque;
 
@@ -53,8 +55,8 @@ pub struct Segment {
     pub len: u32,
 }
 
-/// A chain that was popped from a queue. It must go back by `complete` or `put_back`: dropping one would leave the driver
-/// waiting for ever.
+/// A chain that was popped from a queue. It must go back by `complete` or `put_back`: dropping one
+/// would leave the driver waiting for ever.
 #[derive(Debug)]
 pub struct Chain {
     head: u16,
@@ -68,7 +70,8 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Follows the chain that begins at `head` in the descriptor table at `table`. `segments` is an empty list to be filled.
+    /// Follows the chain that begins at `head` in the descriptor table at `table`. `segments` is an
+    /// empty list to be filled.
     pub(super) fn walk(
         mem: &GuestMemory,
         table: GuestAddress,
@@ -208,7 +211,8 @@ impl Table {
         mem.read_obj(gpa).map_err(|_| ChainError::OutsideMemory { gpa: gpa.0, len: DESC_SIZE })
     }
 
-    /// §2.7.5.3: a chain may end in one descriptor that points to the rest of it. Its write flag means nothing (§2.7.5.3.2).
+    /// §2.7.5.3: a chain may end in one descriptor that points to the rest of it. Its write flag
+    /// means nothing (§2.7.5.3.2).
     fn enter(&self, mem: &GuestMemory, desc: &Descriptor) -> Result<Self, ChainError> {
         if self.indirect {
             return Err(ChainError::IndirectNested);
@@ -324,7 +328,8 @@ impl<'a> Reader<'a> {
         Self { mem: self.mem, span: self.span.take(len) }
     }
 
-    /// What is left, for `writev` and its kin. `iovs` holds the list and may be used again afterwards.
+    /// What is left, for `writev` and its kin. `iovs` holds the list and may be used again
+    /// afterwards.
     pub fn gather<'i>(&self, iovs: &'i mut IoVecs) -> GatherList<'i>
     where
         'a: 'i,
@@ -376,7 +381,8 @@ impl<'a> Writer<'a> {
         Self { mem: self.mem, span: self.span.take(len) }
     }
 
-    /// What is left, for `readv` and its kin. `iovs` holds the list and may be used again afterwards.
+    /// What is left, for `readv` and its kin. `iovs` holds the list and may be used again
+    /// afterwards.
     pub fn scatter<'i>(&self, iovs: &'i mut IoVecs) -> ScatterList<'i>
     where
         'a: 'i,

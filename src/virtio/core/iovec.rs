@@ -1,8 +1,9 @@
-//! Lists of guest buffers for `readv`, `writev` and their kin: the kernel copies between a file and guest memory, and
-//! no byte passes through ours.
+//! Lists of guest buffers for `readv`, `writev` and their kin: the kernel copies between a file and
+//! guest memory, and no byte passes through ours.
 //!
-//! There is one type for each direction, so that a buffer that may only be read can't be written to by mistake. Guest memory is
-//! mapped for as long as the [`GuestMemory`] is borrowed, which each list does.
+//! There is one type for each direction, so that a buffer that may only be read can't be written to
+//! by mistake. Guest memory is mapped for as long as the [`GuestMemory`] is borrowed, which each
+//! list does.
 
 use std::io;
 use std::marker::PhantomData;
@@ -15,7 +16,8 @@ use crate::memory::GuestMemory;
 /// The most entries that one call takes (`IOV_MAX`).
 const IOV_MAX: usize = 1024;
 
-/// Room for a list, kept from one request to the next so that none allocates. Not `Send`: make one per thread.
+/// Room for a list, kept from one request to the next so that none allocates. Not `Send`: make one
+/// per thread.
 #[derive(Default)]
 pub struct IoVecs(Vec<libc::iovec>);
 
@@ -36,7 +38,8 @@ impl IoVecs {
     }
 }
 
-/// What both directions share. The entries point into guest memory or into host buffers borrowed for `'a`.
+/// What both directions share. The entries point into guest memory or into host buffers borrowed
+/// for `'a`.
 struct List<'a> {
     iovs: &'a mut Vec<libc::iovec>,
     mem: &'a GuestMemory,
@@ -65,7 +68,8 @@ impl<'a> List<'a> {
         for slice in self.mem.get_slices(gpa, len as usize) {
             let slice = slice.expect("the caller checked that the range is in guest memory");
             let start: *mut libc::c_void = slice.ptr_guard_mut().as_ptr().cast();
-            // Drivers cut receive buffers from one piece of memory, so that a large packet's forty are a few entries.
+            // Drivers cut receive buffers from one piece of memory, so that a large packet's forty
+            // are a few entries.
             match self.iovs.last_mut() {
                 Some(last) if start == self.guest_end && !is_done => last.iov_len += slice.len(),
                 _ => self.iovs.push(libc::iovec { iov_base: start, iov_len: slice.len() }),
@@ -96,7 +100,8 @@ impl<'a> List<'a> {
         }
     }
 
-    /// One call of `f(pointer, count)` on the entries that are left, again if a signal interrupts it.
+    /// One call of `f(pointer, count)` on the entries that are left, again if a signal interrupts
+    /// it.
     fn call(
         &mut self,
         mut f: impl FnMut(*const libc::iovec, libc::c_int) -> libc::ssize_t,
@@ -131,7 +136,8 @@ impl<'a> GatherList<'a> {
 
     /// Appends bytes of the host's.
     pub fn push_host(&mut self, bytes: &'a [u8]) {
-        // The kernel only reads from a gather list, so the cast to a mutable pointer is never used as one.
+        // The kernel only reads from a gather list, so the cast to a mutable pointer is never used
+        // as one.
         self.0.push_host(bytes.as_ptr().cast_mut(), bytes.len());
     }
 
@@ -149,8 +155,9 @@ impl<'a> GatherList<'a> {
     #[expect(unsafe_code, reason = "no crate of ours wraps writev over guest memory")]
     pub fn write_to(&mut self, file: &(impl AsRawFd + ?Sized)) -> io::Result<usize> {
         let fd = file.as_raw_fd();
-        // SAFETY: `call` gives `count` initialised entries. Each points to memory that is mapped and readable for its
-        // length: guest memory, borrowed by this list, or a host slice, borrowed for 'a. The kernel only reads it.
+        // SAFETY: `call` gives `count` initialised entries. Each points to memory that is mapped
+        // and readable for its length: guest memory, borrowed by this list, or a host slice,
+        // borrowed for 'a. The kernel only reads it.
         self.0.call(|iovs, count| unsafe { libc::writev(fd, iovs, count) })
     }
 
@@ -191,13 +198,14 @@ impl<'a> ScatterList<'a> {
     #[expect(unsafe_code, reason = "no crate of ours wraps readv over guest memory")]
     pub fn read_from(&mut self, file: &(impl AsRawFd + ?Sized)) -> io::Result<usize> {
         let fd = file.as_raw_fd();
-        // SAFETY: `call` gives `count` initialised entries. Each points to memory that is mapped and writable for its
-        // length: guest memory, borrowed by this list and never seen as a Rust reference, or a host slice, borrowed
-        // mutably for 'a.
+        // SAFETY: `call` gives `count` initialised entries. Each points to memory that is mapped
+        // and writable for its length: guest memory, borrowed by this list and never seen as a Rust
+        // reference, or a host slice, borrowed mutably for 'a.
         self.0.call(|iovs, count| unsafe { libc::readv(fd, iovs, count) })
     }
 
-    /// `preadv`: reads once from `offset` bytes into the file, and returns how many bytes came; 0 at the file's end.
+    /// `preadv`: reads once from `offset` bytes into the file, and returns how many bytes came; 0
+    /// at the file's end.
     #[expect(unsafe_code, reason = "no crate of ours wraps preadv over guest memory")]
     pub fn read_at(&mut self, file: &impl AsRawFd, offset: u64) -> io::Result<usize> {
         let (fd, offset) = (file.as_raw_fd(), file_offset(offset)?);

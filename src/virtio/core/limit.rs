@@ -1,8 +1,9 @@
 //! How much of the host a device may use in a second: token buckets for operations and for bytes.
 //!
-//! A device asks [`Throttle::ready_at`] before it begins something, and [`Throttle::charge`]s what it turned out to cost. So what was begun is
-//! done at once however large it is, and what comes next waits until the debt is paid: nothing has to be put back. Idle time is
-//! worth a tenth of a second's allowance and no more.
+//! A device asks [`Throttle::ready_at`] before it begins something, and [`Throttle::charge`]s what
+//! it turned out to cost. So what was begun is done at once however large it is, and what comes
+//! next waits until the debt is paid: nothing has to be put back. Idle time is worth a tenth of a
+//! second's allowance and no more.
 
 use std::num::NonZeroU64;
 use std::sync::Mutex;

@@ -1,10 +1,12 @@
 //! The MMIO transport, version 2 (virtio 1.2 §4.2): one page of registers in front of a device.
 //!
-//! Registers take aligned 32-bit accesses and nothing else (§4.2.2.2); the configuration space behind them takes any. A
-//! notification and the interrupt's status and acknowledgement take no lock; the rest is set-up, under one.
+//! Registers take aligned 32-bit accesses and nothing else (§4.2.2.2); the configuration space
+//! behind them takes any. A notification and the interrupt's status and acknowledgement take no
+//! lock; the rest is set-up, under one.
 //!
-//! It never trusts a register: an offset, a queue index or an address that makes no sense is reported (a few times) and ignored,
-//! or makes the device DEVICE_NEEDS_RESET where it could not work.
+//! It never trusts a register: an offset, a queue index or an address that makes no sense is
+//! reported (a few times) and ignored, or makes the device DEVICE_NEEDS_RESET where it could not
+//! work.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -48,7 +50,8 @@ struct Inner {
 }
 
 impl MmioTransport {
-    /// Puts `device` behind the window that begins at `base_gpa`. Interrupts are edges on `irq_evt`. Makes an eventfd per queue.
+    /// Puts `device` behind the window that begins at `base_gpa`. Interrupts are edges on
+    /// `irq_evt`. Makes an eventfd per queue.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         base_gpa: u64,

@@ -6,7 +6,8 @@
 //! - [`iovec`] moves bytes between guest memory and file descriptors without copying.
 //! - [`limit`] holds a device to so many operations and bytes in a second.
 //! - [`worker`] is the thread that a device runs on.
-//! - [`transport`] holds what the driver negotiates; [`mmio`] and [`pci`] are two kinds of registers in front of it.
+//! - [`transport`] holds what the driver negotiates; [`mmio`] and [`pci`] are two kinds of
+//!   registers in front of it.
 //! - [`spec`] has the specification's numbers.
 //!
 //! Nothing here names a particular device (but for the numbers in `spec`).

@@ -1,12 +1,14 @@
-//! A split virtqueue (virtio 1.2 §2.7), from the device's side: takes chains off the avail ring, puts them on the used ring.
+//! A split virtqueue (virtio 1.2 §2.7), from the device's side: takes chains off the avail ring,
+//! puts them on the used ring.
 //!
-//! The avail ring is `virtio-queue`'s, with its arithmetic and its memory barriers. The walk along a chain is ours ([`Chain`]), because it
-//! refuses what that crate passes over, and so is the used ring, because that crate has no way to show the driver several entries
-//! at once. A queue is plain data: it holds no thread, no descriptor
-//! and no guest memory, so where the driver put it ([`QueueLayout`]) and how far it got ([`Position`]) is all there is to it.
+//! The avail ring is `virtio-queue`'s, with its arithmetic and its memory barriers. The walk along
+//! a chain is ours ([`Chain`]), because it refuses what that crate passes over, and so is the used
+//! ring, because that crate has no way to show the driver several entries at once. A queue is plain
+//! data: it holds no thread, no descriptor and no guest memory, so where the driver put it
+//! ([`QueueLayout`]) and how far it got ([`Position`]) is all there is to it.
 //!
-//! A malformed ring or chain is reported once, by the `pop` that met it. From then on the queue is *failed*: it pops nothing
-//! any more, while chains that are in flight can still be completed.
+//! A malformed ring or chain is reported once, by the `pop` that met it. From then on the queue is
+//! *failed*: it pops nothing any more, while chains that are in flight can still be completed.
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -56,7 +58,8 @@ pub enum QueueError {
         /// What the device offers.
         max: u16,
     },
-    /// §2.7: each part has its alignment; and none is at 0, which is where one ends up that was never set.
+    /// §2.7: each part has its alignment; and none is at 0, which is where one ends up that was
+    /// never set.
     #[error("the {part} at {gpa:#x} is misaligned or was not set")]
     Misplaced {
         /// Which part of the queue.
@@ -106,7 +109,8 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// A fresh queue, everything about it checked. `max_size` is what the device offers, `features` what was negotiated.
+    /// A fresh queue, everything about it checked. `max_size` is what the device offers, `features`
+    /// what was negotiated.
     pub fn new(
         layout: &QueueLayout,
         max_size: u16,
@@ -116,8 +120,8 @@ impl Queue {
         Self::at(Position::default(), layout, max_size, features, mem)
     }
 
-    /// The same, for one that got so far already. Any position is good: one that the driver doesn't know of is found out by
-    /// [`pop`](Self::pop).
+    /// The same, for one that got so far already. Any position is good: one that the driver doesn't
+    /// know of is found out by [`pop`](Self::pop).
     pub fn at(
         position: Position,
         layout: &QueueLayout,
@@ -130,8 +134,8 @@ impl Queue {
             .filter(|size| size.is_power_of_two() && *size <= max_size)
             .ok_or(QueueError::Size { size: layout.size, max: max_size })?;
         let entries = usize::from(size);
-        // Sizes and alignments of §2.7: 16 bytes a descriptor; flags, index, 2 bytes an entry and used_event; flags, index, 8 bytes
-        // an entry and avail_event.
+        // Sizes and alignments of §2.7: 16 bytes a descriptor; flags, index, 2 bytes an entry and
+        // used_event; flags, index, 8 bytes an entry and avail_event.
         for (part, gpa, align, len) in [
             ("descriptor table", layout.desc_table, 16, 16 * entries),
             ("avail ring", layout.avail_ring, 2, 6 + 2 * entries),
@@ -182,7 +186,8 @@ impl Queue {
         self.failed = true;
     }
 
-    /// Takes the next chain, if there is one. An error comes once; afterwards the queue is failed and empty.
+    /// Takes the next chain, if there is one. An error comes once; afterwards the queue is failed
+    /// and empty.
     pub fn pop(&mut self, mem: &GuestMemory) -> Result<Option<Chain>, QueueError> {
         if self.failed {
             return Ok(None);
@@ -214,13 +219,14 @@ impl Queue {
         self.retire(chain);
     }
 
-    /// Ends a chain: the driver may have it back. The device has written `written` bytes from the start of its writable
-    /// part (§2.7.8).
+    /// Ends a chain: the driver may have it back. The device has written `written` bytes from the
+    /// start of its writable part (§2.7.8).
     pub fn complete(&mut self, mem: &GuestMemory, chain: Chain, written: u32) -> Result<(), QueueError> {
         self.complete_together(mem, [(chain, written)])
     }
 
-    /// Ends several chains, in this order, each with what was written to it. The driver sees all of them or none.
+    /// Ends several chains, in this order, each with what was written to it. The driver sees all of
+    /// them or none.
     pub fn complete_together(
         &mut self,
         mem: &GuestMemory,
@@ -256,17 +262,20 @@ impl Queue {
         self.spare.push(segments);
     }
 
-    /// Whether the driver wants an interrupt for what was completed since this was last asked (§2.7.7, §2.7.10).
+    /// Whether the driver wants an interrupt for what was completed since this was last asked
+    /// (§2.7.7, §2.7.10).
     pub fn needs_interrupt(&mut self, mem: &GuestMemory) -> bool {
         let completed = std::mem::take(&mut self.unsignalled);
         if completed == 0 {
             return false;
         }
-        // The used index must be out before the driver's wish is read: the driver does it the other way round (§2.7.10.1).
+        // The used index must be out before the driver's wish is read: the driver does it the other
+        // way round (§2.7.10.1).
         fence(Ordering::SeqCst);
         // In doubt, one interrupt too many.
         if self.ring.event_idx_enabled() {
-            // §2.7.10: whether the index that the driver waits for is among those that were just used.
+            // §2.7.10: whether the index that the driver waits for is among those that were just
+            // used.
             let used_event = self.ring.avail_ring() + 4 + u64::from(self.ring.size()) * 2;
             let wanted = mem.load::<u16>(GuestAddress(used_event), Ordering::Relaxed);
             return wanted.map_or(true, |wanted| {
@@ -284,7 +293,8 @@ impl Queue {
         }
     }
 
-    /// Asks the driver to notify again, and returns whether a chain came in the meantime without one: then look again.
+    /// Asks the driver to notify again, and returns whether a chain came in the meantime without
+    /// one: then look again.
     pub fn enable_notification(&mut self, mem: &GuestMemory) -> bool {
         !self.failed && self.ring.enable_notification(mem).unwrap_or(false)
     }

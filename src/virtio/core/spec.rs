@@ -71,7 +71,8 @@ pub mod mmio {
     pub const VENDOR: u32 = 0x6874_6f62;
 }
 
-/// The PCI transport (§4.1), and what of PCI itself it is made of (PCI Local Bus 3.0 §6.1, §6.7, §6.8.2).
+/// The PCI transport (§4.1), and what of PCI itself it is made of (PCI Local Bus 3.0 §6.1, §6.7,
+/// §6.8.2).
 pub mod pci {
     /// Red Hat's, for virtio (§4.1.2).
     pub const VENDOR: u16 = 0x1af4;
@@ -116,7 +117,8 @@ pub mod pci {
 
     /// Id of a vendor's capability; all of virtio's are (§4.1.4).
     pub const CAPABILITY: u8 = 0x09;
-    /// Bytes of a virtio capability; the notification's has 4 more (§4.1.4, §4.1.4.4), and so has the access capability's (§4.1.4.9).
+    /// Bytes of a virtio capability; the notification's has 4 more (§4.1.4, §4.1.4.4), and so has
+    /// the access capability's (§4.1.4.9).
     pub const CAPABILITY_LEN: u8 = 16;
     /// `cfg_type` (§4.1.4).
     pub const COMMON: u8 = 1;
@@ -124,7 +126,8 @@ pub mod pci {
     pub const ISR: u8 = 3;
     pub const DEVICE_SPECIFIC: u8 = 4;
     pub const ACCESS: u8 = 5;
-    /// Where `bar`, `offset` and `length` are in a capability, and behind them `pci_cfg_data` of the access capability (§4.1.4).
+    /// Where `bar`, `offset` and `length` are in a capability, and behind them `pci_cfg_data` of
+    /// the access capability (§4.1.4).
     pub const CAPABILITY_BAR: u16 = 4;
     pub const CAPABILITY_OFFSET: u16 = 8;
     pub const CAPABILITY_LENGTH: u16 = 12;

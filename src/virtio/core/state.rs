@@ -1,14 +1,17 @@
-//! A device and its driver at rest, as plain data: what one virtual machine hands over, and another goes on with.
+//! A device and its driver at rest, as plain data: what one virtual machine hands over, and another
+//! goes on with.
 //!
-//! A [`State`] is all about a device that neither its configuration nor guest memory says. It may come from anywhere, so that it is as little
-//! trusted as a guest: whoever takes it checks everything, and refuses what could not have come about.
+//! A [`State`] is all about a device that neither its configuration nor guest memory says. It may
+//! come from anywhere, so that it is as little trusted as a guest: whoever takes it checks
+//! everything, and refuses what could not have come about.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::queue::{Position, QueueLayout};
 
-/// What a device itself, or the registers in front of it, remember: of a shape that only they know. `Null` for nothing.
+/// What a device itself, or the registers in front of it, remember: of a shape that only they know.
+/// `Null` for nothing.
 pub type Remembered = serde_json::Value;
 
 /// Everything about a device and its driver.

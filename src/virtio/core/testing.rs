@@ -1,7 +1,9 @@
-//! A fake driver: does to a device, through its registers and rings, what a guest's driver does, and what none should.
+//! A fake driver: does to a device, through its registers and rings, what a guest's driver does,
+//! and what none should.
 //!
-//! [`DriverQueue`] is the driver's side of one ring, good for tests of the ring alone. [`FakeDriver`] has a device behind an MMIO
-//! transport, and negotiates, notifies and waits. Nothing waits longer than [`PATIENCE`].
+//! [`DriverQueue`] is the driver's side of one ring, good for tests of the ring alone.
+//! [`FakeDriver`] has a device behind an MMIO transport, and negotiates, notifies and waits.
+//! Nothing waits longer than [`PATIENCE`].
 
 use std::io;
 use std::sync::atomic::{Ordering, fence};
@@ -29,7 +31,8 @@ use crate::thread::Spawner;
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Where the transport's window is.
 pub const BASE: u64 = 0xd000_0000;
-/// Guest memory: two regions that touch here, so that buffers can cross; and a hole from `MEM_END` on.
+/// Guest memory: two regions that touch here, so that buffers can cross; and a hole from `MEM_END`
+/// on.
 pub const SEAM: u64 = 0x40_0000;
 pub const MEM_END: u64 = 0x80_0000;
 /// Descriptors of each queue, unless the device offers fewer.
@@ -191,8 +194,9 @@ impl Doorbells for RecordedDoorbells {
     }
 }
 
-/// Answers each chain with the length of its readable part, on two queues with a thread each. Has a feature bit of its own and
-/// eight bytes of configuration space, of which the driver may write the last four.
+/// Answers each chain with the length of its readable part, on two queues with a thread each. Has a
+/// feature bit of its own and eight bytes of configuration space, of which the driver may write the
+/// last four.
 pub struct Echo {
     workers: Vec<Worker<ActiveQueue>>,
     pub config: Arc<Mutex<[u8; 8]>>,
@@ -292,7 +296,8 @@ impl FakeDriver {
         serde_json::from_str(&state).unwrap()
     }
 
-    /// Puts another device in the place of the one that there is, with a state, in the same guest memory. It is not resumed yet.
+    /// Puts another device in the place of the one that there is, with a state, in the same guest
+    /// memory. It is not resumed yet.
     pub fn replace(&mut self, device: impl VirtioDevice + 'static, state: &State) -> Result<(), StateError> {
         self.transport.stop();
         let (irq_evt, doorbells) = (EventFd::new(libc::EFD_NONBLOCK).unwrap(), RecordedDoorbells::default());
@@ -434,7 +439,8 @@ impl FakeDriver {
         used.unwrap()
     }
 
-    /// One request with a readable and a writable buffer each, start to end: what was written, and the used length.
+    /// One request with a readable and a writable buffer each, start to end: what was written, and
+    /// the used length.
     pub fn request(&mut self, queue: u32, readable: &[u8], writable: u32) -> (Vec<u8>, u32) {
         let input = self.alloc_with(readable);
         let output = self.alloc(writable);
@@ -465,7 +471,8 @@ pub fn as_plain_user<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         scope
             .spawn(|| {
-                // SAFETY: no pointers. The raw system call changes this thread alone, unlike libc's wrapper.
+                // SAFETY: no pointers. The raw system call changes this thread alone, unlike libc's
+                // wrapper.
                 let result = unsafe { libc::syscall(libc::SYS_setresuid, -1, 65534, -1) };
                 // A plain user may not, and needn't.
                 assert!(result == 0 || !is_root());

@@ -1,6 +1,8 @@
-//! What the driver negotiates with a device, whatever registers it does it through: status, features, queues, reset.
+//! What the driver negotiates with a device, whatever registers it does it through: status,
+//! features, queues, reset.
 //!
-//! [`mmio`](super::mmio) or [`pci`](super::pci) stands in front of it. Nothing here knows an offset or an access width. It owns the kick eventfds, and is called under its owner's lock.
+//! [`mmio`](super::mmio) or [`pci`](super::pci) stands in front of it. Nothing here knows an offset
+//! or an access width. It owns the kick eventfds, and is called under its owner's lock.
 
 use std::fmt::Display;
 use std::io;
@@ -41,20 +43,25 @@ struct QueueSlot {
     doorbell: bool,
 }
 
-/// A device behind a transport of either kind, as the VM sees it. Called on the VM's main thread, when no vCPU runs.
+/// A device behind a transport of either kind, as the VM sees it. Called on the VM's main thread,
+/// when no vCPU runs.
 pub trait Attached: Send + Sync {
-    /// Stops the device: requests in flight are finished, and afterwards nothing touches guest memory. Twice is fine.
+    /// Stops the device: requests in flight are finished, and afterwards nothing touches guest
+    /// memory. Twice is fine.
     fn stop(&self);
 
-    /// The same for a pause, which [`resume`](Self::resume) ends: the driver sees nothing of it. Returns everything about the device.
+    /// The same for a pause, which [`resume`](Self::resume) ends: the driver sees nothing of it.
+    /// Returns everything about the device.
     fn suspend(&self) -> State;
 
-    /// Makes the device what another one, of the same configuration, was when it was suspended. Guest memory must be what it was then; nothing
-    /// reads it but the addresses of queues. On `Err` the device is good for nothing but its end.
+    /// Makes the device what another one, of the same configuration, was when it was suspended.
+    /// Guest memory must be what it was then; nothing reads it but the addresses of queues. On
+    /// `Err` the device is good for nothing but its end.
     fn restore(&self, state: &State) -> Result<(), StateError>;
 
-    /// Goes on after `suspend` or `restore`. Every interrupt is raised once: one that was on its way may be lost, and to a driver one too
-    /// many is nothing. So the driver also looks at the configuration space again, where something may have changed meanwhile.
+    /// Goes on after `suspend` or `restore`. Every interrupt is raised once: one that was on its
+    /// way may be lost, and to a driver one too many is nothing. So the driver also looks at the
+    /// configuration space again, where something may have changed meanwhile.
     fn resume(&self);
 }
 
@@ -222,7 +229,8 @@ impl Transport {
         self.status | if self.needs_reset.is_raised() { status::NEEDS_RESET } else { 0 }
     }
 
-    /// What the driver writes to the status: 0 resets, anything else adds bits, each in its turn (§3.1.1).
+    /// What the driver writes to the status: 0 resets, anything else adds bits, each in its turn
+    /// (§3.1.1).
     pub(super) fn set_status(&mut self, value: u32) {
         if value == 0 {
             self.reset();
@@ -244,7 +252,8 @@ impl Transport {
         }
     }
 
-    /// FEATURES_OK stays clear, which the driver reads back, when the device can't work with the driver's choice (§3.1.1).
+    /// FEATURES_OK stays clear, which the driver reads back, when the device can't work with the
+    /// driver's choice (§3.1.1).
     fn seal_features(&mut self) {
         let offered = self.device.features() | feature::VERSION_1;
         if self.driver_features & !offered != 0 {
@@ -307,15 +316,16 @@ impl Transport {
             return self.needs_reset.raise(format_args!("the device did not start: {error}"));
         }
         self.life = Life::Running;
-        // Last: a doorbell is a speed-up, and until it is there the driver's writes arrive as exits.
+        // Last: a doorbell is a speed-up, and until it is there the driver's writes arrive as
+        // exits.
         for slot in self.queues.iter_mut().filter(|slot| slot.ready) {
             self.doorbells.add(slot.bell, &slot.kick_evt);
             slot.doorbell = true;
         }
     }
 
-    /// Stops the device and removes its doorbells. The driver sees nothing of it. Returns the queues as they stand, or nothing
-    /// when the device doesn't run.
+    /// Stops the device and removes its doorbells. The driver sees nothing of it. Returns the
+    /// queues as they stand, or nothing when the device doesn't run.
     pub(super) fn stop(&mut self) -> Vec<Option<Queue>> {
         for slot in &mut self.queues {
             if std::mem::take(&mut slot.doorbell) {

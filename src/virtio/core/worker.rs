@@ -1,8 +1,9 @@
 //! A device's thread, and the off switch that goes with it.
 //!
-//! A [`Worker`] is made when the VM is built, and its thread is parked at once: later, when guest code runs, nothing
-//! comes into being. `start` hands the thread a job (queues, mostly), `stop` takes the job back. A worker that is
-//! dropped is stopped and joined. It owns one thread and one eventfd.
+//! A [`Worker`] is made when the VM is built, and its thread is parked at once: later, when guest
+//! code runs, nothing comes into being. `start` hands the thread a job (queues, mostly), `stop`
+//! takes the job back. A worker that is dropped is stopped and joined. It owns one thread and one
+//! eventfd.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -16,7 +17,8 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::poll;
 use crate::thread::Spawner;
 
-/// Tells a worker to stop. Readable (for [`poll::readable`]) once it is set, and cheap to ask between two requests.
+/// Tells a worker to stop. Readable (for [`poll::readable`]) once it is set, and cheap to ask
+/// between two requests.
 pub struct Stop {
     evt: EventFd,
     set: AtomicBool,
@@ -64,8 +66,9 @@ pub struct Worker<J: Send + 'static> {
 }
 
 impl<J: Send + 'static> Worker<J> {
-    /// Starts the thread and parks it. Each job runs as `body(job, stop)`, which gives the job back; it is expected to do so
-    /// when `stop` is set, and may do so earlier (the thread then waits for `stop`).
+    /// Starts the thread and parks it. Each job runs as `body(job, stop)`, which gives the job
+    /// back; it is expected to do so when `stop` is set, and may do so earlier (the thread then
+    /// waits for `stop`).
     pub fn spawn(
         name: &str,
         spawner: &Spawner,

@@ -1,6 +1,8 @@
-//! The control queue (virtio 1.2 §5.1.6.5): how many queue pairs the driver uses. There is one where a device has several pairs.
+//! The control queue (virtio 1.2 §5.1.6.5): how many queue pairs the driver uses. There is one
+//! where a device has several pairs.
 //!
-//! The kernel spreads an interface's packets over all of its queues, so those that the driver doesn't use are detached from it.
+//! The kernel spreads an interface's packets over all of its queues, so those that the driver
+//! doesn't use are detached from it.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 

@@ -1,4 +1,5 @@
-//! Receive buffers that were taken from the driver and wait for packets, and what of a packet has found no room in them yet.
+//! Receive buffers that were taken from the driver and wait for packets, and what of a packet has
+//! found no room in them yet.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,17 +11,19 @@ use crate::memory::GuestMemory;
 use crate::virtio::core::chain::Chain;
 use crate::virtio::core::iovec::IoVecs;
 
-/// The most pieces of memory that a receive buffer may have, and that make many buffers enough: two times this, and the host's buffer behind them,
-/// is the most that one call takes.
+/// The most pieces of memory that a receive buffer may have, and that make many buffers enough: two
+/// times this, and the host's buffer behind them, is the most that one call takes.
 pub(super) const MAX_SEGMENTS: usize = 511;
 /// Where `num_buffers` stands in the header (§5.1.6).
 const NUM_BUFFERS: u32 = 10;
-/// How long the rest of a packet waits for buffers. A driver that was told of used ones gives new ones at once, if it has any.
+/// How long the rest of a packet waits for buffers. A driver that was told of used ones gives new
+/// ones at once, if it has any.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The same for one that had none the last time: then it would be a second for each packet.
 const NO_PATIENCE: Duration = Duration::from_millis(10);
 
-/// The buffers, in order. None is ever completed before one that is in front of it: that is why all of them can be put back.
+/// The buffers, in order. None is ever completed before one that is in front of it: that is why all
+/// of them can be put back.
 pub(super) struct Held {
     chains: VecDeque<Chain>,
     /// Bytes that they have room for.
@@ -33,14 +36,15 @@ pub(super) struct Held {
     largest: u64,
     /// Bytes of a packet that isn't larger than the interface's MTU, with its header.
     usual: u64,
-    /// What a packet has beyond the buffers that there were. If it is full the packet was too large, and where a packet may take no more than one
-    /// buffer it is a byte.
+    /// What a packet has beyond the buffers that there were. If it is full the packet was too
+    /// large, and where a packet may take no more than one buffer it is a byte.
     beyond: Vec<u8>,
     unfinished: Option<Unfinished>,
     patience: Duration,
 }
 
-/// A packet that is larger than the buffers that there were: they are full of it, and its rest is in `beyond`.
+/// A packet that is larger than the buffers that there were: they are full of it, and its rest is
+/// in `beyond`.
 struct Unfinished {
     len: u32,
     rest: u32,
@@ -58,7 +62,8 @@ pub(super) enum Read {
 }
 
 impl Held {
-    /// None yet, for packets that have at most `largest` bytes, mostly `usual`, each with its header.
+    /// None yet, for packets that have at most `largest` bytes, mostly `usual`, each with its
+    /// header.
     pub(super) fn new(merges: bool, largest: u32, usual: u32) -> Self {
         Self {
             chains: VecDeque::new(),
@@ -78,7 +83,8 @@ impl Held {
         self.merges
     }
 
-    /// Whether there is room enough: for the rest of a packet, or for the largest one; or where one buffer must do for it, that one.
+    /// Whether there is room enough: for the rest of a packet, or for the largest one; or where one
+    /// buffer must do for it, that one.
     pub(super) fn is_enough(&self) -> bool {
         match &self.unfinished {
             Some(packet) => self.room >= packet.len.into(),
@@ -87,8 +93,9 @@ impl Held {
         }
     }
 
-    /// Whether a packet may be read if the driver has no more buffers. It may be a large one, and then its rest has to wait; but to wait before
-    /// it is there could be to wait for a driver that waits for a packet.
+    /// Whether a packet may be read if the driver has no more buffers. It may be a large one, and
+    /// then its rest has to wait; but to wait before it is there could be to wait for a driver that
+    /// waits for a packet.
     pub(super) fn is_something(&self) -> bool {
         self.unfinished.is_none() && self.room >= self.usual
     }
@@ -98,7 +105,8 @@ impl Held {
         self.unfinished.as_ref().map(|packet| packet.until)
     }
 
-    /// Whether the rest of a packet waits in vain: all buffers of a queue of this size are held, or they are in too many pieces, or the time is up.
+    /// Whether the rest of a packet waits in vain: all buffers of a queue of this size are held, or
+    /// they are in too many pieces, or the time is up.
     pub(super) fn waits_in_vain(&self, queue_size: u16) -> bool {
         let all = self.chains.len() == usize::from(queue_size) || self.segments >= MAX_SEGMENTS;
         self.unfinished.as_ref().is_some_and(|packet| all || packet.until <= Instant::now())
@@ -138,7 +146,8 @@ impl Held {
         Ok(Read::Part)
     }
 
-    /// Puts the rest of a packet into the buffers that came since; if those are still too few, the packet is lost. `None` when no rest waits.
+    /// Puts the rest of a packet into the buffers that came since; if those are still too few, the
+    /// packet is lost. `None` when no rest waits.
     pub(super) fn go_on(&mut self, mem: &GuestMemory) -> Option<Read> {
         let enough = self.is_enough();
         let Unfinished { len, rest, .. } = self.unfinished.take()?;
@@ -168,8 +177,8 @@ impl Held {
         }
     }
 
-    /// Takes the first buffers, in which a packet of `len` bytes is, each with what is written of it. Their number goes into its header
-    /// (§5.1.6.4): the kernel leaves that to us.
+    /// Takes the first buffers, in which a packet of `len` bytes is, each with what is written of
+    /// it. Their number goes into its header (§5.1.6.4): the kernel leaves that to us.
     pub(super) fn take(&mut self, len: u32, mem: &GuestMemory) -> impl Iterator<Item = (Chain, u32)> {
         let mut left = len;
         let holds_all = |chain: &Chain| {

@@ -20,7 +20,8 @@ fn a_large_packet_takes_several_buffers_and_the_driver_sees_them_at_once() {
     });
 }
 
-/// Takes the next packet out of as many buffers as its header says, and gives the device as many new ones.
+/// Takes the next packet out of as many buffers as its header says, and gives the device as many
+/// new ones.
 fn receive_merged(driver: &mut FakeDriver, buffers: &mut Vec<(u16, u64)>) -> Vec<u8> {
     let mut packet = Vec::new();
     let (mut count, mut seen) = (1, 0);
@@ -86,7 +87,8 @@ fn a_packet_whose_rest_waits_at_the_end_of_a_burst_is_not_forgotten() {
         let (device, wire) = device();
         set_mtu("t0", 9000);
         let mut driver = FakeDriver::started(device);
-        // The host has nothing to say of its own accord, which would be another reason to look, and what it has said is dropped by a reset.
+        // The host has nothing to say of its own accord, which would be another reason to look, and
+        // what it has said is dropped by a reset.
         let _without_ipv6 = std::fs::write("/proc/sys/net/ipv6/conf/t0/disable_ipv6", "1");
         driver.write(mmio::STATUS, 0);
         driver.start(u64::MAX);

@@ -1,4 +1,5 @@
-//! What the kernel says of a network interface: by sockets, which see the thread's own network namespace; /sys may show another.
+//! What the kernel says of a network interface: by sockets, which see the thread's own network
+//! namespace; /sys may show another.
 
 use std::ffi::CString;
 use std::io;
@@ -45,7 +46,8 @@ pub(super) fn mtu(name: &str) -> io::Result<u16> {
     u16::try_from(unsafe { request.ifr_ifru.ifru_mtu }).map_err(io::Error::other)
 }
 
-/// "a tap", "a tun" or "an interface of driver X", by what the driver says of itself (ETHTOOL_GDRVINFO, which needs no rights).
+/// "a tap", "a tun" or "an interface of driver X", by what the driver says of itself
+/// (ETHTOOL_GDRVINFO, which needs no rights).
 pub(super) fn kind(name: &str) -> io::Result<String> {
     /// `struct ethtool_drvinfo` of linux/ethtool.h.
     #[repr(C)]
@@ -99,15 +101,17 @@ pub(super) fn has_link(name: &str) -> io::Result<bool> {
     Ok(link.data != 0)
 }
 
-/// Has the driver fill in a command's structure, which must be the one of its number, its first field.
+/// Has the driver fill in a command's structure, which must be the one of its number, its first
+/// field.
 #[expect(unsafe_code, reason = "an ethtool ioctl")]
 fn ethtool<T>(name: &str, command: &mut T) -> io::Result<()> {
     const SIOCETHTOOL: libc::Ioctl = 0x8946;
     let socket = any_socket()?;
     let data = libc::__c_anonymous_ifr_ifru { ifru_data: (&raw mut *command).cast() };
     let mut request = request(name, data);
-    // SAFETY: SIOCETHTOOL takes an ifreq whose data points to the command's structure; both live through the call. Of the commands above the
-    // kernel fills in no more than that structure of its own has, which is what they are declared with.
+    // SAFETY: SIOCETHTOOL takes an ifreq whose data points to the command's structure; both live
+    // through the call. Of the commands above the kernel fills in no more than that structure of
+    // its own has, which is what they are declared with.
     done(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) })
 }
 

@@ -1,13 +1,15 @@
-//! virtio-net (virtio 1.2 §5.1): a network of the host's for the guest. One worker thread for each queue pair.
+//! virtio-net (virtio 1.2 §5.1): a network of the host's for the guest. One worker thread for each
+//! queue pair.
 //!
 //! - `port` is the host's side as the device sees it, and [`tap`] is one;
 //! - `pump` moves packets between a port and the queues;
 //! - `control` is how the driver says how many pairs it uses;
-//! - `offload` is what of the work on packets is left to the other side: checksums and segmentation, in both directions.
+//! - `offload` is what of the work on packets is left to the other side: checksums and
+//!   segmentation, in both directions.
 //!
-//! An interface that vanishes from the host is a link that is down for the guest. The device owns its threads and, through the ports, its
-//! file descriptors. What the guest uses as its IP address is in [`Config`] for the guest's init to take; the device itself
-//! doesn't look at it.
+//! An interface that vanishes from the host is a link that is down for the guest. The device owns
+//! its threads and, through the ports, its file descriptors. What the guest uses as its IP address
+//! is in [`Config`] for the guest's init to take; the device itself doesn't look at it.
 
 mod control;
 mod held;
@@ -66,7 +68,8 @@ pub struct Config {
     /// The guest's Ethernet address; one that depends on the tap's name where it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddr>,
-    /// Queue pairs, 1 to [`MAX_QUEUES`], each with a thread of its own; default 1. Several take a tap with `multi_queue`.
+    /// Queue pairs, 1 to [`MAX_QUEUES`], each with a thread of its own; default 1. Several take a
+    /// tap with `multi_queue`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<NonZeroU16>,
     /// The most bits in a second, in each direction; without limit where it is missing.
@@ -215,7 +218,8 @@ impl Config {
     }
 }
 
-/// The address of a guest that was given none: the same for the same tap each time, locally administered, and its own.
+/// The address of a guest that was given none: the same for the same tap each time, locally
+/// administered, and its own.
 fn default_mac(tap: &str) -> MacAddr {
     // FNV-1a: fixed for all time, which the standard library's hash is not.
     let hash = tap.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
@@ -244,8 +248,8 @@ pub struct Net {
 }
 
 impl Net {
-    /// A network device for the guest. `name` is its thread's name and stands in the log, e.g. `net0`. Where there are several pairs
-    /// their threads are `net0.q0` and so on.
+    /// A network device for the guest. `name` is its thread's name and stands in the log, e.g.
+    /// `net0`. Where there are several pairs their threads are `net0.q0` and so on.
     pub fn new(config: &Config, ports: Ports, name: &str, spawner: &Spawner) -> io::Result<Self> {
         let mut features =
             feature::RING | net::F_MAC | net::F_MTU | net::F_STATUS | offload::offered(ports.has_uso);
@@ -336,7 +340,8 @@ impl VirtioDevice for Net {
 
     fn start(&mut self, activation: Activation) -> io::Result<()> {
         let mut queues = activation.queues;
-        // §5.1.2: behind the pairs that there are, or behind the only one that a driver without MQ knows of.
+        // §5.1.2: behind the pairs that there are, or behind the only one that a driver without MQ
+        // knows of.
         self.control_index = if activation.features & net::F_MQ != 0 { 2 * self.workers.len() } else { 2 };
         let control = queues.get_mut(self.control_index).and_then(Option::take);
         // Until the driver says otherwise.

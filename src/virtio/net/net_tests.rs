@@ -65,7 +65,8 @@ fn a_driver_uses_as_many_queue_pairs_as_it_says() {
                 driver.wait_used(2 * pair + 1);
                 assert_eq!(wait_frame(&wire), frame(round, 60));
             }
-            // What comes in comes by some pair that is used, and nothing is lost. The host's own chatter comes as well.
+            // What comes in comes by some pair that is used, and nothing is lost. The host's own
+            // chatter comes as well.
             let indices = (0..usize::from(pairs)).map(|pair| 2 * pair);
             let give = |driver: &mut FakeDriver, index: usize| {
                 let buffer = driver.alloc(BUFFER);
@@ -127,7 +128,8 @@ fn add_buffers(driver: &mut FakeDriver, count: usize) -> Vec<(u16, u64)> {
     buffers
 }
 
-/// Waits for the next frame of the experimental type; what else the host sends uses a buffer up, and a new one takes its place.
+/// Waits for the next frame of the experimental type; what else the host sends uses a buffer up,
+/// and a new one takes its place.
 fn receive(driver: &mut FakeDriver, buffers: &mut Vec<(u16, u64)>) -> Vec<u8> {
     loop {
         let (head, len) = driver.wait_used(net::RX);
@@ -205,7 +207,8 @@ fn without_offloads_what_a_driver_claims_in_a_header_does_not_reach_the_host() {
         let (device, wire) = device();
         let mut driver = FakeDriver::new(device);
         driver.start(feature::RING);
-        // Every flag, a segmentation of no kind, and offsets past the packet: the tap itself would refuse it.
+        // Every flag, a segmentation of no kind, and offsets past the packet: the tap itself would
+        // refuse it.
         transmit(&mut driver, &[0xff; HEADER], &frame(1, 100));
         assert_eq!(wait_frame(&wire), frame(1, 100));
     });
@@ -336,7 +339,8 @@ fn an_interface_that_goes_down_or_away_does_not_disturb_the_driver() {
     });
 }
 
-/// The least CPU time, in ticks of 10 ms, of the threads of this name whose namespace is this thread's.
+/// The least CPU time, in ticks of 10 ms, of the threads of this name whose namespace is this
+/// thread's.
 fn thread_ticks(name: &str) -> u64 {
     let namespace = |task: &str| std::fs::read_link(format!("/proc/self/task/{task}/ns/net")).ok();
     let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
@@ -437,7 +441,8 @@ fn a_rate_holds_in_each_direction() {
         let wire = Wire::new("t0");
         let mut driver = FakeDriver::new(net);
         driver.start(!net::F_MRG_RXBUF);
-        // 100 KB in a second and 10 KB at once: 30 frames of 1 KB need a fifth of a second, and the other direction its own.
+        // 100 KB in a second and 10 KB at once: 30 frames of 1 KB need a fifth of a second, and the
+        // other direction its own.
         let start = std::time::Instant::now();
         for mark in 0..30 {
             transmit(&mut driver, &[0; HEADER], &frame(mark, 1000));

@@ -1,8 +1,11 @@
-//! Work on packets that moves to whoever can do it best: checksums and segmentation (virtio 1.2 §5.1.3.1, §5.1.6).
+//! Work on packets that moves to whoever can do it best: checksums and segmentation (virtio 1.2
+//! §5.1.3.1, §5.1.6).
 //!
-//! The header before each packet says what is left to be done. The kernel's tap speaks the same header, so that what was negotiated with
-//! the driver is only told to the tap, and nothing is computed here. What the driver says in a header passes if it was negotiated
-//! and is dropped if it wasn't; that it fits the packet is checked by the kernel, for which a header is as foreign as for us.
+//! The header before each packet says what is left to be done. The kernel's tap speaks the same
+//! header, so that what was negotiated with the driver is only told to the tap, and nothing is
+//! computed here. What the driver says in a header passes if it was negotiated and is dropped if it
+//! wasn't; that it fits the packet is checked by the kernel, for which a header is as foreign as
+//! for us.
 
 use crate::virtio::core::spec::net::{self, gso};
 
@@ -51,7 +54,8 @@ impl Offloads {
         self.features & feature != 0
     }
 
-    /// For TUNSETOFFLOAD: what the tap may leave undone in packets for the guest. Everything rests on checksums (§5.1.3.1).
+    /// For TUNSETOFFLOAD: what the tap may leave undone in packets for the guest. Everything rests
+    /// on checksums (§5.1.3.1).
     pub(super) fn of_tap(self) -> u32 {
         if !self.has(net::F_GUEST_CSUM) {
             return 0;
@@ -82,8 +86,9 @@ impl Offloads {
         self.of_tap() & !0x01 != 0
     }
 
-    /// The header that goes to the tap, made from the driver's; `None` if that asks for what was not negotiated. Without
-    /// checksums there is nothing that a driver could mean, and whatever it says is as good as nothing.
+    /// The header that goes to the tap, made from the driver's; `None` if that asks for what was
+    /// not negotiated. Without checksums there is nothing that a driver could mean, and whatever it
+    /// says is as good as nothing.
     pub(super) fn to_tap(self, header: [u8; HEADER_LEN]) -> Option<[u8; HEADER_LEN]> {
         if !self.has(net::F_CSUM) {
             return Some([0; HEADER_LEN]);

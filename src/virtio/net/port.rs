@@ -1,5 +1,5 @@
-//! The host's side of a network device: whatever gives and takes Ethernet frames. The device gets it
-//! open, as a value; [`Tap`](super::Tap) makes one.
+//! The host's side of a network device: whatever gives and takes Ethernet frames. The device gets
+//! it open, as a value; [`Tap`](super::Tap) makes one.
 
 use std::fmt::Debug;
 use std::io;

@@ -1,15 +1,18 @@
 //! Moves packets between a port of the host's and the two queues of a pair.
 //!
-//! Each packet is one `readv` or one `writev` between the port and guest memory; but for what is said below no byte of it passes through ours. The header
-//! before it (virtio 1.2 §5.1.6) is the port's as well; towards the host it is copied once and checked ([`Offloads::to_tap`]), so
-//! that a driver that changes it while we look at it changes nothing.
+//! Each packet is one `readv` or one `writev` between the port and guest memory; but for what is
+//! said below no byte of it passes through ours. The header before it (virtio 1.2 §5.1.6) is the
+//! port's as well; towards the host it is copied once and checked ([`Offloads::to_tap`]), so that a
+//! driver that changes it while we look at it changes nothing.
 //!
-//! A packet for the guest may take several buffers if the driver can put them together again; then as many are kept ready as the
-//! largest packet needs, or as there are, and the driver sees those of a packet all at once. What of a packet has no room in those that there are
-//! is kept until there are more: a network that loses one packet in each ring's worth would make TCP crawl.
+//! A packet for the guest may take several buffers if the driver can put them together again; then
+//! as many are kept ready as the largest packet needs, or as there are, and the driver sees those
+//! of a packet all at once. What of a packet has no room in those that there are is kept until
+//! there are more: a network that loses one packet in each ring's worth would make TCP crawl.
 //!
-//! The port is only waited for while there is a buffer to put a packet into: without one, packets wait in the interface's queue
-//! and are dropped there. An interface that vanishes ends reception, one that is down ends nothing: both are said once.
+//! The port is only waited for while there is a buffer to put a packet into: without one, packets
+//! wait in the interface's queue and are dropped there. An interface that vanishes ends reception,
+//! one that is down ends nothing: both are said once.
 
 use std::io;
 use std::sync::Arc;
@@ -34,7 +37,8 @@ use crate::virtio::core::worker::Stop;
 pub(super) const RX_BURST: usize = if cfg!(test) { 3 } else { 256 };
 /// An Ethernet header, the least that a packet has.
 const MIN_FRAME: u32 = 14;
-/// The largest packet that any header could announce, and then some: beyond it nothing is worth a system call.
+/// The largest packet that any header could announce, and then some: beyond it nothing is worth a
+/// system call.
 const MAX_FRAME: u32 = 65536 + 64;
 /// An Ethernet header with a VLAN's tag in it.
 const VLAN_HEADER: u32 = 18;
@@ -80,7 +84,8 @@ struct Said {
 enum Rx {
     /// Buffers are (or may be) there: wait for packets.
     Ready,
-    /// The driver has to add buffers first. After that time the packet that waits for them is dropped.
+    /// The driver has to add buffers first. After that time the packet that waits for them is
+    /// dropped.
     Starved(Option<Instant>),
     /// The limit is used up until then.
     Spent(Instant),
@@ -157,8 +162,8 @@ impl Pump {
         self.set_offloads(0);
     }
 
-    /// Tells the port what it may leave undone. What waits in it was made for who was there before, and is dropped if it may be too much for
-    /// who is there now.
+    /// Tells the port what it may leave undone. What waits in it was made for who was there before,
+    /// and is dropped if it may be too much for who is there now.
     fn set_offloads(&mut self, flags: u32) {
         let set = if self.leads { self.port.set_offloads(flags) } else { Ok(()) };
         let flags = set.map(|()| flags).unwrap_or_else(|error| {
@@ -173,7 +178,8 @@ impl Pump {
         self.offloads = flags;
     }
 
-    /// Receives until the port or the queue has no more. Buffers that no packet came for stay in `held`.
+    /// Receives until the port or the queue has no more. Buffers that no packet came for stay in
+    /// `held`.
     fn receive(&mut self, job: &mut Job, held: &mut Held, iovs: &mut IoVecs) -> Rx {
         let Some(queue) = &mut job.rx else { return Rx::Off };
         queue.drain_kick();
@@ -223,7 +229,8 @@ impl Pump {
             }
         }
         if matches!(state, Rx::Ready) && held.waits_until().is_some() {
-            // The burst is over before the packet is whole: it goes on as soon as the others had their turn, whatever the port has.
+            // The burst is over before the packet is whole: it goes on as soon as the others had
+            // their turn, whatever the port has.
             state = Rx::Spent(Instant::now());
         }
         queue.interrupt_if_needed();
@@ -232,7 +239,8 @@ impl Pump {
 
     fn gone(&mut self, job: &mut Job, error: &io::Error) {
         if !self.leads {
-            // Its queue is detached, and it is woken when that changes. If all of the interface is gone, the first pair says so.
+            // Its queue is detached, and it is woken when that changes. If all of the interface is
+            // gone, the first pair says so.
             return;
         }
         if !std::mem::replace(&mut self.said.gone, true) {
@@ -241,7 +249,8 @@ impl Pump {
         (job.link_is_down)();
     }
 
-    /// Takes buffers until the next packet, or the rest of one, has room or is to be given up; false if there are too few.
+    /// Takes buffers until the next packet, or the rest of one, has room or is to be given up;
+    /// false if there are too few.
     fn collect(&self, queue: &mut ActiveQueue, held: &mut Held) -> bool {
         while !held.is_enough() && !held.waits_in_vain(queue.size()) {
             let Some(chain) = queue.pop() else { return held.is_something() };
@@ -249,7 +258,8 @@ impl Pump {
             if chain.writable_len() >= least && chain.writable().len() <= MAX_SEGMENTS {
                 held.push(chain);
             } else if held.merges() {
-                // It can't be used up before those that are held, and with those it can't be used at all.
+                // It can't be used up before those that are held, and with those it can't be used
+                // at all.
                 queue.put_back(chain);
                 queue.fail("a receive buffer has no room for a header, or is in too many pieces");
                 return false;
@@ -275,7 +285,8 @@ impl Pump {
                 Ok(false) => {
                     self.log.warn("the driver sent something that is no packet");
                 }
-                // EIO: the interface is down. EBADFD: it is gone. A network loses packets; that is not the driver's concern.
+                // EIO: the interface is down. EBADFD: it is gone. A network loses packets; that is
+                // not the driver's concern.
                 Err(error) => {
                     if !std::mem::replace(&mut self.said.send, true) {
                         self.log.warn(format_args!(

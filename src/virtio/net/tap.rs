@@ -1,9 +1,12 @@
-//! A tap: a network interface of the host whose other end is a descriptor (kernel: Documentation/networking/tuntap.rst).
+//! A tap: a network interface of the host whose other end is a descriptor (kernel:
+//! Documentation/networking/tuntap.rst).
 //!
-//! Opened in the monitor's process, then handed to the VM's process as a descriptor. An interface that is named is never made: what
-//! doesn't exist is an error, and so is what is not a tap, not ours, or taken. Closing the descriptor frees the tap; the
-//! interface stays. One of the VM's own is made, which takes CAP_NET_ADMIN: it is up, has the address that the guest has for its
-//! gateway (if it has one), and is gone with the descriptor. Packets get no further than this host unless it forwards them.
+//! Opened in the monitor's process, then handed to the VM's process as a descriptor. An interface
+//! that is named is never made: what doesn't exist is an error, and so is what is not a tap, not
+//! ours, or taken. Closing the descriptor frees the tap; the interface stays. One of the VM's own
+//! is made, which takes CAP_NET_ADMIN: it is up, has the address that the guest has for its gateway
+//! (if it has one), and is gone with the descriptor. Packets get no further than this host unless
+//! it forwards them.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -97,7 +100,8 @@ impl Tap {
             return Err(OpenError::NotATap { name: name.to_owned(), kind });
         }
         let several = config.queues() > 1;
-        // The kernel lets anybody have one more queue: each program would get some of the packets. While the interface is down nobody can tell.
+        // The kernel lets anybody have one more queue: each program would get some of the packets.
+        // While the interface is down nobody can tell.
         if several && interface::has_link(name).map_err(io("looking for its link"))? {
             return Err(OpenError::Busy(name.to_owned()));
         }
@@ -116,7 +120,8 @@ impl Tap {
         };
         let queues = (0..config.queues()).map(open).collect::<Result<Vec<_>, _>>()?;
         if interface::index(name) != Some(index) {
-            // It was deleted under our hands, and this is a new one, which goes away with the descriptor.
+            // It was deleted under our hands, and this is a new one, which goes away with the
+            // descriptor.
             return Err(OpenError::Missing(name.to_owned()));
         }
         Self::with_queues(name.to_owned(), queues)
@@ -164,7 +169,8 @@ impl Tap {
         set_header_len(&first.0).map_err(io("TUNSETVNETHDRSZ"))?;
         let mtu = interface::mtu(&name).map_err(io("SIOCGIFMTU"))?;
         let uso = first.set_offloads(offload::TAP_USO).is_ok();
-        // Nothing is left to be computed by whoever gets a packet, until somebody says that it will.
+        // Nothing is left to be computed by whoever gets a packet, until somebody says that it
+        // will.
         first.set_offloads(0).map_err(io("TUNSETOFFLOAD"))?;
         Ok(Self { name, queues, mtu, uso })
     }
@@ -237,8 +243,8 @@ pub(super) fn open_tun() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")
 }
 
-/// TUNSETIFF: makes the descriptor the other end of the interface, or one of several. Returns the interface's name: a `%d` in `name`
-/// stands for any number that is free.
+/// TUNSETIFF: makes the descriptor the other end of the interface, or one of several. Returns the
+/// interface's name: a `%d` in `name` stands for any number that is free.
 #[expect(unsafe_code, reason = "a tap ioctl")]
 fn attach(file: &File, name: &str, one_of_several: bool) -> io::Result<String> {
     let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;

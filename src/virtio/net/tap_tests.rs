@@ -21,7 +21,8 @@ fn a_tap_is_opened_and_packets_go_both_ways_behind_a_header() {
         let wire = Wire::new("t0");
         wire.send(&frame(7, 100));
         let received = loop {
-            // The host's own IPv6 chatter comes as well. It doesn't block: an error would end the test.
+            // The host's own IPv6 chatter comes as well. It doesn't block: an error would end the
+            // test.
             let mut bytes = [0; 2048];
             let n = file.read(&mut bytes).unwrap();
             if bytes[12 + 12..12 + 14] == ETHERTYPE.to_be_bytes() {
@@ -65,7 +66,8 @@ fn a_tap_of_its_own_is_made_with_the_gateways_address_and_goes_with_its_descript
                 let wire = Wire::new("bothy1");
                 wire.send(&frame(3, 60));
                 drop((first, second));
-                // A child that another test forks has a copy of each descriptor until it calls exec.
+                // A child that another test forks has a copy of each descriptor until it calls
+                // exec.
                 wait_until("its end", || {
                     interface::index("bothy0").is_none() && interface::index("bothy1").is_none()
                 });

@@ -1,4 +1,5 @@
-//! Taps for tests: real ones, each test's in a network namespace of its own, so that nothing of the host's is touched.
+//! Taps for tests: real ones, each test's in a network namespace of its own, so that nothing of the
+//! host's is touched.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -13,8 +14,8 @@ use crate::virtio::core::testing::wait_until;
 /// The Ethernet type that is set aside for experiments: nothing else on the wire has it.
 pub(super) const ETHERTYPE: u16 = 0x88b5;
 
-/// Runs `f` in a thread with a fresh network namespace. Where there is no right to make one, the test can't run, and says so past
-/// the test harness's capture.
+/// Runs `f` in a thread with a fresh network namespace. Where there is no right to make one, the
+/// test can't run, and says so past the test harness's capture.
 #[expect(unsafe_code, reason = "unshare(2)")]
 pub(super) fn in_network_namespace(test: &str, f: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
@@ -34,7 +35,8 @@ pub(super) fn in_network_namespace(test: &str, f: impl FnOnce() + Send) {
 
 #[expect(unsafe_code, reason = "ioctls on interfaces")]
 fn ioctl<T>(fd: &impl AsRawFd, call: libc::Ioctl, argument: *const T) {
-    // SAFETY: each caller passes what the call takes: a pointer to a live ifreq, or a number in its place.
+    // SAFETY: each caller passes what the call takes: a pointer to a live ifreq, or a number in its
+    // place.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), call, argument) };
     assert!(result >= 0, "ioctl {call:#x}: {}", io::Error::last_os_error());
 }
@@ -58,8 +60,8 @@ pub(super) fn make(name: &str, flags: libc::c_int) {
     ioctl(&tun, libc::TUNSETPERSIST, std::ptr::without_provenance::<u8>(1));
 }
 
-/// Opens a tap that nobody has open. A child that another test forks has a copy of each descriptor until it calls exec, so that a
-/// tap stays busy for a moment after it was closed.
+/// Opens a tap that nobody has open. A child that another test forks has a copy of each descriptor
+/// until it calls exec, so that a tap stays busy for a moment after it was closed.
 pub(super) fn open_when_free(config: &Config) -> Tap {
     let mut tap = None;
     wait_until("a tap to be free", || {
@@ -89,7 +91,8 @@ pub(super) fn set_mtu(name: &str, mtu: libc::c_int) {
 /// `ip link del NAME`, whoever has it open.
 pub(super) fn delete(name: &str) {
     let index = interface::index(name).unwrap();
-    // struct nlmsghdr (length, type, flags, sequence, port) and struct ifinfomsg (family, type, index, flags, mask).
+    // struct nlmsghdr (length, type, flags, sequence, port) and struct ifinfomsg (family, type,
+    // index, flags, mask).
     let flags = u16::try_from(libc::NLM_F_REQUEST | libc::NLM_F_ACK).unwrap();
     let mut message = 32_u32.to_ne_bytes().to_vec();
     message.extend(libc::RTM_DELLINK.to_ne_bytes());

@@ -1,10 +1,12 @@
-//! One connection: a socket of the host's on one side, the guest's packets on the other, and the credit between them.
+//! One connection: a socket of the host's on one side, the guest's packets on the other, and the
+//! credit between them.
 //!
-//! Neither side can make the other's buffer grow (virtio 1.2 §5.10.6.3). What the guest sends goes to the socket at once, from guest memory;
-//! only what the socket doesn't take waits in a backlog of at most [`BUF_ALLOC`] bytes, and a guest that sends more than it has credit for
-//! loses the connection. What the host sends is read from the socket straight into the guest's buffers, and only while the
-//! guest has announced room. Counters wrap at 32 bits, as the specification wants; whatever the guest claims, the
-//! worst that comes of it is a connection that stands still.
+//! Neither side can make the other's buffer grow (virtio 1.2 §5.10.6.3). What the guest sends goes
+//! to the socket at once, from guest memory; only what the socket doesn't take waits in a backlog
+//! of at most [`BUF_ALLOC`] bytes, and a guest that sends more than it has credit for loses the
+//! connection. What the host sends is read from the socket straight into the guest's buffers, and
+//! only while the guest has announced room. Counters wrap at 32 bits, as the specification wants;
+//! whatever the guest claims, the worst that comes of it is a connection that stands still.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -32,7 +34,8 @@ pub(super) enum Fate {
     Reset,
     /// It ends, and the guest knows.
     Over,
-    /// The guest has ended it, and no packet belongs to it any more; its socket still has something to get.
+    /// The guest has ended it, and no packet belongs to it any more; its socket still has something
+    /// to get.
     Drain,
 }
 
@@ -52,7 +55,8 @@ enum Phase {
     Open,
     /// The guest was told that neither direction is of use any more, and will end it.
     Closing,
-    /// The guest has ended it and forgotten it; what it sent before is still on its way to the socket.
+    /// The guest has ended it and forgotten it; what it sent before is still on its way to the
+    /// socket.
     Draining,
 }
 
@@ -73,7 +77,8 @@ pub(super) struct Connection {
     /// The guest receives no more.
     guest_deaf: bool,
 
-    /// Bytes from the guest that left for the socket, and how many of them the guest has been told of.
+    /// Bytes from the guest that left for the socket, and how many of them the guest has been told
+    /// of.
     forwarded: u32,
     told: u32,
     backlog: VecDeque<u8>,
@@ -83,7 +88,8 @@ pub(super) struct Connection {
     guest_done: bool,
     /// The host receives no more.
     host_deaf: bool,
-    /// The guest's end of sending was passed on to the socket. Once: each time would wake us up for nothing.
+    /// The guest's end of sending was passed on to the socket. Once: each time would wake us up for
+    /// nothing.
     end_passed_on: bool,
 
     /// A REQUEST or RESPONSE that is still to be sent.
@@ -145,7 +151,8 @@ impl Connection {
         self.ports
     }
 
-    /// Whether the guest has no use for it any more, so that it is the first to go when room is needed.
+    /// Whether the guest has no use for it any more, so that it is the first to go when room is
+    /// needed.
     pub(super) fn is_ending(&self) -> bool {
         matches!(self.phase, Phase::Closing | Phase::Draining)
     }
@@ -157,7 +164,8 @@ impl Connection {
 
     fn take_credit(&mut self, packet: &Received) {
         (self.guest_buf_alloc, self.guest_fwd_cnt) = (packet.buf_alloc, packet.fwd_cnt);
-        // An answer that gives none would only be asked for again; the guest tells by itself when it has room.
+        // An answer that gives none would only be asked for again; the guest tells by itself when
+        // it has room.
         self.credit_asked &= self.credit() == 0;
     }
 
@@ -326,7 +334,8 @@ impl Connection {
                     || self.may_read() && (self.credit() > 0 || !self.credit_asked))
     }
 
-    /// Writes the next packet for the guest into `writer`, which has room for a header and at least one byte.
+    /// Writes the next packet for the guest into `writer`, which has room for a header and at least
+    /// one byte.
     pub(super) fn next(&mut self, mut writer: Writer<'_>, guest_cid: u64, iovs: &mut IoVecs) -> Outgoing {
         let mut header = writer.split_off_front(HEADER_LEN);
         let Some(packet) = self.compose(writer, iovs) else { return Outgoing::Nothing };

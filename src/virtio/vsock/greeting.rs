@@ -1,5 +1,6 @@
-//! What somebody on the host says first who wants to reach the guest: `CONNECT PORT` and a line feed. When the guest takes the
-//! connection, the answer is `OK PORT` with the port that it comes from; when it doesn't, the socket is closed.
+//! What somebody on the host says first who wants to reach the guest: `CONNECT PORT` and a line
+//! feed. When the guest takes the connection, the answer is `OK PORT` with the port that it comes
+//! from; when it doesn't, the socket is closed.
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;

@@ -1,7 +1,9 @@
-//! The host's ends: Unix sockets at a path of the user's, and at that path with `_PORT` behind it for services.
+//! The host's ends: Unix sockets at a path of the user's, and at that path with `_PORT` behind it
+//! for services.
 //!
-//! A socket that was left behind is replaced, and nothing else that is at the path; one that was made is removed, and nothing else that has
-//! come to its place. Two VMs that start at one abandoned path at the same moment may still take it from each other.
+//! A socket that was left behind is replaced, and nothing else that is at the path; one that was
+//! made is removed, and nothing else that has come to its place. Two VMs that start at one
+//! abandoned path at the same moment may still take it from each other.
 
 use std::ffi::OsString;
 use std::io;
@@ -71,7 +73,8 @@ fn id(path: &Path) -> io::Result<(u64, u64)> {
     Ok((found.dev(), found.ino()))
 }
 
-/// Whether a socket is at `path` that nobody listens to. (A file of another kind refuses connections as well.)
+/// Whether a socket is at `path` that nobody listens to. (A file of another kind refuses
+/// connections as well.)
 fn is_abandoned(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket())
         && unix_socket::connect_to(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)

@@ -1,15 +1,20 @@
-//! virtio-vsock (virtio 1.2 §5.10): byte streams between the guest and the host, by Unix sockets on the host's side. One worker thread.
+//! virtio-vsock (virtio 1.2 §5.10): byte streams between the guest and the host, by Unix sockets on
+//! the host's side. One worker thread.
 //!
 //! - `packet` has the header;
-//! - `connection` is one stream, with the credit that bounds what each side can make the other keep;
+//! - `connection` is one stream, with the credit that bounds what each side can make the other
+//!   keep;
 //! - `muxer` is the thread, with all streams and both queues;
 //! - `greeting` and `host` are the sockets.
 //!
-//! A guest that connects to port P of context 2 reaches whoever listens at `PATH_P`; whoever connects to `PATH` and says `CONNECT P`
-//! reaches port P of the guest. No kernel module and no right is needed. The device owns its thread, the listening socket, an epoll set
-//! and a descriptor per connection; it opens nothing but those sockets. A driver that resets the device loses all connections.
+//! A guest that connects to port P of context 2 reaches whoever listens at `PATH_P`; whoever
+//! connects to `PATH` and says `CONNECT P` reaches port P of the guest. No kernel module and no
+//! right is needed. The device owns its thread, the listening socket, an epoll set and a descriptor
+//! per connection; it opens nothing but those sockets. A driver that resets the device loses all
+//! connections.
 //!
-//! Only streams are offered, no datagrams and no seqpackets, and nothing is sent on the event queue: a VM doesn't change its context id.
+//! Only streams are offered, no datagrams and no seqpackets, and nothing is sent on the event
+//! queue: a VM doesn't change its context id.
 
 mod connection;
 mod greeting;

@@ -1,11 +1,14 @@
-//! The device's thread: all connections of a guest, the socket on which the host asks for new ones, and the two queues.
+//! The device's thread: all connections of a guest, the socket on which the host asks for new ones,
+//! and the two queues.
 //!
-//! Sockets are watched by edges: an edge marks a connection, a transfer that finds nothing unmarks it. Connections that have something for
-//! the guest stand in a list and take turns, one packet each, as long as the guest offers buffers. A guest that offers none, or a
-//! host that reads nothing, holds up nobody but itself: nothing here blocks.
+//! Sockets are watched by edges: an edge marks a connection, a transfer that finds nothing unmarks
+//! it. Connections that have something for the guest stand in a list and take turns, one packet
+//! each, as long as the guest offers buffers. A guest that offers none, or a host that reads
+//! nothing, holds up nobody but itself: nothing here blocks.
 //!
-//! What a guest can make the host keep: [`MAX_CONNECTIONS`] connections, each with its backlog, and [`MAX_RESETS`] answers to packets that
-//! belong to none. When those are full, its packets wait in its own queue.
+//! What a guest can make the host keep: [`MAX_CONNECTIONS`] connections, each with its backlog, and
+//! [`MAX_RESETS`] answers to packets that belong to none. When those are full, its packets wait in
+//! its own queue.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
@@ -54,7 +57,8 @@ pub(super) struct Queues {
     pub(super) tx: Option<ActiveQueue>,
     /// For events of the transport.
     pub(super) event: Option<ActiveQueue>,
-    /// The driver has to be told that all of its connections are gone, as soon as it has a buffer for that.
+    /// The driver has to be told that all of its connections are gone, as soon as it has a buffer
+    /// for that.
     pub(super) reset_due: bool,
 }
 
@@ -115,7 +119,8 @@ impl Muxer {
         })
     }
 
-    /// Serves the queues until `stop` is set. Whatever stops it, a driver that starts again knows of no connection, so none is kept.
+    /// Serves the queues until `stop` is set. Whatever stops it, a driver that starts again knows
+    /// of no connection, so none is kept.
     pub(super) fn run(&mut self, queues: &mut Queues, stop: &Stop) {
         let event = fd(&queues.event).filter(|_| queues.reset_due);
         let kicks =
@@ -259,7 +264,8 @@ impl Muxer {
                     continue;
                 }
                 Err(error) => {
-                    // Out of descriptors or memory: whoever waits there is heard when something has ended.
+                    // Out of descriptors or memory: whoever waits there is heard when something has
+                    // ended.
                     self.log.warn(format_args!("can't accept a connection: {error}"));
                     return self.listen(false);
                 }
@@ -295,7 +301,8 @@ impl Muxer {
         }
     }
 
-    /// Until the oldest greeting is late, in whole milliseconds for epoll_wait; -1 if there is none.
+    /// Until the oldest greeting is late, in whole milliseconds for epoll_wait; -1 if there is
+    /// none.
     fn time_left(&self) -> i32 {
         let Some((_, oldest)) = self.greetings.first_key_value() else { return -1 };
         let left = oldest.deadline().saturating_duration_since(Instant::now());
@@ -421,8 +428,8 @@ impl Muxer {
         self.resets.clear();
     }
 
-    /// Gives the guest what there is, as long as it offers buffers, but one burst at most. A buffer that nothing came for stays in
-    /// `held`. Whether there was more to give, and buffers for it.
+    /// Gives the guest what there is, as long as it offers buffers, but one burst at most. A buffer
+    /// that nothing came for stays in `held`. Whether there was more to give, and buffers for it.
     fn give_packets(
         &mut self,
         queues: &mut Queues,

@@ -1,4 +1,5 @@
-//! The packet header of virtio-vsock (virtio 1.2 §5.10.6): 44 bytes, little-endian, before the payload of each packet.
+//! The packet header of virtio-vsock (virtio 1.2 §5.10.6): 44 bytes, little-endian, before the
+//! payload of each packet.
 
 use crate::virtio::core::spec::vsock;
 
@@ -33,7 +34,8 @@ impl Op {
     }
 }
 
-/// A connection, by the ports of its two ends; the context ids are always the guest's and the host's.
+/// A connection, by the ports of its two ends; the context ids are always the guest's and the
+/// host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Ports {
     pub(super) guest: u32,

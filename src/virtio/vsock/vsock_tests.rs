@@ -200,7 +200,8 @@ fn a_guest_that_sends_more_than_its_credit_loses_the_connection_and_no_other() {
     let (ports, _host) = guest.connect(&service, 7);
     let sent = fill(&mut guest, ports);
     assert!(sent.len() > BUF_ALLOC as usize, "the socket takes some as well");
-    // What has left for the socket without its being told may still be sent; a whole buffer more may not.
+    // What has left for the socket without its being told may still be sent; a whole buffer more
+    // may not.
     let mut too_much = 0;
     let reset = loop {
         if let Some((head, len)) = guest.driver.queues[RX].used() {
@@ -426,7 +427,8 @@ fn a_socket_that_was_left_behind_is_replaced_and_one_in_use_is_not() {
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     first.place().clean_up();
     assert!(!config.path.exists());
-    // A file is nothing that was left behind, and what has come to the place of our socket is not ours.
+    // A file is nothing that was left behind, and what has come to the place of our socket is not
+    // ours.
     std::fs::write(&config.path, "precious").unwrap();
     assert!(config.listen().is_err());
     first.place().clean_up();

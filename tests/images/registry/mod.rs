@@ -1,4 +1,5 @@
-//! `bothy pull`: from Debian's docker-registry, and from servers of the tests' own that do what a registry must not. All on this machine.
+//! `bothy pull`: from Debian's docker-registry, and from servers of the tests' own that do what a
+//! registry must not. All on this machine.
 
 mod access;
 mod debian;
@@ -50,7 +51,8 @@ impl Store {
     }
 }
 
-/// A layout with an image of several layers in `store`'s directory, and the layers' digests; they don't compress.
+/// A layout with an image of several layers in `store`'s directory, and the layers' digests; they
+/// don't compress.
 fn image(store: &Store, layers: usize, len: usize) -> (Layout, Vec<String>) {
     let layout = Layout::new(store.dir().join("layout"));
     let mut descriptors = Vec::new();

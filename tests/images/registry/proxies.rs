@@ -1,4 +1,5 @@
-//! HTTP proxies, and registries on other machines; which are on this one as well, behind a proxy of the test's.
+//! HTTP proxies, and registries on other machines; which are on this one as well, behind a proxy of
+//! the test's.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

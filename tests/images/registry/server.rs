@@ -1,4 +1,5 @@
-//! An HTTP server on this machine whose every answer a test can decide about, and a registry made of it.
+//! An HTTP server on this machine whose every answer a test can decide about, and a registry made
+//! of it.
 
 use std::collections::BTreeMap;
 use std::fs;

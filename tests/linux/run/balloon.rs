@@ -1,4 +1,5 @@
-//! What the agent adds to the balloon: freed memory comes back at once, and an idle machine is small.
+//! What the agent adds to the balloon: freed memory comes back at once, and an idle machine is
+//! small.
 
 use std::time::{Duration, Instant};
 
@@ -7,8 +8,9 @@ use crate::balloon::{SCRIPT, comes_back, pss_mib};
 use crate::guest::needs_linux;
 use crate::support::patient;
 
-/// How long it may take from when memory is freed: the agent looks once a second and again, and then has two seconds (0.9 to 1.8 were seen in the
-/// emulated host), and as long again where a host's processors have other work.
+/// How long it may take from when memory is freed: the agent looks once a second and again, and
+/// then has two seconds (0.9 to 1.8 were seen in the emulated host), and as long again where a
+/// host's processors have other work.
 const AT_ONCE: Duration = Duration::from_millis(2 * (1250 + 2000));
 /// The most that an idle machine of 128 MiB may hold, in MiB: both of its processes.
 const IDLE_MIB: u64 = 34;

@@ -1,5 +1,6 @@
-//! The image run by runc, with what docker gives a container that has no network: capabilities, masked and read-only paths, mounts, namespaces,
-//! limits, devices, system-call filter. It is what bothy sends its agent, as runc wants to have it.
+//! The image run by runc, with what docker gives a container that has no network: capabilities,
+//! masked and read-only paths, mounts, namespaces, limits, devices, system-call filter. It is what
+//! bothy sends its agent, as runc wants to have it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Debian's minbase with python3, made by debootstrap and umoci (tests/debian-image): what its programs say in a container is what they say here, in the
-//! same file system by chroot.
+//! Debian's minbase with python3, made by debootstrap and umoci (tests/debian-image): what its
+//! programs say in a container is what they say here, in the same file system by chroot.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -49,7 +49,8 @@ fn programs_of_debian_say_what_they_say_by_chroot() {
     assert!(expected.status.success(), "{expected:?}");
     let here = run(image, ["debian", "sh", "-c", &script]).limit(LIMIT).run().output();
     assert_eq!(String::from_utf8_lossy(&here), String::from_utf8_lossy(&expected.stdout));
-    // Its own command is python3, which takes a program from its input; it is PID 1, and a user by name.
+    // Its own command is python3, which takes a program from its input; it is PID 1, and a user by
+    // name.
     let words = ["-i", "-u", "www-data", "debian"];
     let program = "import os\nprint(os.getpid(), os.getuid(), os.getcwd())\n";
     assert_eq!(run(image, words).input(program).run().output(), b"1 33 /\n");

@@ -74,7 +74,8 @@ fn a_privileged_container_has_all_controllers_and_network_devices() {
     assert_eq!(rest, expected, "{}", finished.stderr);
 }
 
-/// Of docker, Kubernetes and `wg-quick`; each by iptables in front of nf_tables, and by the older one.
+/// Of docker, Kubernetes and `wg-quick`; each by iptables in front of nf_tables, and by the older
+/// one.
 const RULES: [&str; 10] = [
     "-t nat -N DOCKER",
     "-t nat -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER",

@@ -53,7 +53,8 @@ fn lower(root: &Path, inside: &Path) {
     words(root, &format!("setfattr -n security.capability -v {CAPABILITY} a/capable"));
 }
 
-/// What the second layer changes: whiteouts, a directory made anew, a link to a file below, another mode, a file in place of a directory.
+/// What the second layer changes: whiteouts, a directory made anew, a link to a file below, another
+/// mode, a file in place of a directory.
 fn upper(root: &Path) {
     fs::remove_file(root.join("a/one")).unwrap();
     fs::remove_dir_all(root.join("gone")).unwrap();

@@ -1,5 +1,5 @@
-//! The image of these tests: busybox, accounts, a few files that are not programs, and the program `inside`. umoci makes it, once for all tests
-//! of this process.
+//! The image of these tests: busybox, accounts, a few files that are not programs, and the program
+//! `inside`. umoci makes it, once for all tests of this process.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -69,7 +69,8 @@ extern "C" fn remove() {
 
 fn make() -> Image {
     #[expect(unsafe_code, reason = "std has no atexit")]
-    // SAFETY: the function is one for the whole time, and doesn't unwind: what it calls returns its errors.
+    // SAFETY: the function is one for the whole time, and doesn't unwind: what it calls returns its
+    // errors.
     unsafe {
         libc::atexit(remove);
     }

@@ -35,7 +35,8 @@ use image::Image;
 
 /// How long a virtual machine and its command may take.
 const LIMIT: Duration = Duration::from_secs(90);
-/// How long the guest may take until its agent answers: long enough for an emulated host that does other things besides.
+/// How long the guest may take until its agent answers: long enough for an emulated host that does
+/// other things besides.
 const AGENT_TIMEOUT: &str = "--agent-timeout=60";
 
 /// What a test begins with: the image, or a return from the test with a loud line.

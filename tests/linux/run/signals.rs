@@ -51,7 +51,8 @@ fn a_signal_that_comes_before_the_command_runs_is_not_lost() {
     let mut running =
         shell(image, &["--name=early"], "trap 'exit 6' USR1; while :; do sleep 0.1; done").start();
     running.vm_pid();
-    // One that comes before the shell has its handler is the kernel's to drop, as in any container. So it is sent again, from early on.
+    // One that comes before the shell has its handler is the kernel's to drop, as in any container.
+    // So it is sent again, from early on.
     while !running.has_ended() {
         running.signal(libc::SIGUSR1);
         std::thread::sleep(APART);

@@ -1,4 +1,5 @@
-//! A virtual machine that is written to a file, and others that go on from there: each is one of its own.
+//! A virtual machine that is written to a file, and others that go on from there: each is one of
+//! its own.
 
 use std::collections::HashSet;
 use std::fs;
@@ -11,7 +12,8 @@ use super::{insist_on_one_line, needs_image, run, shell};
 use crate::guest::{needs_linux, noise};
 use crate::support::scratch;
 
-/// What no two machines have in common, a line each; then the time, and how often the kernel has said that it has another generation ID.
+/// What no two machines have in common, a line each; then the time, and how often the kernel has
+/// said that it has another generation ID.
 const WHO: &str = "cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -An -tx1; hostname; date +%s; dmesg | grep -c 'virtual machine fork'";
 
 fn make(image: &Image, file: &Path, flags: &[&str]) {

@@ -1,4 +1,5 @@
-//! The same command lines by `bothy run` and by runc with docker's defaults: what they say and how they end is the same.
+//! The same command lines by `bothy run` and by runc with docker's defaults: what they say and how
+//! they end is the same.
 //!
 //! A line says how it is run, a colon, and what:
 //!
@@ -9,8 +10,9 @@
 //! long ...                 one of these two, with BOTHY_LONG=1 only
 //! ```
 //!
-//! Of the flags, `-u` is what docker would tell runc in other words: `-u USER=UID:GID:GROUPS`. The exit code of what can't be executed is docker's to
-//! choose, not runc's: `=CODE`. Signal 32 is the C library's own; runc was seen to leave it ignored, which says nothing of docker.
+//! Of the flags, `-u` is what docker would tell runc in other words: `-u USER=UID:GID:GROUPS`. The
+//! exit code of what can't be executed is docker's to choose, not runc's: `=CODE`. Signal 32 is the
+//! C library's own; runc was seen to leave it ignored, which says nothing of docker.
 
 use super::bundle::{self, HOST_NAME, PATH, Process};
 use super::image::Image;

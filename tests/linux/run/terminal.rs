@@ -56,7 +56,8 @@ fn a_shell_on_a_terminal_has_job_control_and_ends_with_ctrl_d() {
     run.wait_for("status-130-53");
     run.wait_for("# ");
     run.type_in("(exit 4)\r");
-    // The prompt behind that: an end of input that comes while the terminal is still the line's is lost on the shell.
+    // The prompt behind that: an end of input that comes while the terminal is still the line's is
+    // lost on the shell.
     run.wait_for("\n");
     run.wait_for("# ");
     run.type_in("\x04");

@@ -69,7 +69,8 @@ fn crc32c(bytes: &[u8]) -> u32 {
     })
 }
 
-/// An extended inode. `number` is what a 32-bit stat would call it, `links` what is in its link count.
+/// An extended inode. `number` is what a 32-bit stat would call it, `links` what is in its link
+/// count.
 pub(super) fn inode(inode: &Inode, number: u32, links: u32) -> [u8; INODE_LEN] {
     let (layout, address) = match inode.data {
         Data::Blocks(block) => (LAYOUT_PLAIN, block),

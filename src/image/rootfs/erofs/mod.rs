@@ -7,9 +7,10 @@
 //! ...    metadata: inodes, each with its xattrs and the end of its data, the root's first
 //! ```
 //!
-//! The on-disk format is the kernel's (Documentation/filesystems/erofs.rst, fs/erofs/erofs_fs.h), as far as Linux 5.15 knows it:
-//! blocks of 4 KiB, no compression, extended inodes only, because others have neither times nor 32-bit owners.
-//! The UUID and the build time are zeros, so that the same content gives the same bytes.
+//! The on-disk format is the kernel's (Documentation/filesystems/erofs.rst, fs/erofs/erofs_fs.h),
+//! as far as Linux 5.15 knows it: blocks of 4 KiB, no compression, extended inodes only, because
+//! others have neither times nor 32-bit owners. The UUID and the build time are zeros, so that the
+//! same content gives the same bytes.
 
 mod format;
 mod pack;

@@ -1,7 +1,9 @@
-//! Where inodes go: each in one block with what stands beside it, because the end of a file may not cross into the next block.
+//! Where inodes go: each in one block with what stands beside it, because the end of a file may not
+//! cross into the next block.
 //!
-//! The last few blocks stay open, and an inode goes into the one that it fills best. So little is wasted, inodes of one directory stay
-//! near each other, and the metadata can be written front to back.
+//! The last few blocks stay open, and an inode goes into the one that it fills best. So little is
+//! wasted, inodes of one directory stay near each other, and the metadata can be written front to
+//! back.
 
 use std::collections::VecDeque;
 
@@ -28,7 +30,8 @@ impl Packer {
         self.end
     }
 
-    /// A place for so many bytes, at a multiple of 32: in one block, or from the start of one on if they are more than a block.
+    /// A place for so many bytes, at a multiple of 32: in one block, or from the start of one on if
+    /// they are more than a block.
     pub(super) fn place(&mut self, len: u64) -> u64 {
         let best = self.used.iter().enumerate().filter(|(_, used)| *used + len <= BLOCK);
         if let Some((index, used)) = best.max_by_key(|(index, used)| (**used, *index)) {

@@ -1,8 +1,10 @@
-//! The image's file while data comes: blocks of data from the front, and a spool behind everything. Blocks of zeros are holes of the file.
+//! The image's file while data comes: blocks of data from the front, and a spool behind everything.
+//! Blocks of zeros are holes of the file.
 //!
-//! The spool takes what has no bound in memory but belongs beside the inodes, whose places are known only at the end: ends of files,
-//! symbolic links' targets, xattrs, addresses of chunks. It begins at the offset that the image can't reach, and is cut off at the end, so it
-//! costs disk only meanwhile and no file of its own.
+//! The spool takes what has no bound in memory but belongs beside the inodes, whose places are
+//! known only at the end: ends of files, symbolic links' targets, xattrs, addresses of chunks. It
+//! begins at the offset that the image can't reach, and is cut off at the end, so it costs disk
+//! only meanwhile and no file of its own.
 
 use std::fs::File;
 use std::io;
@@ -23,10 +25,12 @@ const MAX_IMAGE: u64 = 8 << 40;
 const BUFFER: usize = 1 << 20;
 /// Chunks of one file: their addresses are 256 KiB.
 const MAX_CHUNKS: u64 = 1 << 16;
-/// Chunks for each part of a file that has data, so that a short entry that says it is a huge file costs little.
+/// Chunks for each part of a file that has data, so that a short entry that says it is a huge file
+/// costs little.
 const CHUNKS_PER_PART: u64 = 64;
-/// Largest end of a file that goes beside its inode. A gigabyte of Debian's /usr in 53,661 files becomes 11% smaller than with every end
-/// in a block of its own; up to 3200 bytes it would be 12%, for metadata that is a third longer.
+/// Largest end of a file that goes beside its inode. A gigabyte of Debian's /usr in 53,661 files
+/// becomes 11% smaller than with every end in a block of its own; up to 3200 bytes it would be 12%,
+/// for metadata that is a third longer.
 const MAX_TAIL: usize = 2048;
 
 /// Collects bytes and writes them in big pieces, one after the other.
@@ -266,10 +270,11 @@ impl<'a> Store<'a> {
         Ok(())
     }
 
-    /// Streams a sparse file. `parts` are its offsets and lengths of data, in order and inside of it; `read` gives only them.
+    /// Streams a sparse file. `parts` are its offsets and lengths of data, in order and inside of
+    /// it; `read` gives only them.
     ///
-    /// The file becomes chunks, as small as their number allows. A chunk without data has no place in the image; in one with some, what
-    /// has none is a hole of the image itself.
+    /// The file becomes chunks, as small as their number allows. A chunk without data has no place
+    /// in the image; in one with some, what has none is a hole of the image itself.
     pub(in crate::image::rootfs) fn put_sparse(
         &mut self,
         inode: &mut Inode,

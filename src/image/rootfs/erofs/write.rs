@@ -43,8 +43,8 @@ pub(in crate::image::rootfs) fn finish(mut tree: Tree, mut store: Store<'_>) -> 
     Ok(Built { bytes, entries: tree.len() })
 }
 
-/// Calls `each` for every entry, in the order of the metadata: a directory's entries one after the other, then those of its
-/// directories. An inode of several names comes several times.
+/// Calls `each` for every entry, in the order of the metadata: a directory's entries one after the
+/// other, then those of its directories. An inode of several names comes several times.
 fn walk(
     tree: &mut Tree,
     mut each: impl FnMut(&mut Tree, EntryId) -> Result<(), RootfsError>,
@@ -74,7 +74,8 @@ fn names(tree: &Tree, dir: EntryId) -> impl Iterator<Item = (&[u8], EntryId)> {
     })
 }
 
-/// Cuts a directory into blocks; a name and its entry are in one. Each comes with the bytes used in it.
+/// Cuts a directory into blocks; a name and its entry are in one. Each comes with the bytes used in
+/// it.
 fn blocks(tree: &Tree, dir: EntryId, mut each: impl FnMut(&[(&[u8], EntryId)], usize)) {
     let mut block = Vec::new();
     let mut used = 0;
@@ -99,8 +100,8 @@ struct Layout {
 }
 
 impl Layout {
-    /// Gives every inode its place, and every directory its blocks, from `dir_block` on. What doesn't fit into 32 bits is behind the end
-    /// of the largest image, which the caller checks.
+    /// Gives every inode its place, and every directory its blocks, from `dir_block` on. What
+    /// doesn't fit into 32 bits is behind the end of the largest image, which the caller checks.
     fn plan(tree: &mut Tree, dir_block: u32) -> Self {
         let mut packer = Packer::new();
         let mut next_dir = u64::from(dir_block);

@@ -23,8 +23,9 @@ const PREFIXES: [(&[u8], u8); 5] = [
 /// What overlayfs would take as its own in a layer below it.
 const OVERLAY: &[u8] = b"trusted.overlay.";
 
-/// Header and entries, in the order of the names; nothing if there are none. Names that Linux can't have on any file system (like
-/// macOS' `com.apple.provenance`) are left out, and so are overlayfs' own: they would change what a guest sees.
+/// Header and entries, in the order of the names; nothing if there are none. Names that Linux can't
+/// have on any file system (like macOS' `com.apple.provenance`) are left out, and so are overlayfs'
+/// own: they would change what a guest sees.
 pub(in crate::image::rootfs) fn encode(xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Vec<u8>, Flaw> {
     let mut body = Vec::new();
     for (name, value) in xattrs {

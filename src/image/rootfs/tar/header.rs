@@ -1,9 +1,11 @@
-//! One 512-byte header: fields as they stand there, with their numbers checked (POSIX ustar, GNU and star variants).
+//! One 512-byte header: fields as they stand there, with their numbers checked (POSIX ustar, GNU
+//! and star variants).
 
 use super::super::flaw::Flaw;
 
 pub(super) const BLOCK: usize = 512;
-/// So many parts make 16 MiB of map while the file is read, and fit for a disk image with as many holes.
+/// So many parts make 16 MiB of map while the file is read, and fit for a disk image with as many
+/// holes.
 pub(super) const MAX_PARTS: usize = 1 << 20;
 
 /// A part of a file that has data.
@@ -109,7 +111,8 @@ fn text(field: &[u8]) -> &[u8] {
     field.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// Octal digits between spaces or NULs, or, marked by the first bit, a big-endian number in two's complement.
+/// Octal digits between spaces or NULs, or, marked by the first bit, a big-endian number in two's
+/// complement.
 pub(super) fn number(field: &[u8]) -> Result<i64, Flaw> {
     let first = field.first().copied().unwrap_or_default();
     if first & 0x80 != 0 {

@@ -1,7 +1,9 @@
-//! Reads a tar stream and believes nothing in it: a layer's, and that of an archive of images (see `archive`), which passes over the data.
+//! Reads a tar stream and believes nothing in it: a layer's, and that of an archive of images (see
+//! `archive`), which passes over the data.
 //!
-//! A parser of our own, because the `tar` crate serves only its raw blocks safely here: it collects extended headers of any length in
-//! memory, knows no PAX sparse files, and turns the holes of GNU's into zeros. What is left of it then is reading octal numbers.
+//! A parser of our own, because the `tar` crate serves only its raw blocks safely here: it collects
+//! extended headers of any length in memory, knows no PAX sparse files, and turns the holes of
+//! GNU's into zeros. What is left of it then is reading octal numbers.
 //!
 //! ustar, GNU and PAX archives. Where they contradict each other, this follows Go's archive/tar,
 //! which docker, containerd and umoci read layers with: links, devices and directories have no data
@@ -83,7 +85,8 @@ impl<R: Read> Reader<R> {
         Self::with_buffer(source, allowed, BUFFER)
     }
 
-    /// The same with a buffer of another length, not 0: whoever wants only the headers reads little besides.
+    /// The same with a buffer of another length, not 0: whoever wants only the headers reads little
+    /// besides.
     pub(in crate::image) fn with_buffer(source: R, allowed: u64, len: usize) -> Self {
         let buffer = vec![0; len].into_boxed_slice();
         // Sums of two lengths don't wrap.
@@ -112,7 +115,8 @@ impl<R: Read> Reader<R> {
         label(self.number, &self.name)
     }
 
-    /// Skips what is left of the present entry's data and reads on to the next entry. None at the archive's end.
+    /// Skips what is left of the present entry's data and reads on to the next entry. None at the
+    /// archive's end.
     pub(in crate::image) fn next(&mut self) -> Result<Option<Entry>, Trouble> {
         self.skip()?;
         self.number += 1;
@@ -335,7 +339,8 @@ impl<R: Read + Skip> Reader<R> {
     }
 }
 
-/// One read, whatever interrupts it. A reader that says it has read more than it was asked for is broken.
+/// One read, whatever interrupts it. A reader that says it has read more than it was asked for is
+/// broken.
 fn from(source: &mut impl Read, out: &mut [u8]) -> Result<usize, Trouble> {
     loop {
         match source.read(out) {

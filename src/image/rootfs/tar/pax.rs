@@ -1,4 +1,5 @@
-//! PAX records (`LENGTH KEY=VALUE`, POSIX pax interchange format), those that say something about a file.
+//! PAX records (`LENGTH KEY=VALUE`, POSIX pax interchange format), those that say something about a
+//! file.
 
 use std::collections::BTreeMap;
 

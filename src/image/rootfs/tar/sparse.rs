@@ -7,7 +7,8 @@ use super::header::{self, BLOCK, Header, MAX_PARTS, Part};
 use super::pax::{Pax, decimal};
 use super::{Reader, What};
 
-/// A map of parts: in order, apart from each other, inside the file, and together as long as what is stored.
+/// A map of parts: in order, apart from each other, inside the file, and together as long as what
+/// is stored.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::image) struct Sparse {
     pub(in crate::image::rootfs) size: u64,
@@ -35,7 +36,8 @@ impl Sparse {
 }
 
 impl<R: Read> Reader<R> {
-    /// A file, sparse or not, by what its PAX records say. Its data has been announced with `stored`.
+    /// A file, sparse or not, by what its PAX records say. Its data has been announced with
+    /// `stored`.
     pub(super) fn pax_file(&mut self, pax: &mut Pax) -> Result<What, Trouble> {
         let parts = std::mem::take(&mut pax.sparse.parts);
         let Some(size) = pax.sparse.real_size else {
@@ -77,7 +79,8 @@ impl<R: Read> Reader<R> {
         Ok(parts)
     }
 
-    /// The map of version 1.0: a count, then offset and length of each part, in decimal lines, padded to whole blocks.
+    /// The map of version 1.0: a count, then offset and length of each part, in decimal lines,
+    /// padded to whole blocks.
     fn map_before_data(&mut self) -> Result<Vec<Part>, Trouble> {
         let mut block = [0; BLOCK];
         let mut at = BLOCK;

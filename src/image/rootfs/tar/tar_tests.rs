@@ -348,7 +348,8 @@ fn good() -> Vec<u8> {
     Tar([tar.0, gnu.data(&more).data(&[6; 1000]).0].concat()).end()
 }
 
-/// Builds, and doesn't care what comes of it as long as something does, soon, and small. What comes is sound.
+/// Builds, and doesn't care what comes of it as long as something does, soon, and small. What comes
+/// is sound.
 fn survives(bytes: &[u8], check: bool) -> bool {
     let limits = Limits { max_entries: 10_000, max_bytes: 1 << 30, max_disk: u64::MAX };
     let Ok(image) = build_with(&[bytes.to_vec()], &limits) else { return false };

@@ -1,4 +1,5 @@
-//! The configuration space of a function: identity, one BAR, and the capabilities that say what is where in it.
+//! The configuration space of a function: identity, one BAR, and the capabilities that say what is
+//! where in it.
 
 use std::sync::Arc;
 
@@ -129,7 +130,8 @@ impl Registers {
         self.word(header::COMMAND) & header::COMMAND_MEMORY != 0
     }
 
-    /// Which part of the BAR the access capability's data stands for, if an access of these bytes touches it (§4.1.4.9).
+    /// Which part of the BAR the access capability's data stands for, if an access of these bytes
+    /// touches it (§4.1.4.9).
     pub(super) fn access(&self, offset: u64, len: usize) -> Option<(u64, usize)> {
         let data = u64::from(self.access + pci::CAPABILITY_DATA);
         let touches = offset < data + 4 && offset + len as u64 > data;
@@ -150,7 +152,8 @@ impl Registers {
         self.bytes.to_vec()
     }
 
-    /// Takes over what a driver may change of such a space, and returns the message control word of MSI-X; `None` if it isn't one.
+    /// Takes over what a driver may change of such a space, and returns the message control word of
+    /// MSI-X; `None` if it isn't one.
     pub(super) fn restore(&mut self, state: &[u8]) -> Option<u16> {
         if state.len() != USED {
             return None;

@@ -1,12 +1,12 @@
-//! The PCI transport (virtio 1.2 §4.1): a function with one BAR, in which everything is, and a vector of MSI-X for each queue and one for
-//! changes of the configuration.
+//! The PCI transport (virtio 1.2 §4.1): a function with one BAR, in which everything is, and a
+//! vector of MSI-X for each queue and one for changes of the configuration.
 //!
-//! An interrupt costs the guest nothing here: it neither asks which queue it is of nor acknowledges it, and both would be exits
-//! ([`mmio`](super::mmio)). There is no INTx: a driver has to use MSI-X. Registers are only read and written while a driver starts; a
-//! notification takes no lock.
+//! An interrupt costs the guest nothing here: it neither asks which queue it is of nor acknowledges
+//! it, and both would be exits ([`mmio`](super::mmio)). There is no INTx: a driver has to use
+//! MSI-X. Registers are only read and written while a driver starts; a notification takes no lock.
 //!
-//! The BAR has its address from the start, and stays there: a driver can find out its size, and a guest that moves it
-//! loses the device. Guests that are booted directly have no reason to.
+//! The BAR has its address from the start, and stays there: a driver can find out its size, and a
+//! guest that moves it loses the device. Guests that are booted directly have no reason to.
 
 mod config;
 mod msix;
@@ -67,7 +67,8 @@ struct Inner {
 }
 
 impl Function {
-    /// Makes a function of `device`, with its BAR at `bar_gpa`. Makes an eventfd and a route per queue, and a route more.
+    /// Makes a function of `device`, with its BAR at `bar_gpa`. Makes an eventfd and a route per
+    /// queue, and a route more.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         bar_gpa: u64,
@@ -220,7 +221,8 @@ impl Inner {
         image
     }
 
-    /// §4.1.3.1: a driver writes each field in its own width, and the halves of addresses one by one.
+    /// §4.1.3.1: a driver writes each field in its own width, and the halves of addresses one by
+    /// one.
     fn write_common(&mut self, offset: u64, data: &[u8]) {
         let mut bytes = [0; 8];
         bytes[..data.len()].copy_from_slice(data);

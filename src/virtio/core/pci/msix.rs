@@ -1,7 +1,9 @@
-//! MSI-X (PCI Local Bus 3.0 §6.8.2): a table of messages, one for each vector, that the driver writes.
+//! MSI-X (PCI Local Bus 3.0 §6.8.2): a table of messages, one for each vector, that the driver
+//! writes.
 //!
-//! A vector is a route ([`MsiRoutes`]): it keeps what is raised while it is masked, and that is what the pending bits say. A vector is
-//! masked by its own bit, by the function's, or as long as MSI-X is off.
+//! A vector is a route ([`MsiRoutes`]): it keeps what is raised while it is masked, and that is
+//! what the pending bits say. A vector is masked by its own bit, by the function's, or as long as
+//! MSI-X is off.
 
 use std::io;
 use std::sync::Arc;
