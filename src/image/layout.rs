@@ -338,10 +338,7 @@ impl<'a, 'b> Search<'a, 'b> {
 
 /// Whether the error is about this entry alone.
 fn leads_nowhere(error: &ContentError) -> bool {
-    match error {
-        ContentError::Missing { .. } | ContentError::NotThere(_) | ContentError::Document(_) => true,
-        _ => false,
-    }
+    matches!(error, ContentError::Missing { .. } | ContentError::NotThere(_) | ContentError::Document(_))
 }
 
 #[cfg(test)]
