@@ -16,6 +16,27 @@ use crate::virtio::{blk, net, vsock};
 pub use bench::{BenchArgs, Engine};
 pub use run::{Network, RunArgs, SecurityOption};
 
+const RUN_EXAMPLES: &str = "\
+Examples:
+  bothy run -it debian bash                              a shell in a container
+  echo 6 7 | bothy run -i -e A=1 -u app app ./multiply   pipes, environment, user
+  bothy run -m 1G --cpus 2 --scratch 10G dir:ROOT make   a directory as root file system";
+
+const BOOT_EXAMPLES: &str = "\
+Examples:
+  bothy boot --append 'bothy.exec=\"uname -a\"'           one command, then power off
+  bothy boot --disk data.img --net tap=tap0,ip=10.0.0.2/24,gw=10.0.0.1
+  bothy boot --kernel bzImage --initrd initrd.img --disk root.img,ro --append root=/dev/vda";
+
+// The groups of flags in help texts.
+const CONTAINER: &str = "Container";
+const IMAGE: &str = "Image";
+const RESOURCES: &str = "Resources";
+const NETWORK: &str = "Network";
+const DEVICES: &str = "Devices";
+const VM: &str = "Virtual machine";
+const DEBUGGING: &str = "Debugging";
+
 /// Boots Linux in a KVM virtual machine as quickly as a container starts.
 #[derive(Debug, Parser)]
 #[command(name = "bothy", version, arg_required_else_help = true, max_term_width = 110)]
@@ -56,21 +77,24 @@ fn quick(words: &[OsString]) -> Option<Command> {
 pub enum Command {
     /// Boot a virtual machine with its console on this terminal
     ///
-    /// Without further words this boots bothy's own guest to a shell. On a terminal, Ctrl-a x ends
-    /// the VM and Ctrl-a h lists the other keys. SIGTERM presses the power button; a second one, or
-    /// 10 seconds, kills the VM.
+    /// Without flags this boots bothy's own guest to a shell. On a terminal, Ctrl-a x ends the VM
+    /// and Ctrl-a h lists the other keys. SIGTERM presses the power button; a second one, or 10
+    /// seconds, kills the VM.
     ///
-    /// Exit codes: 0 power-off or reset, 1 the VM couldn't be set up, 2 wrong usage, 3 the guest's
-    /// kernel panicked, 4 triple fault, 5 KVM gave up, 6 killed because SIGTERM wasn't answered.
+    /// Exit codes: 0 power-off or reset; 1 set-up failed; 2 usage error; 3 the guest's kernel
+    /// panicked; 4 triple fault; 5 KVM gave up; 6 killed, because SIGTERM wasn't answered.
+    #[command(after_long_help = BOOT_EXAMPLES)]
     Boot(Box<BootArgs>),
     /// Run a command of a container image in a virtual machine of its own
     ///
-    /// The image comes from the store, or from whatever `bothy load` takes. Its file system is
-    /// shared by all its virtual machines; what a command writes goes to its own memory and is gone
-    /// with it. All signals go to the command; a third SIGINT or SIGTERM ends the virtual machine.
+    /// The image comes from the store, from a registry, or from any source that `bothy load` takes.
+    /// All VMs of an image share its file system. What the command writes goes to the VM's memory,
+    /// and is gone with the VM. All signals go to the command; a third SIGINT or SIGTERM ends the
+    /// VM.
     ///
-    /// Exit codes: the command's own; 128 and the signal's number if a signal ended it; 127 there
-    /// is no such command, 126 it can't be executed, 125 anything else.
+    /// Exit codes: the command's own; 128 + N if signal N ended it; 127 there is no such command;
+    /// 126 it can't be executed; 125 anything else.
+    #[command(after_long_help = RUN_EXAMPLES)]
     Run(Box<RunArgs>),
     /// The same with QEMU's microvm, for `bothy bench` to compare with
     #[command(hide = true)]
@@ -91,11 +115,11 @@ pub enum Command {
     /// localhost/NAME:DIGEST where there are several. Standard output has a line for each image,
     /// and one for each name that another image had before.
     Load(LoadArgs),
-    /// Get images from registries into the store
+    /// Pull images from registries into the store
     ///
-    /// A name is completed as docker completes it, and a tag is looked up anew each time.
-    /// Credentials are those that docker login and podman login have saved. HTTP_PROXY,
-    /// HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR are honoured.
+    /// A name is completed as docker completes it, and a tag is looked up each time. Credentials
+    /// are those that docker login and podman login have saved. HTTP_PROXY, HTTPS_PROXY, NO_PROXY,
+    /// SSL_CERT_FILE and SSL_CERT_DIR apply.
     Pull(PullArgs),
     /// List the images in the store
     Images {
@@ -113,19 +137,19 @@ pub enum Command {
         #[arg(value_name = "NAME", required = true)]
         names: Vec<String>,
     },
-    /// Remove images that have no name any more, and what else the store doesn't need
+    /// Remove images without a name, and unused data
     Prune {
-        /// Remove images with names, too, but for those that are in use
+        /// Also remove images with names, unless a VM uses them
         #[arg(long)]
         all: bool,
     },
-    /// Say what this machine has of what bothy needs, and how to get the rest
+    /// Check what this machine has of what bothy needs
     ///
     /// Exit code 1 if Linux guests can't run here.
     Doctor,
-    /// Print what makes a shell complete bothy's words, images by their names
+    /// Print a shell completion script
     ///
-    /// In bash: source <(bothy completions bash), there or in ~/.bashrc; in fish: bothy completions
+    /// In bash: source <(bothy completions bash), there or in ~/.bashrc. In fish: bothy completions
     /// fish | source
     Completions {
         /// The shell
@@ -138,8 +162,7 @@ pub enum Command {
         #[arg(value_name = "DIR")]
         dir: PathBuf,
     },
-    /// Name the programs and libraries that are part of the guest and of bothy, with their sources
-    /// and licences
+    /// List the programs and libraries in bothy and its guest, with sources and licences
     Licenses,
     /// Write a bothy that has the guest inside: one file, to be copied to other machines
     #[command(hide = true)]
@@ -192,70 +215,84 @@ pub struct PullArgs {
 /// Flags of `bothy boot`.
 #[derive(Debug, Args)]
 pub struct BootArgs {
-    /// The kernel: a bzImage or an ELF vmlinux [default: bothy's own guest]
-    #[arg(long, value_name = "PATH")]
+    /// Boot this kernel: a bzImage or an ELF vmlinux [default: bothy's own guest]
+    #[arg(long, value_name = "PATH", help_heading = VM)]
     pub kernel: Option<PathBuf>,
-    /// The initramfs [default: that of bothy's own guest, if its kernel is used too]
-    #[arg(long, value_name = "PATH")]
+    /// Set the initramfs [default: that of bothy's own guest, with its kernel]
+    #[arg(long, value_name = "PATH", help_heading = VM)]
     pub initrd: Option<PathBuf>,
-    /// Text to add to the kernel's command line
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    /// Add text to the kernel's command line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = VM)]
     pub append: Option<String>,
-    /// Virtual CPUs, 1 to 64 [default: 1]
-    #[arg(long, value_name = "N")]
+    /// Set the number of virtual CPUs, 1 to 64 [default: 1]
+    #[arg(long, value_name = "N", help_heading = RESOURCES)]
     pub cpus: Option<u32>,
-    /// Memory, from 32M up, like 512M or 2G, and what it is made of: huge pages of a pool of the
-    /// host's or (the default) those that the kernel makes by itself (thp), `shared` for a file in
-    /// memory, `prefault` for all of it at once [default: 512M]
-    #[arg(long, value_name = "SIZE[,hugepages=2M|1G|thp][,shared][,prefault]")]
+    /// Set the VM's memory, from 32M up [default: 512M]
+    ///
+    /// `hugepages` takes it from the host's pool of huge pages, or (`thp`, the default) from those
+    /// that the kernel makes by itself. `shared` makes it a file in memory. `prefault` allocates
+    /// all of it at once.
+    #[arg(
+        long,
+        value_name = "SIZE[,hugepages=2M|1G|thp][,shared][,prefault]",
+        help_heading = RESOURCES
+    )]
     pub memory: Option<Memory>,
-    /// A disk: an image file or a block device; `ro` for read-only, `format=raw` for one that looks
-    /// like an image of another format and is none, `id` is what the guest sees as its serial
-    /// number, `queues` (1 to 64) is how many of its processors can use it at once, `cache` is
-    /// writeback (the default), none (past this machine's page cache) or unsafe (what the guest
-    /// flushes may be lost when this machine crashes), `aio` is io_uring (the default, where this
-    /// machine has it) or sync, `iops` and `bw` are the most requests and bytes in a second, like
-    /// 500 and 100M
-    #[arg(long, value_name = "PATH[,ro][,format=raw][,id=NAME][,queues=N][,cache=KIND][,aio=KIND][,iops=N][,bw=SIZE]", value_parser = parse_disk)]
-    pub disk: Vec<blk::Config>,
-    /// A network device on a tap that exists, or (`tap=auto`) on one of the VM's own, which has the
-    /// address `gw`, if there is one, and is gone with it; the guest's init sets the address,
-    /// gateway and name server; `queues` (1 to 64) is how many of the guest's processors can use it
-    /// at once, on a tap made with multi_queue; `rate` is the most bits in a second in each
-    /// direction, like 100M
-    #[arg(long, value_name = "tap=NAME|auto[,mac=M][,queues=N][,rate=R][,ip=A/P][,gw=G][,dns=D]", value_parser = parse_net)]
-    pub net: Vec<net::Config>,
-    /// Byte streams to and from the guest: whoever connects to the Unix socket PATH and says
-    /// `CONNECT P` reaches the guest's vsock port P; a guest that connects to port P of context 2
-    /// reaches whoever listens at PATH_P
-    #[arg(long, value_name = "PATH[,cid=N]", value_parser = parse_vsock)]
-    pub vsock: Option<vsock::Config>,
-    /// Where the guest's console is; virtio takes far fewer exits for what it says and follows the
-    /// terminal's size (a serial port is there as well, for what the kernel says before it finds
-    /// the console), but a guest of one processor stands still while nobody reads, and Linux takes
-    /// Ctrl-O there for a SysRq [default: serial]
-    #[arg(long, value_name = "KIND")]
-    pub console: Option<Console>,
-    /// Whether memory that the guest doesn't need goes back to the host [default: on; off for
-    /// memory of a pool of huge pages, and with prefault]
-    #[arg(long, value_name = "SWITCH")]
+    /// Give memory that the guest doesn't need back to the host
+    ///
+    /// The default is on; off for memory of a pool of huge pages, and with prefault.
+    #[arg(long, value_name = "SWITCH", help_heading = RESOURCES)]
     pub balloon: Option<Balloon>,
-    /// How the guest reaches its devices: pci is faster, mmio starts a little sooner and is there
-    /// in every kernel [default: pci for bothy's own kernel, mmio for another one]
-    #[arg(long, value_name = "KIND")]
+    /// Add a disk: a raw image file or a block device
+    ///
+    /// `ro` is read-only. `format=raw` accepts an image that looks like another format. `id` is its
+    /// serial number in the guest. `queues` (1 to 64) is how many of the guest's processors can use
+    /// it at once. `cache` is writeback (the default), none (bypasses this machine's page cache) or
+    /// unsafe (flushed data may be lost when this machine crashes). `aio` is io_uring (the default,
+    /// where this machine has it) or sync. `iops` and `bw` limit requests and bytes a second, like
+    /// 500 and 100M.
+    #[arg(long, value_name = "PATH[,ro][,format=raw][,id=NAME][,queues=N][,cache=KIND][,aio=KIND][,iops=N][,bw=SIZE]", value_parser = parse_disk, help_heading = DEVICES)]
+    pub disk: Vec<blk::Config>,
+    /// Add a network device on a tap
+    ///
+    /// The tap must exist, or with `tap=auto` one of the VM's own is made, which has the address
+    /// `gw` and is gone with the VM. The guest's init sets the address, gateway and name server.
+    /// `queues` (1 to 64) needs a tap made with multi_queue. `rate` limits each direction, like
+    /// 100M bits a second.
+    #[arg(long, value_name = "tap=NAME|auto[,mac=M][,queues=N][,rate=R][,ip=A/P][,gw=G][,dns=D]", value_parser = parse_net, help_heading = DEVICES)]
+    pub net: Vec<net::Config>,
+    /// Carry byte streams to and from the guest over Unix sockets
+    ///
+    /// A program that connects to PATH and sends `CONNECT P` reaches the guest's vsock port P. A
+    /// guest that connects to port P of context 2 reaches the program that listens at PATH_P.
+    #[arg(long, value_name = "PATH[,cid=N]", value_parser = parse_vsock, help_heading = DEVICES)]
+    pub vsock: Option<vsock::Config>,
+    /// Choose the guest's console [default: serial]
+    ///
+    /// virtio causes far fewer exits and follows the terminal's size; a serial port is there as
+    /// well, for early messages. But a guest with one processor stands still while nobody reads,
+    /// and Linux takes Ctrl-O there for a SysRq.
+    #[arg(long, value_name = "KIND", help_heading = DEVICES)]
+    pub console: Option<Console>,
+    /// Choose how the guest reaches its devices
+    ///
+    /// pci is faster; mmio starts a little sooner and is in every kernel. The default is pci for
+    /// bothy's own kernel, and mmio for another one.
+    #[arg(long, value_name = "KIND", help_heading = DEVICES)]
     pub transport: Option<Transport>,
+    /// Read the VM from a TOML file with the same names; flags win over it
+    ///
+    /// A list of devices on the command line replaces the file's list.
+    #[arg(long, value_name = "FILE.toml", help_heading = VM)]
+    pub config: Option<PathBuf>,
     /// Write the log to a file instead of standard error; RUST_LOG sets its level
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", help_heading = DEBUGGING)]
     pub log_file: Option<PathBuf>,
     /// Print where the time went, and the exits from the guest by reason
-    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text", help_heading = DEBUGGING)]
     pub timing: Option<TimingFormat>,
-    /// Take the VM from a TOML file with the same names; flags win over it, and lists of devices
-    /// replace its lists
-    #[arg(long, value_name = "FILE.toml")]
-    pub config: Option<PathBuf>,
     /// Boot Linux even where this host's KVM is known not to run it
-    #[arg(long)]
+    #[arg(long, help_heading = DEBUGGING)]
     pub force: bool,
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 
-use super::{TimingFormat, parse_net};
+use super::{CONTAINER, DEBUGGING, IMAGE, NETWORK, RESOURCES, TimingFormat, VM, parse_net};
 use crate::config::{Balloon, Memory, MemorySize, Transport};
 use crate::image::{Platform, Policy};
 use crate::virtio::net;
@@ -16,105 +16,125 @@ use crate::virtio::net;
 #[derive(Debug, Args)]
 #[command(args_override_self = true)]
 pub struct RunArgs {
-    /// Pass standard input on
-    #[arg(short, long)]
+    /// Pass standard input to the command
+    #[arg(short, long, help_heading = CONTAINER)]
     pub interactive: bool,
     /// Give the command a terminal of its own
-    #[arg(short, long)]
+    #[arg(short, long, help_heading = CONTAINER)]
     pub tty: bool,
-    /// What the running container is called, once at a time [default: 12 random digits]
-    #[arg(long, value_name = "NAME")]
+    /// Name the running container [default: 12 random digits]
+    #[arg(long, value_name = "NAME", help_heading = CONTAINER)]
     pub name: Option<String>,
-    /// Set an environment variable; without a value it gets the one that it has here
-    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    /// Set an environment variable
+    ///
+    /// Without a value the variable gets the value that it has here.
+    #[arg(short, long, value_name = "KEY[=VALUE]", help_heading = CONTAINER)]
     pub env: Vec<OsString>,
-    /// Read environment variables from a file, a line each; lines that begin with # are comments
-    #[arg(long, value_name = "FILE")]
+    /// Read environment variables from a file
+    ///
+    /// One variable a line. Lines that begin with # are comments.
+    #[arg(long, value_name = "FILE", help_heading = CONTAINER)]
     pub env_file: Vec<PathBuf>,
-    /// The working directory [default: the image's]
-    #[arg(short, long, value_name = "DIR")]
+    /// Set the working directory [default: the image's]
+    #[arg(short, long, value_name = "DIR", help_heading = CONTAINER)]
     pub workdir: Option<OsString>,
-    /// The user, by name or number [default: the image's]
-    #[arg(short, long, value_name = "USER[:GROUP]")]
+    /// Set the user, by name or number [default: the image's]
+    #[arg(short, long, value_name = "USER[:GROUP]", help_heading = CONTAINER)]
     pub user: Option<String>,
-    /// Run this in place of the image's entry point; its default command then doesn't count
-    #[arg(long, value_name = "CMD")]
+    /// Run this program instead of the image's entry point
+    ///
+    /// The image's default command is then not used.
+    #[arg(long, value_name = "CMD", help_heading = CONTAINER)]
     pub entrypoint: Option<OsString>,
-    /// The container's host name [default: 12 random digits]
-    #[arg(long, value_name = "HOST")]
+    /// Set the container's host name [default: 12 random digits]
+    #[arg(long, value_name = "HOST", help_heading = CONTAINER)]
     pub hostname: Option<String>,
-    /// Give all capabilities and devices, and neither mask nor filter anything
-    #[arg(long)]
+    /// Make the container's file system read-only
+    #[arg(long, help_heading = CONTAINER)]
+    pub read_only: bool,
+    /// Give all capabilities and devices, mask and filter nothing
+    #[arg(long, help_heading = CONTAINER)]
     pub privileged: bool,
-    /// Set what the container may do: seccomp=FILE (a profile in docker's JSON), seccomp=builtin
-    /// (docker's default), seccomp=unconfined, no-new-privileges[:true|false],
-    /// systempaths=unconfined
-    #[arg(long, value_name = "OPTION", value_parser = parse_security)]
+    /// Set what the container may do
+    ///
+    /// seccomp=FILE (a profile in docker's JSON), seccomp=builtin (docker's default),
+    /// seccomp=unconfined, no-new-privileges[:true|false], systempaths=unconfined.
+    #[arg(long, value_name = "OPTION", value_parser = parse_security, help_heading = CONTAINER)]
     pub security_opt: Vec<SecurityOption>,
-    /// Set a parameter of the guest's kernel, any that /proc/sys has
-    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_sysctl)]
+    /// Set a parameter of the guest's kernel
+    ///
+    /// Any parameter below /proc/sys of the container.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_sysctl, help_heading = CONTAINER)]
     pub sysctl: Vec<(String, String)>,
-    /// Virtual CPUs, 1 to 64
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    /// Say when to pull the image
+    #[arg(long, value_name = "WHEN", default_value = "missing", help_heading = IMAGE)]
+    pub pull: Policy,
+    /// Choose the image for this platform
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", default_value = "linux/amd64", help_heading = IMAGE)]
+    pub platform: Platform,
+    /// Allow plain HTTP to remote registries, and saved credentials in plain HTTP
+    #[arg(long, help_heading = IMAGE)]
+    pub insecure_registry: bool,
+    /// Set the number of virtual CPUs, 1 to 64
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = RESOURCES)]
     pub cpus: u32,
-    /// The virtual machine's memory, from 32M up, and what it is made of
+    /// Set the VM's memory, from 32M up
+    ///
+    /// `hugepages` takes it from the host's pool of huge pages, or (`thp`, the default) from those
+    /// that the kernel makes by itself. `shared` makes it a file in memory. `prefault` allocates
+    /// all of it at once.
     #[arg(
         short,
         long,
         value_name = "SIZE[,hugepages=2M|1G|thp][,shared][,prefault]",
-        default_value = "512M"
+        default_value = "512M",
+        help_heading = RESOURCES
     )]
     pub memory: Memory,
-    /// Write to a disk of this size and not to the virtual machine's memory; it is gone with the
-    /// virtual machine
-    #[arg(long, value_name = "SIZE", conflicts_with = "read_only")]
+    /// Write to a disk of this size instead of the VM's memory
+    ///
+    /// The disk is gone with the VM.
+    #[arg(long, value_name = "SIZE", conflicts_with = "read_only", help_heading = RESOURCES)]
     pub scratch: Option<MemorySize>,
-    /// Make the container's file system read-only
-    #[arg(long)]
-    pub read_only: bool,
-    /// A network device on a tap that exists, or (`tap=auto`) on one of the virtual machine's own,
-    /// which has the address `gw`, if there is one, and is gone with it; or none
-    #[arg(long, value_name = "none|tap=NAME|auto[,mac=M][,queues=N][,rate=R][,ip=A/P][,gw=G][,dns=D]", default_value = "none", value_parser = parse_network)]
-    pub net: Network,
-    /// Whether memory that the guest doesn't need goes back to the host [default: on; off for
-    /// memory of a pool of huge pages, and with prefault]
-    #[arg(long, value_name = "SWITCH")]
+    /// Give memory that the guest doesn't need back to the host
+    ///
+    /// The default is on; off for memory of a pool of huge pages, and with prefault.
+    #[arg(long, value_name = "SWITCH", help_heading = RESOURCES)]
     pub balloon: Option<Balloon>,
-    /// How the guest reaches its devices: pci is faster, mmio starts a little sooner and is there
-    /// in every kernel [default: pci for bothy's own kernel, mmio for another one]
-    #[arg(long, value_name = "KIND")]
-    pub transport: Option<Transport>,
-    /// Another kernel than bothy's own
-    #[arg(long, value_name = "PATH")]
+    /// Add a network device on a tap, or none
+    ///
+    /// The tap must exist, or with `tap=auto` one of the VM's own is made, which has the address
+    /// `gw` and is gone with the VM.
+    #[arg(long, value_name = "none|tap=NAME|auto[,mac=M][,queues=N][,rate=R][,ip=A/P][,gw=G][,dns=D]", default_value = "none", value_parser = parse_network, help_heading = NETWORK)]
+    pub net: Network,
+    /// Boot another kernel than bothy's own
+    #[arg(long, value_name = "PATH", help_heading = VM)]
     pub kernel: Option<PathBuf>,
-    /// Print where the time went, and the exits from the guest by reason
-    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
-    pub timing: Option<TimingFormat>,
-    /// How long the guest may take until its agent answers, and then until the command runs, in
-    /// seconds
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
+    /// Choose how the guest reaches its devices
+    ///
+    /// pci is faster; mmio starts a little sooner and is in every kernel. The default is pci for
+    /// bothy's own kernel, and mmio for another one.
+    #[arg(long, value_name = "KIND", help_heading = VM)]
+    pub transport: Option<Transport>,
+    /// Limit the wait for the guest's agent, and then for the command's start, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds, help_heading = VM)]
     pub agent_timeout: Duration,
-    /// When to get the image from its registry
-    #[arg(long, value_name = "WHEN", default_value = "missing")]
-    pub pull: Policy,
-    /// The image for this platform, where there are several
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]", default_value = "linux/amd64")]
-    pub platform: Platform,
-    /// Allow plain HTTP to remote registries, and saved credentials in plain HTTP
-    #[arg(long)]
-    pub insecure_registry: bool,
+    /// Print where the time went, and the exits from the guest by reason
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text", help_heading = DEBUGGING)]
+    pub timing: Option<TimingFormat>,
     /// Show this file system image (EROFS) to the container at /.bothy, read-only: what `bothy
     /// bench` runs
     #[arg(long, value_name = "FILE", hide = true, conflicts_with = "read_only")]
     pub lend: Option<PathBuf>,
-    /// Write the virtual machine to this file as soon as its agent is there, and go on
+    /// Write the VM to this file as soon as its agent has connected, and go on
     #[arg(long, value_name = "FILE", hide = true)]
     pub snapshot: Option<PathBuf>,
-    /// Go on from what --snapshot has written of a virtual machine of the same image, processors,
-    /// memory and devices, instead of booting
+    /// Resume what --snapshot has written of a VM of the same image, processors, memory and
+    /// devices, instead of booting
     #[arg(long, value_name = "FILE", hide = true, conflicts_with = "snapshot")]
     pub from: Option<PathBuf>,
-    /// The image, by name or as `bothy load` takes it, and the command to run in place of its own
+    /// The image, by name or as `bothy load` takes it, and the command to run instead of its
+    /// default
     #[arg(value_name = "IMAGE [COMMAND [ARG...]]", required = true, trailing_var_arg = true)]
     pub words: Vec<OsString>,
 }
@@ -152,7 +172,7 @@ impl ValueEnum for Policy {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(match self {
-            Self::Missing => PossibleValue::new("missing").help("If it isn't in the store"),
+            Self::Missing => PossibleValue::new("missing").help("If the image isn't in the store"),
             Self::Always => PossibleValue::new("always")
                 .help("Every time, because the name may lead to another image now"),
             Self::Never => PossibleValue::new("never").help("Never: it must be in the store"),
