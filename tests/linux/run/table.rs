@@ -12,7 +12,8 @@
 //!
 //! Of the flags, `-u` is what docker would tell runc in other words: `-u USER=UID:GID:GROUPS`. The
 //! exit code of what can't be executed is docker's to choose, not runc's: `=CODE`. Signal 32 is the
-//! C library's own; runc was seen to leave it ignored, which says nothing of docker.
+//! C library's own; runc was seen to leave it ignored, which says nothing of docker. The limit on
+//! file locks, which Linux doesn't apply, marks the processes of a run (`support::Token`).
 
 use super::bundle::{self, HOST_NAME, PATH, Process};
 use super::image::Image;
@@ -27,7 +28,7 @@ sh: hostname; cat /etc/hostname; cat /proc/sys/kernel/hostname
 sh: cat /etc/hosts; test -f /etc/resolv.conf && echo there
 sh: grep -E '^(Uid|Gid|Groups|Umask|Cap|NoNewPrivs)' /proc/self/status
 sh: grep -E '^Sig(Blk|Ign|Cgt)' /proc/self/status | sed s/0000000080000000/0000000000000000/
-sh: grep -vE 'pending signals|locked memory' /proc/self/limits
+sh: grep -vE 'pending signals|locked memory|file locks' /proc/self/limits
 sh: ulimit -n; ulimit -Hn; ulimit -c; ulimit -s
 sh: cd /dev && ls
 sh: cd /dev && stat -c '%n %F %a %u %g %t %T' *
