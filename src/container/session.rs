@@ -1,6 +1,7 @@
 //! A client that is attached to a container's command, from its start to its end: signals go to the
 //! command, its streams to this process, and its status becomes the exit code.
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -180,7 +181,7 @@ impl Session {
         }
     }
 
-    fn on_event(&mut self, event: Event, descriptors: Vec<std::os::fd::OwnedFd>) -> anyhow::Result<()> {
+    fn on_event(&mut self, event: Event, descriptors: Vec<OwnedFd>) -> anyhow::Result<()> {
         match event {
             Event::Started { process: INIT } => {
                 self.phase = Phase::Running;

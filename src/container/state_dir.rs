@@ -106,7 +106,7 @@ impl Drop for StateDir {
 }
 
 /// Refuses what can't be a directory's name, or makes the path of a socket in it too long.
-pub fn check_name(name: &str) -> anyhow::Result<()> {
+fn check_name(name: &str) -> anyhow::Result<()> {
     let known = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
     if !known || name.starts_with(['-', '_', '.']) || !(1..=MAX_NAME).contains(&name.len()) {
         bail!("--name: {name:?} is not a name of up to {MAX_NAME} letters, digits, - _ and .");

@@ -210,8 +210,7 @@ impl Attendant {
             // Without a guest nobody reads the power button.
             ShutdownStage::Asked if self.guest_ended => (ShutdownStage::Killed, KILL_GRACE),
             ShutdownStage::Asked => (ShutdownStage::Commanded, KILL_GRACE),
-            ShutdownStage::Commanded => (ShutdownStage::Killed, KILL_GRACE),
-            ShutdownStage::Killed => (ShutdownStage::Killed, KILL_GRACE),
+            ShutdownStage::Commanded | ShutdownStage::Killed => (ShutdownStage::Killed, KILL_GRACE),
         };
         match stage {
             ShutdownStage::Asked if !self.guest_ended => self.press_power_button()?,

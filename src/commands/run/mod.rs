@@ -29,7 +29,7 @@ use crate::cli::{Network, RunArgs, TimingFormat};
 use crate::container::client::Unlaunched;
 use crate::container::protocol::{ContainerLaunch, Stdio, Vm};
 use crate::container::session::{self, Finished, Job};
-use crate::container::state_dir::{check_name, runtime_dir};
+use crate::container::state_dir::runtime_dir;
 use crate::guest_files::dir_variable;
 use crate::image::rootfs::Limits;
 use crate::image::{Image, LoadOptions, Naming, PullOptions};
@@ -58,7 +58,6 @@ pub(super) fn run(args: &RunArgs, exec_ns: u64, monitor: Unlaunched) -> Result<u
     let host_name = args.hostname.as_ref().unwrap_or(&id);
     check_host_name(host_name)?;
     let name = args.name.clone().unwrap_or_else(|| id.clone());
-    check_name(&name)?;
     let job = Job {
         read_only: args.read_only,
         spec: security::container(args, host_name),

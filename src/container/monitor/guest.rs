@@ -38,10 +38,7 @@ pub(super) struct Guest {
     patience: Duration,
     /// What the agent has kept us waiting for, and until when.
     awaited: Option<(Awaited, Instant)>,
-    /// The VM is to be written before the agent gets its first request.
-    wants_snapshot: bool,
-    /// It is being written.
-    awaits_snapshot: bool,
+    snapshot: Snapshot,
     /// Requests until the agent has connected.
     early: Option<Vec<AgentRequest>>,
     streams: Vec<(Token, u32, Stream)>,
@@ -51,6 +48,16 @@ pub(super) struct Guest {
     moments: RunMoments,
     /// When the VM was asked last to take memory from its guest.
     reclaimed: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Snapshot {
+    /// None is wanted, or it is written.
+    None,
+    /// The VM is to be written before the agent gets its first request.
+    Wanted,
+    /// It is being written.
+    Requested,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,8 +81,7 @@ impl Guest {
             config,
             patience,
             awaited: Some((Awaited::Hello, Instant::now() + patience)),
-            wants_snapshot,
-            awaits_snapshot: false,
+            snapshot: if wants_snapshot { Snapshot::Wanted } else { Snapshot::None },
             early: Some(Vec::new()),
             streams: Vec::new(),
             starting: BTreeSet::new(),
@@ -122,11 +128,9 @@ impl Guest {
         container: &str,
     ) -> anyhow::Result<()> {
         for event in self.agent.serve().context("can't serve the agent's connections")? {
-            let (event, descriptors) = match self.on_agent_event(vm, event)? {
-                Some(event) => event,
-                None => continue,
-            };
-            client.queue(container, event, descriptors).context("can't send to the client")?;
+            if let Some((event, descriptors)) = self.on_agent_event(vm, event)? {
+                client.queue(container, event, descriptors).context("can't send to the client")?;
+            }
         }
         Ok(())
     }
@@ -182,10 +186,10 @@ impl Guest {
         }
         self.moments.hello.get_or_insert_with(now_ns);
         self.awaited = None;
-        if std::mem::take(&mut self.wants_snapshot) {
+        if self.snapshot == Snapshot::Wanted {
             // The connection doesn't outlive the snapshot: the agent connects again, and gets its
             // first request then.
-            self.awaits_snapshot = true;
+            self.snapshot = Snapshot::Requested;
             vm.send(Command::Snapshot);
             return Ok(());
         }
@@ -205,7 +209,7 @@ impl Guest {
 
     /// The VM is written, which may have taken long; the agent's time to connect again begins now.
     pub(super) fn on_snapshot(&mut self) -> anyhow::Result<()> {
-        if !std::mem::take(&mut self.awaits_snapshot) {
+        if std::mem::replace(&mut self.snapshot, Snapshot::None) != Snapshot::Requested {
             bail!("protocol error from the VM's process: a snapshot that nobody has asked for");
         }
         if self.early.is_some() {

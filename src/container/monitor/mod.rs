@@ -14,6 +14,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, anyhow, bail};
+
+use self::guest::Guest;
 use super::channel::Channel;
 use super::client::Unlaunched;
 use super::protocol::{ContainerLaunch, Event, Launch, Request, Vm, VmEnd};
@@ -31,8 +34,6 @@ use crate::timeline::{Mark, Timeline, Times};
 use crate::virtio::{net, vsock};
 use crate::vmm::control::{Command, Event as VmEvent, Events, Report};
 use crate::vmm::process::VmProcess;
-use anyhow::{Context, bail};
-use guest::Guest;
 
 /// How long the VM may take to end after [`Command::Quit`].
 const KILL_GRACE: Duration = Duration::from_secs(1);
@@ -105,7 +106,7 @@ fn run(mut client: Channel, hypervisor: &mut dyn Hypervisor) {
     let container = envelope.container;
     let launched = match envelope.body {
         Request::Launch(launch) => start(*launch, descriptors, hypervisor),
-        _ => Err(anyhow::anyhow!("the first message of a client must start a VM")),
+        _ => Err(anyhow!("the first message of a client must start a VM")),
     };
     let served = launched.and_then(|monitor| {
         end_with_parent(false);
@@ -154,15 +155,6 @@ impl Drop for Socket {
     fn drop(&mut self) {
         self.0.clean_up();
     }
-}
-
-/// What the monitor does next.
-enum Next {
-    Go,
-    /// The VM is to be ended.
-    End,
-    /// The VM has ended.
-    Ended,
 }
 
 /// Opens everything, and starts the VM.
@@ -217,7 +209,7 @@ impl Monitor {
     /// Serves the client until the VM has ended, and releases everything.
     fn serve(mut self, client: &mut Channel, container: &str) -> anyhow::Result<VmEnd> {
         let served = self.attend(client, container);
-        if !matches!(served, Ok(Next::Ended)) {
+        if !matches!(served, Ok(true)) {
             self.end_vm();
         }
         let Self { vm, events, guest, .. } = self;
@@ -232,7 +224,8 @@ impl Monitor {
         Ok(VmEnd { outcome, times, counts, moments })
     }
 
-    fn attend(&mut self, client: &mut Channel, container: &str) -> anyhow::Result<Next> {
+    /// Serves the client until the VM has ended by itself (true), or is to be ended.
+    fn attend(&mut self, client: &mut Channel, container: &str) -> anyhow::Result<bool> {
         loop {
             let deadline = self.guest.as_ref().and_then(Guest::deadline);
             let sources = [
@@ -255,32 +248,32 @@ impl Monitor {
                     if envelope.container != container {
                         bail!("a client's message is for another container: {:?}", envelope.container);
                     }
-                    if let Next::End = self.on_request(envelope.body)? {
-                        return Ok(Next::End);
+                    if matches!(envelope.body, Request::Finish) {
+                        return Ok(false);
                     }
+                    self.on_request(envelope.body)?;
                 }
                 if !is_open {
-                    return Ok(Next::End);
+                    return Ok(false);
                 }
             }
             if vm.readable && !agent.readable && self.on_vm_event(client, container)? {
-                return Ok(Next::Ended);
+                return Ok(true);
             }
         }
     }
 
-    fn on_request(&mut self, request: Request) -> anyhow::Result<Next> {
+    fn on_request(&mut self, request: Request) -> anyhow::Result<()> {
         match request {
             Request::Vm(command) => self.vm.send(command),
             Request::KillVm => self.vm.kill(),
-            Request::Finish => return Ok(Next::End),
             Request::Launch(_) => bail!("a client starts a VM where one runs already"),
             request => {
                 let guest = self.guest.as_mut().context("this VM has no containers")?;
                 guest.on_request(request)?;
             }
         }
-        Ok(Next::Go)
+        Ok(())
     }
 
     /// Reads an event of the VM's; true if it has ended.
